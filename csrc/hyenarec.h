@@ -1,0 +1,6 @@
+// HyenaRec's operators for C++: include this, link HyenaRec::ops.
+#pragma once
+
+#include "ops/fft_conv.h"
+#include "ops/legendre_kernel.h"
+#include "ops/short_conv.h"

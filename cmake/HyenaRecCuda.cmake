@@ -1,0 +1,127 @@
+# Decides whether CUDA is compiled in, and for which GPUs.
+#
+# HYENAREC_CUDA (CMake variable, else environment): 1 or ON insists, 0 or OFF forbids; unset: yes if torch is a CUDA
+# build and nvcc is found. nvcc is looked for in CUDA_HOME, in PATH and in the pip package nvidia-cuda-nvcc.
+
+# hyenarec_find_nvcc(<result> <torch folder>)
+function(hyenarec_find_nvcc result torch_folder)
+  if(DEFINED ENV{CUDA_HOME} AND NOT "$ENV{CUDA_HOME}" STREQUAL "")
+    # CUDA_HOME names a toolkit: no other is used instead of it.
+    find_program(nvcc nvcc HINTS "$ENV{CUDA_HOME}/bin" NO_DEFAULT_PATH NO_CACHE)
+  else()
+    file(GLOB pip_folders "${torch_folder}/../nvidia/*/bin")
+    find_program(nvcc nvcc PATHS ENV PATH NO_DEFAULT_PATH NO_CACHE)
+    find_program(nvcc nvcc PATHS ${pip_folders} NO_DEFAULT_PATH NO_CACHE)
+  endif()
+  set(${result} "${nvcc}" PARENT_SCOPE)
+endfunction()
+
+# hyenarec_decide_cuda(<result> <reason> <torch folder> <torch's CUDA version>): sets <result> to ON or OFF,
+# <reason> to half a sentence, and CMAKE_CUDA_COMPILER.
+function(hyenarec_decide_cuda result reason torch_folder torch_cuda)
+  set(wanted "${HYENAREC_CUDA}")
+  if(wanted STREQUAL "")
+    set(wanted "$ENV{HYENAREC_CUDA}")
+  endif()
+  if(NOT wanted MATCHES "^(|0|1|ON|OFF)$")
+    message(FATAL_ERROR "HYENAREC_CUDA must be 0 or 1, got '${wanted}'.")
+  endif()
+
+  set(${result} OFF PARENT_SCOPE)
+  if(wanted MATCHES "^(0|OFF)$")
+    set(${reason} "HYENAREC_CUDA=0" PARENT_SCOPE)
+    return()
+  endif()
+
+  set(problem "")
+  if(torch_cuda STREQUAL "")
+    set(problem "torch is a CPU build")
+  else()
+    hyenarec_find_nvcc(nvcc "${torch_folder}")
+    if(NOT nvcc)
+      set(problem "torch is built for CUDA ${torch_cuda}, but no nvcc was found in CUDA_HOME, PATH or the pip package nvidia-cuda-nvcc")
+    else()
+      execute_process(COMMAND "${nvcc}" --version OUTPUT_VARIABLE text ERROR_QUIET)
+      if(NOT text MATCHES "release ([0-9]+)\\.([0-9]+)")
+        set(problem "${nvcc} --version does not run")
+      elseif(NOT torch_cuda MATCHES "^${CMAKE_MATCH_1}\\.")
+        set(problem "torch is built for CUDA ${torch_cuda}, but ${nvcc} is of CUDA ${CMAKE_MATCH_1}.${CMAKE_MATCH_2}")
+      endif()
+    endif()
+  endif()
+
+  if(problem STREQUAL "")
+    set(CMAKE_CUDA_COMPILER "${nvcc}" CACHE FILEPATH "nvcc")
+    set(${result} ON PARENT_SCOPE)
+    set(${reason} "nvcc: ${nvcc}" PARENT_SCOPE)
+  elseif(wanted MATCHES "^(1|ON)$")
+    message(FATAL_ERROR "HYENAREC_CUDA=1 asks for CUDA, which cannot be compiled here: ${problem}.")
+  else()
+    set(${reason} "${problem}" PARENT_SCOPE)
+  endif()
+endfunction()
+
+# hyenarec_cuda_architectures(<result>): CMake's list for TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX"), else for the
+# GPUs of this machine, else 8.0 and 9.0+PTX.
+function(hyenarec_cuda_architectures result)
+  set(wanted "${TORCH_CUDA_ARCH_LIST}")
+  if(wanted STREQUAL "")
+    set(wanted "$ENV{TORCH_CUDA_ARCH_LIST}")
+  endif()
+  if(wanted STREQUAL "")
+    find_program(nvidia_smi nvidia-smi NO_CACHE)
+    if(nvidia_smi)
+      execute_process(
+        COMMAND "${nvidia_smi}" --query-gpu=compute_cap --format=csv,noheader
+        OUTPUT_VARIABLE wanted RESULT_VARIABLE status ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
+      if(NOT status EQUAL 0 OR NOT wanted MATCHES "^[0-9]+\\.[0-9]+(\n[0-9]+\\.[0-9]+)*$")
+        set(wanted "")
+      endif()
+    endif()
+  endif()
+  if(wanted STREQUAL "")
+    set(wanted "8.0;9.0+PTX")
+  endif()
+
+  string(REGEX REPLACE "[ ,\n]+" ";" wanted "${wanted}")
+  set(architectures "")
+  foreach(entry IN LISTS wanted)
+    if(NOT entry MATCHES "^([0-9]+)\\.([0-9][af]?)(\\+PTX)?$")
+      message(FATAL_ERROR "TORCH_CUDA_ARCH_LIST must hold numbers such as '8.0;9.0+PTX', got '${entry}'.")
+    endif()
+    set(architecture "${CMAKE_MATCH_1}${CMAKE_MATCH_2}")
+    if(NOT CMAKE_MATCH_3)
+      string(APPEND architecture "-real")
+    endif()
+    list(APPEND architectures "${architecture}")
+  endforeach()
+  list(REMOVE_DUPLICATES architectures)
+  set(${result} "${architectures}" PARENT_SCOPE)
+endfunction()
+
+# hyenarec_add_cuda_libraries(<torch folder>): the target hyenarec_cuda_libraries: cudart and cuFFT, the same files
+# that torch loads. torch's pip packages carry no toolkit but all of its headers, and libraries without the
+# unversioned name that -lcufft wants, so both are looked up here.
+function(hyenarec_add_cuda_libraries torch_folder)
+  file(GLOB pip_includes "${torch_folder}/../nvidia/*/include")
+  file(GLOB pip_libraries "${torch_folder}/../nvidia/*/lib")
+  set(toolkit_libraries ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES})
+  add_library(hyenarec_cuda_libraries INTERFACE)
+  foreach(name IN ITEMS cudart cufft)
+    set(found "")
+    foreach(folder IN LISTS pip_libraries toolkit_libraries)
+      file(GLOB files "${folder}/lib${name}.so" "${folder}/lib${name}.so.*")
+      if(files)
+        list(GET files 0 found)
+        break()
+      endif()
+    endforeach()
+    if(NOT found)
+      message(FATAL_ERROR "HyenaRec's CUDA build needs lib${name}.so, found neither in the toolkit nor beside torch.")
+    endif()
+    target_link_libraries(hyenarec_cuda_libraries INTERFACE "${found}")
+  endforeach()
+  # The toolkit's headers come first: they belong to nvcc. What it lacks (cuFFT, cuBLAS, ...) is beside torch.
+  target_include_directories(
+    hyenarec_cuda_libraries SYSTEM INTERFACE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES} ${pip_includes})
+endfunction()

@@ -1,0 +1,143 @@
+"""Builds hyenarec._C and libhyenarec_ops.so with CMake (all of it is in CMakeLists.txt) and puts them in the package.
+
+Environment: HYENAREC_CUDA=0/1 forbids or insists on CUDA, TORCH_CUDA_ARCH_LIST names the GPUs, MAX_JOBS limits the
+parallel compilers, CMAKE_ARGS is passed on to CMake.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "build_backend"))
+
+from torch_location import TORCH_REQUIREMENT, find_torch, torch_version  # noqa: E402
+
+TORCH = find_torch()
+
+
+def build_folder() -> Path:
+    """A build tree for each Python and torch, so that several environments do not rebuild each other's."""
+    python = f"{sys.implementation.name}{sys.version_info.major}.{sys.version_info.minor}"
+    torch = torch_version(TORCH).replace("+", "-") if TORCH else "none"
+    return Path("build") / f"{python}-torch{torch}"
+
+
+def torch_requirement() -> str:
+    """The torch that the installed package asks for: the minor version it was compiled against."""
+    if TORCH is None:
+        return TORCH_REQUIREMENT
+    major, minor = torch_version(TORCH).split(".")[:2]
+    return f"torch=={major}.{minor}.*"
+
+
+class CMakeBuild(build_ext):
+    """Configures, builds and installs CMakeLists.txt into the package folder."""
+
+    def run(self) -> None:
+        require_tools()
+        in_place = self.inplace or self.editable_mode
+        package = (ROOT if in_place else Path(self.build_lib).resolve()) / "hyenarec"
+        build = ROOT / build_folder() / "cmake"
+        prefix = f"-DCMAKE_INSTALL_PREFIX={package}"
+        run(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", prefix, *cmake_definitions()])
+        run(["cmake", "--build", str(build), "--parallel", str(parallel_jobs())])
+        run(["cmake", "--install", str(build)])
+
+    def get_outputs(self) -> list[str]:
+        """Nothing for setuptools to track: the files are in build_lib, or already in place."""
+        return []
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """As get_outputs."""
+        return {}
+
+
+class FreshBuildPy(build_py):
+    """Empties build_lib first: setuptools would put into the wheel what an earlier build left there."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "hyenarec", ignore_errors=True)
+        super().run()
+
+
+def require_tools() -> None:
+    """Ends the build with one sentence if a tool is missing."""
+    compilers = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    if not any(shutil.which(compiler) for compiler in compilers):
+        raise SystemExit(
+            f"hyenarec needs a C++20 compiler, and found none ({', '.join(compilers)}): install one "
+            "(Debian/Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++) or name it in CXX."
+        )
+    for tool, package in (("cmake", "cmake>=3.25"), ("ninja", "ninja")):
+        if shutil.which(tool) is None:
+            raise SystemExit(f"hyenarec needs {tool} to build, and found none in PATH: pip install '{package}'.")
+    if TORCH is None:
+        raise SystemExit(
+            f"hyenarec is compiled against torch, and found none: pip install '{TORCH_REQUIREMENT}', or leave out "
+            "--no-build-isolation, which makes pip fetch it."
+        )
+
+
+def cmake_definitions() -> list[str]:
+    """What CMake must know about this Python and its torch."""
+    assert TORCH is not None
+    import pybind11
+
+    # pip's isolated environment vanishes after the build; the torch in it must not be remembered.
+    torch_stays = str(TORCH).startswith(sys.prefix) and "pip-build-env" not in str(TORCH)
+    return [
+        "-DHYENAREC_PYTHON=ON",
+        f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",  # an isolated build's ninja vanishes, too
+        f"-DHYENAREC_LIBTORCH={TORCH}",
+        f"-DHYENAREC_ABSOLUTE_RPATH={'ON' if torch_stays else 'OFF'}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        f"-DHYENAREC_CUDA={os.environ.get('HYENAREC_CUDA', '')}",
+        f"-DTORCH_CUDA_ARCH_LIST={os.environ.get('TORCH_CUDA_ARCH_LIST', '')}",
+        *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+    ]
+
+
+def parallel_jobs() -> int:
+    """MAX_JOBS, else one compiler a core, but no more than the memory holds: torch's headers take 2 GiB each."""
+    if os.environ.get("MAX_JOBS"):
+        return max(1, int(os.environ["MAX_JOBS"]))
+    cores = len(os.sched_getaffinity(0)) if platform.system() == "Linux" else (os.cpu_count() or 1)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(cores, memory // 2**31))
+
+
+def run(command: list[str]) -> None:
+    """Runs a command; its own output has told what went wrong if it fails."""
+    status = subprocess.run(command, check=False).returncode
+    if status != 0:
+        raise SystemExit(f"hyenarec: {command[0]} {command[1]} failed with status {status}, see its message above.")
+
+
+setup(
+    ext_modules=[Extension("hyenarec._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild, "build_py": FreshBuildPy},
+    options={"build": {"build_base": str(build_folder())}},
+    install_requires=[
+        torch_requirement(),
+        "numpy>=1.26",
+        "accelerate>=1.10,<2",
+        "safetensors>=0.5,<1",
+        "pyarrow>=15",
+        "jsonargparse[signatures]>=4.40,<5",
+        "tqdm>=4.66,<5",
+        "tensorboard>=2.16,<3",
+    ],
+)

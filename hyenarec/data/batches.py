@@ -1,0 +1,205 @@
+"""Packed batches without padding, each computed from (seed, epoch, step) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hyenarec.data.histories import Histories, Int32Array, Int64Array, offsets_of, ragged_indices
+from hyenarec.data.split import Targets
+
+Windows = Literal["last", "all"]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B sequences end to end: sequence ``b`` is ``items[offsets[b]:offsets[b + 1]]``, oldest event first.
+
+    Attributes:
+        items: int64 ``[total]``, ids 1..V.
+        offsets: int64 ``[B + 1]``.
+        targets: int64 ``[total]``, the next item at every position; 0 = none, ignore. All 0 when evaluating.
+        users: int64 ``[B]``: in training indices into the histories' users, else rows of the targets.
+    """
+
+    items: Tensor
+    offsets: Tensor
+    targets: Tensor
+    users: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch on ``device``."""
+        return Batch(
+            items=self.items.to(device, non_blocking=non_blocking),
+            offsets=self.offsets.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking=non_blocking),
+            users=self.users.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from where copies to a GPU can overlap with work."""
+        return Batch(
+            items=self.items.pin_memory(),
+            offsets=self.offsets.pin_memory(),
+            targets=self.targets.pin_memory(),
+            users=self.users.pin_memory(),
+        )
+
+
+class TrainingBatches:
+    """The training batches of every epoch, the same for any number of processes.
+
+    A step trains on about ``batch_size`` windows, counted over all processes together; rank r takes every
+    ``world_size``-th of them from the r-th on. Which windows they are follows from (seed, epoch, step) alone,
+    so a run resumes at any step and no process has to tell another what it drew. An epoch visits every window
+    once, in as few steps as ``batch_size`` allows, whose sizes differ by at most one window, and every rank has
+    the same number of steps.
+
+    A window is up to ``max_len`` consecutive events of one user as inputs, and the event after each as its
+    target. Users with fewer than two events have none.
+    """
+
+    def __init__(
+        self,
+        histories: Histories,
+        max_len: int,
+        batch_size: int,
+        seed: int,
+        windows: Windows = "last",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Lay out the windows.
+
+        Args:
+            histories: the training events; unknown items (0) are not allowed here.
+            max_len: most positions in a window.
+            batch_size: most windows a step, over all ranks.
+            seed: any integer >= 0.
+            windows: "last" takes each user's last ``max_len`` positions; "all" cuts the whole history into
+                windows that together predict every event but the first exactly once: a window starts with
+                the event that was the previous one's last target, and only the oldest may be shorter.
+            rank: this process.
+            world_size: number of processes.
+
+        Raises:
+            ValueError: if an argument is out of range, or a step would have fewer windows than ranks.
+        """
+        for name, value, least in (("max_len", max_len, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in 0..world_size - 1 = {world_size - 1}, got {rank}")
+        if len(histories.items) and histories.items.min() < 1:
+            raise ValueError("histories must hold known items (1..V) only when training, got item 0")
+        self._histories = histories
+        self._seed, self._rank, self._world_size = seed, rank, world_size
+        self._users, self._starts, self._lengths = _cut_windows(histories, max_len, windows)
+        if self.num_windows == 0:
+            raise ValueError("histories must have a user with at least two events, got none")
+        self._steps = -(-self.num_windows // batch_size)
+        if self.num_windows // self._steps < world_size:
+            raise ValueError(
+                f"every step must have a window for each of {world_size} ranks, got {self.num_windows} windows in "
+                f"{self._steps} steps: raise batch_size (now {batch_size}) or use fewer processes"
+            )
+        # One epoch's order at a time: it is asked for again at every step of that epoch.
+        self._order = lru_cache(maxsize=1)(self._shuffle)
+
+    @property
+    def num_windows(self) -> int:
+        """Windows in an epoch, over all ranks."""
+        return len(self._lengths)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in an epoch, the same for every rank."""
+        return self._steps
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """This rank's batches of ``epoch``, from ``start_step`` on."""
+        if not 0 <= start_step <= self._steps:
+            raise ValueError(f"start_step must lie in 0..{self._steps}, got {start_step}")
+        for step in range(start_step, self._steps):
+            yield self._pack(self._step_windows(epoch, step)[self._rank :: self._world_size])
+
+    def global_targets(self, epoch: int, step: int) -> int:
+        """Number of targets of a step over all ranks, so that loss = sum * world_size / global targets."""
+        return int(self._lengths[self._step_windows(epoch, step)].sum())
+
+    def _shuffle(self, epoch: int) -> Int64Array:
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
+        return generator.permutation(self.num_windows)
+
+    def _step_windows(self, epoch: int, step: int) -> Int64Array:
+        """The windows of one step, over all ranks. A budget of tokens a step would only cut elsewhere here."""
+        first, last = (self.num_windows * bound // self._steps for bound in (step, step + 1))
+        return self._order(epoch)[first:last]
+
+    def _pack(self, windows: Int64Array) -> Batch:
+        lengths = self._lengths[windows]
+        events = ragged_indices(self._starts[windows], lengths)
+        items = self._histories.items
+        return Batch(
+            items=torch.from_numpy(items[events].astype(np.int64)),
+            offsets=torch.from_numpy(offsets_of(lengths)),
+            targets=torch.from_numpy(items[events + 1].astype(np.int64)),
+            users=torch.from_numpy(self._users[windows]),
+        )
+
+
+def _cut_windows(
+    histories: Histories, max_len: int, windows: Windows
+) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """User, first event (index into ``histories.items``) and number of positions of every window."""
+    positions = np.maximum(histories.lengths - 1, 0)
+    if windows == "last":
+        users = np.flatnonzero(positions).astype(np.int64)
+        lengths = np.minimum(positions[users], max_len)
+        return users, histories.offsets[users] + positions[users] - lengths, lengths
+    if windows != "all":
+        raise ValueError(f'windows must be "last" or "all", got {windows!r}')
+    count = -(-positions // max_len)
+    users = np.repeat(np.arange(histories.num_users, dtype=np.int64), count)
+    number = ragged_indices(np.zeros_like(count), count)  # 0 .. count - 1 for each user
+    # Cut from the newest event backwards: every window is full but the oldest.
+    last = positions[users] - (count[users] - 1 - number) * max_len
+    first = np.maximum(last - max_len, 0)
+    return users, histories.offsets[users] + first, last - first
+
+
+def history_batches(offsets: Int64Array, items: Int32Array, max_len: int, batch_size: int) -> Iterator[Batch]:
+    """Pack the last ``max_len`` items of each row, longest first; ``Batch.users`` says which row each is.
+
+    Args:
+        offsets: int64 ``[R + 1]`` into ``items``.
+        items: int32, ids 1..V.
+        max_len: most items of a row.
+        batch_size: rows a batch.
+    """
+    for name, value in (("max_len", max_len), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    lengths = np.minimum(np.diff(offsets), max_len)
+    starts = offsets[1:] - lengths
+    order = np.argsort(-lengths, kind="stable")  # alike lengths together: a batch's memory is what it needs
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        packed = torch.from_numpy(items[ragged_indices(starts[rows], lengths[rows])].astype(np.int64))
+        yield Batch(
+            items=packed,
+            offsets=torch.from_numpy(offsets_of(lengths[rows])),
+            targets=torch.zeros_like(packed),
+            users=torch.from_numpy(rows.astype(np.int64)),
+        )
+
+
+def evaluation_batches(targets: Targets, max_len: int, batch_size: int) -> Iterator[Batch]:
+    """Pack what is known before each target, as `history_batches`; ``Batch.users`` are rows of ``targets``."""
+    return history_batches(targets.offsets, targets.items, max_len, batch_size)

@@ -19,8 +19,9 @@ inline c10::ScalarType parameter_type(c10::ScalarType activation) {
   return activation == c10::ScalarType::Double ? c10::ScalarType::Double : c10::ScalarType::Float;
 }
 
-// float32, float64, bfloat16 or float16 (the last on CUDA only: the CPU kernels refuse it).
+// float32, float64, bfloat16 or float16. The CPU kernels refuse float16 with the second check.
 void check_activation_type(const Argument& argument);
+void check_cpu_activation_type(const Argument& argument);
 
 // `why` ends the sentence, as in "like u".
 void check_type(const Argument& argument, c10::ScalarType expected, const char* why);

@@ -1,0 +1,51 @@
+"""HyenaRec: sequential recommendation for long histories, with Legendre long convolutions instead of attention.
+
+The parts, in the order in which an event passes them:
+
+- `hyenarec.data`: files or frames -> vocabulary -> split -> packed batches
+- `hyenarec.HyenaRec`, `hyenarec.ModelConfig`: the model
+- `hyenarec.ops`: its operators (C++ and CUDA), with one readable oracle each in `hyenarec.reference`
+- `hyenarec.loss`, `hyenarec.evaluate`, `hyenarec.metrics`: what training lowers and what is reported
+- `hyenarec.train`: conducts all of them; `hyenarec.recommend`: uses the result
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from hyenarec import ops, reference
+from hyenarec._extension import __version__, cmake_prefix_path
+from hyenarec.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from hyenarec.model import HyenaRec
+
+if TYPE_CHECKING:
+    from hyenarec import baselines, data, evaluate, loss, metrics, recommend, report, train
+
+__all__ = [
+    "DataConfig",
+    "HyenaRec",
+    "ModelConfig",
+    "OptimizerConfig",
+    "TrainConfig",
+    "__version__",
+    "baselines",
+    "cmake_prefix_path",
+    "data",
+    "evaluate",
+    "loss",
+    "metrics",
+    "ops",
+    "recommend",
+    "reference",
+    "report",
+    "train",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Loads a submodule at its first use: inference and the operators need neither pyarrow nor accelerate."""
+    if name in __all__:
+        return importlib.import_module(f"hyenarec.{name}")
+    raise AttributeError(f"module 'hyenarec' has no attribute {name!r}")

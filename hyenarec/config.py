@@ -1,0 +1,224 @@
+"""Every setting of the package, one frozen dataclass a subject.
+
+The command line, YAML files and Python all build these same classes; a value is checked once, here,
+when the object is made, so the code behind it never checks again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+KernelFamily = Literal["legendre", "mlp", "free"]
+BadRows = Literal["error", "skip"]
+SplitName = Literal["leave-one-out", "temporal"]
+Windows = Literal["last", "all"]
+Schedule = Literal["constant", "cosine"]
+Precision = Literal["no", "bf16", "fp16"]
+
+SYNTHETIC = "synthetic"
+"""The `data.path` that stands for the generated default histories instead of a file."""
+
+
+def _require(holds: bool, name: str, expected: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def _require_choice(name: str, choices: Any, value: object) -> None:
+    options = get_args(choices)
+    _require(value in options, name, "one of " + ", ".join(map(repr, options)), value)
+
+
+def _require_count(name: str, value: object, least: int = 1) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    _require(whole and value >= least, name, f"an integer of at least {least}", value)  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the events come from and how they are split.
+
+    Attributes:
+        path: a file (SASRec-style text, CSV, Parquet or RecBole `.inter`, gzipped or not), or `synthetic`.
+        format: the file's format; `auto` goes by its name.
+        user_column: name of the user column, where the format has names.
+        item_column: name of the item column.
+        timestamp_column: name of the time column; None means that file order is time order.
+        min_user_events: users with fewer events are dropped.
+        min_item_events: items with fewer events are dropped.
+        on_bad_rows: `error` stops at the first malformed row, `skip` drops and counts them.
+        split: `leave-one-out` (the literature's) or `temporal` (one global cut in time, nothing leaks).
+        validation_fraction: share of the events, in time order, between the validation and the test cut of
+            the temporal split.
+        test_fraction: share of the events after the test cut of the temporal split.
+        windows: `last` trains on each user's last `max_len` events, `all` cuts the whole history into windows.
+        exclude_history: whether items that are already in the history are left out of the ranking.
+        synthetic_users: number of generated users when `path` is `synthetic`.
+    """
+
+    path: str = SYNTHETIC
+    format: Literal["auto", "text", "csv", "parquet", "inter"] = "auto"
+    user_column: str = "user"
+    item_column: str = "item"
+    timestamp_column: str | None = "timestamp"
+    min_user_events: int = 1
+    min_item_events: int = 1
+    on_bad_rows: BadRows = "error"
+    split: SplitName = "leave-one-out"
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+    windows: Windows = "last"
+    exclude_history: bool = False
+    synthetic_users: int = 3000
+
+    def __post_init__(self) -> None:
+        _require_count("data.min_user_events", self.min_user_events)
+        _require_count("data.min_item_events", self.min_item_events)
+        _require_count("data.synthetic_users", self.synthetic_users)
+        _require_choice("data.on_bad_rows", BadRows, self.on_bad_rows)
+        _require_choice("data.split", SplitName, self.split)
+        _require_choice("data.windows", Windows, self.windows)
+        for name in ("validation_fraction", "test_fraction"):
+            _require(0 < getattr(self, name) < 1, f"data.{name}", "between 0 and 1", getattr(self, name))
+        total = self.validation_fraction + self.test_fraction
+        _require(total < 1, "data.validation_fraction + data.test_fraction", "below 1", total)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a HyenaRec model; the symbols are those of the paper.
+
+    Attributes:
+        num_items: V, size of the catalogue; training takes it from the data when it is None.
+        dim: D, channels of an event.
+        num_blocks: how many mixer + feed-forward blocks.
+        max_len: T, the horizon: the longest history that the kernels span.
+        order: Hyena's order: `order + 1` projections, `order - 1` gated long convolutions.
+        kernel: how a long kernel is made: `legendre` polynomials, Hyena's implicit `mlp`, or `free` lags.
+        num_coeffs: N, Legendre coefficients a channel (polynomial degree N - 1).
+        decay: whether a learned exp(-decay τ) multiplies each kernel.
+        short_conv_width: taps of the depthwise convolution before the gates.
+        ffn_multiple: width of the feed-forward layer in units of `dim`.
+        dropout: probability on the embeddings and on every residual branch.
+    """
+
+    num_items: int | None = None
+    dim: int = 64
+    num_blocks: int = 2
+    max_len: int = 200
+    order: int = 2
+    kernel: KernelFamily = "legendre"
+    num_coeffs: int = 17
+    decay: bool = True
+    short_conv_width: int = 4
+    ffn_multiple: int = 4
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.num_items is not None:
+            _require_count("model.num_items", self.num_items)
+        for name in ("dim", "num_blocks", "max_len", "num_coeffs", "ffn_multiple"):
+            _require_count(f"model.{name}", getattr(self, name))
+        _require_count("model.order", self.order, least=2)
+        _require_choice("model.kernel", KernelFamily, self.kernel)
+        _require(
+            1 <= self.short_conv_width <= 8, "model.short_conv_width", "from 1 to 8", self.short_conv_width
+        )
+        _require(0 <= self.dropout < 1, "model.dropout", "at least 0 and below 1", self.dropout)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its learning rate.
+
+    Attributes:
+        learning_rate: peak rate.
+        weight_decay: decoupled decay of the matrices; never of biases, norms, kernels or embeddings.
+        betas: exponential decay rates of AdamW's two moments.
+        warmup_steps: steps of linear growth from 0 to the peak.
+        schedule: what follows the warm-up: `constant`, or `cosine` down to `final_rate` x the peak.
+        final_rate: where `cosine` ends, as a share of the peak.
+        gradient_clip: largest global norm of the gradient; None leaves it alone.
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup_steps: int = 100
+    schedule: Schedule = "cosine"
+    final_rate: float = 0.05
+    gradient_clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "optimizer.learning_rate", "positive", self.learning_rate)
+        _require(self.weight_decay >= 0, "optimizer.weight_decay", "at least 0", self.weight_decay)
+        _require(all(0 <= b < 1 for b in self.betas), "optimizer.betas", "two numbers in [0, 1)", self.betas)
+        _require_count("optimizer.warmup_steps", self.warmup_steps, least=0)
+        _require_choice("optimizer.schedule", Schedule, self.schedule)
+        _require(0 <= self.final_rate <= 1, "optimizer.final_rate", "between 0 and 1", self.final_rate)
+        clip = self.gradient_clip
+        _require(clip is None or clip > 0, "optimizer.gradient_clip", "positive or null", clip)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run, from the events to the reported score.
+
+    Attributes:
+        data: the events and their split.
+        model: the model.
+        optimizer: the optimiser and its schedule.
+        epochs: passes over the training windows at most.
+        batch_size: users (windows) a step, over all processes together.
+        patience: epochs without a better validation NDCG@10 before training stops; None never stops early.
+        evaluate_every: epochs between two validations.
+        seed: of initial values, order of batches, dropout and synthetic data.
+        precision: `no` (float32), `bf16` or `fp16` mixed precision.
+        output_dir: folder for checkpoints, logs, the report and the saved model.
+        resume: continue the run in `output_dir` from its last checkpoint; start it if there is none yet.
+        overwrite: begin a new run in an `output_dir` that already has one.
+        checkpoint_every: steps between two checkpoints within an epoch; one is written after every epoch anyway.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    epochs: int = 20
+    batch_size: int = 128
+    patience: int | None = 10
+    evaluate_every: int = 1
+    seed: int = 0
+    precision: Precision = "no"
+    output_dir: str = "runs/hyenarec"
+    resume: bool = False
+    overwrite: bool = False
+    checkpoint_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "evaluate_every"):
+            _require_count(name, getattr(self, name))
+        for name in ("patience", "checkpoint_every"):
+            if getattr(self, name) is not None:
+                _require_count(name, getattr(self, name))
+        _require_count("seed", self.seed, least=0)
+        _require_choice("precision", Precision, self.precision)
+        _require(self.output_dir != "", "output_dir", "a folder", self.output_dir)
+        _require(not (self.resume and self.overwrite), "overwrite", "false where resume is true", self.overwrite)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain nested dictionaries, ready for JSON or YAML."""
+    return dataclasses.asdict(config)
+
+
+def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
+    """A `ModelConfig` from a mapping such as a parsed `config.json`; an unknown key is an error."""
+    known = {f.name for f in dataclasses.fields(ModelConfig)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(
+            f"model config has the unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}"
+        )
+    return ModelConfig(**values)

@@ -1,0 +1,324 @@
+"""HyenaRec, top to bottom: item ids in, one hidden row an event out, scores over the catalogue.
+
+    x   = dropout(E[items])
+    per block:  x = x + dropout(mixer(norm(x)));  x = x + dropout(ffn(norm(x)))
+    scores = norm(x_last) · E[item] + bias[item]
+
+No position table: time lives in the convolution kernels. Every sequence starts at index 0 (packed, or padded on
+the right), so a history gives the same numbers alone, in a batch, and packed with others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hyenarec import ops
+from hyenarec.config import ModelConfig, model_config_from_dict
+from hyenarec.loss import cross_entropy_sum
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+EMBEDDING_STD = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a batch's sequences lie in memory, for the layers that look along time.
+
+    Everything else works on rows and does not care. `pad` and `pack` surround the FFT, the one
+    operation that needs a rectangle; without offsets the batch is a rectangle already.
+    """
+
+    offsets: Tensor | None
+    index: Tensor | None
+    shape: tuple[int, int]
+
+    @staticmethod
+    def of(items: Tensor, offsets: Tensor | None, max_len: int) -> Layout:
+        """Checks the batch's shape once for all layers."""
+        expected = 2 if offsets is None else 1
+        if items.dim() != expected:
+            raise ValueError(
+                f"items must be [B, L], or packed [total] with offsets, got {list(items.shape)} "
+                f"{'without' if offsets is None else 'with'} offsets"
+            )
+        if offsets is None:
+            shape, index = (items.shape[0], items.shape[1]), None
+        else:
+            lengths = offsets.diff()
+            shape = (lengths.shape[0], int(lengths.max()) if lengths.shape[0] > 0 else 0)
+            first = torch.arange(shape[0], device=items.device) * shape[1] - offsets[:-1]
+            index = torch.repeat_interleave(first, lengths, output_size=items.shape[0])
+            index = index + torch.arange(items.shape[0], device=items.device)
+        if shape[1] > max_len:
+            raise ValueError(f"sequences must have at most max_len = {max_len} events, got one of {shape[1]}")
+        return Layout(offsets, index, shape)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Packed `[total, C]` -> `[B, L, C]` with zeros behind each sequence's end."""
+        if self.index is None:
+            return x
+        batch, length = self.shape
+        padded = x.new_zeros(batch * length, x.shape[1]).index_copy(0, self.index, x)
+        return padded.view(batch, length, x.shape[1])
+
+    def pack(self, x: Tensor) -> Tensor:
+        """`[B, L, C]` -> packed `[total, C]`."""
+        return x if self.index is None else x.flatten(0, 1).index_select(0, self.index)
+
+
+class LegendreKernel(nn.Module):
+    """κ[d, τ] = exp(-decay[d] τ) Σ_n coeffs[d, n] P_n(2τ/(T-1) - 1): N + 1 numbers a channel, for any length."""
+
+    def __init__(self, channels: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.horizon = config.max_len
+        self.coeffs = nn.Parameter(torch.randn(channels, config.num_coeffs))
+        if config.decay:
+            self.log_decay = nn.Parameter(_geometric_decay(channels, config.max_len).log())
+        else:
+            self.register_buffer("log_decay", torch.full((channels,), -math.inf), persistent=False)
+        with torch.no_grad():
+            self.coeffs /= self(config.max_len).norm(dim=1, keepdim=True)
+
+    def forward(self, length: int) -> Tensor:
+        """The kernel's first `length` lags, `[channels, length]`."""
+        return ops.legendre_kernel(self.coeffs, self.log_decay.exp(), self.horizon, min(length, self.horizon))
+
+
+class MLPKernel(nn.Module):
+    """Hyena's implicit filter (Poli et al. 2023, section 3.3): a sine MLP on complex exponentials of τ, decaying."""
+
+    BANDS, HIDDEN, FREQUENCY = 8, 64, 10.0
+
+    def __init__(self, channels: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.horizon = config.max_len
+        self.log_decay = nn.Parameter(_geometric_decay(channels, config.max_len).log())
+        self.hidden = nn.ModuleList(
+            [nn.Linear(2 * self.BANDS + 1, self.HIDDEN), nn.Linear(self.HIDDEN, self.HIDDEN)]
+        )
+        self.out = nn.Linear(self.HIDDEN, channels, bias=False)
+        self.frequency = nn.Parameter(torch.full((self.HIDDEN,), self.FREQUENCY))
+        self.gain = nn.Parameter(torch.ones(channels))
+        with torch.no_grad():
+            self.gain /= self(config.max_len).norm(dim=1)
+
+    def forward(self, length: int) -> Tensor:
+        """The kernel's first `length` lags, `[channels, length]`."""
+        lag = torch.arange(min(length, self.horizon), device=self.gain.device, dtype=self.gain.dtype)
+        time = lag[:, None] / max(self.horizon - 1, 1)
+        angle = (
+            2
+            * math.pi
+            * time
+            * torch.linspace(1e-4, self.BANDS - 1, self.BANDS, device=lag.device, dtype=lag.dtype)
+        )
+        x = torch.cat([time, angle.cos(), angle.sin()], dim=1)
+        for layer in self.hidden:
+            x = torch.sin(self.frequency * layer(x))
+        fade = torch.exp(-self.log_decay.exp()[:, None] * lag)
+        return self.gain[:, None] * self.out(x).t() * fade
+
+
+class FreeKernel(nn.Module):
+    """One learned number for each lag and channel: the most general kernel, T numbers a channel."""
+
+    def __init__(self, channels: int, config: ModelConfig) -> None:
+        super().__init__()
+        fade = torch.exp(-_geometric_decay(channels, config.max_len)[:, None] * torch.arange(config.max_len))
+        kernel = torch.randn(channels, config.max_len) * fade
+        self.kernel = nn.Parameter(kernel / kernel.norm(dim=1, keepdim=True))
+
+    def forward(self, length: int) -> Tensor:
+        """The kernel's first `length` lags, `[channels, length]`."""
+        return self.kernel[:, :length]
+
+
+KERNELS: dict[str, type[LegendreKernel] | type[MLPKernel] | type[FreeKernel]] = {
+    "legendre": LegendreKernel,
+    "mlp": MLPKernel,
+    "free": FreeKernel,
+}
+
+
+def _geometric_decay(channels: int, horizon: int) -> Tensor:
+    """Rates spread geometrically over the channels, from bursts (1/2 a step) to the whole horizon (1/T)."""
+    return torch.logspace(math.log10(0.5), math.log10(1 / max(horizon, 2)), channels)
+
+
+class LongConv(nn.Module):
+    """post ⊙ (κ * (pre ⊙ u) + skip ⊙ pre ⊙ u), with the kernel family of the configuration."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.kernel = KERNELS[config.kernel](config.dim, config)
+        self.skip = nn.Parameter(torch.randn(config.dim))
+
+    def forward(self, u: Tensor, pre_gate: Tensor | None, post_gate: Tensor) -> Tensor:
+        """`u` and gates `[B, L, D]` -> `[B, L, D]`."""
+        return ops.fft_conv(u, self.kernel(u.shape[1]), self.skip, pre_gate, post_gate)
+
+
+class Mixer(nn.Module):
+    """Hyena operator of order n: n + 1 projections, n - 1 long convolutions with a gate before and after each."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim, width, projections = config.dim, config.short_conv_width, config.order + 1
+        self.in_proj = nn.Linear(dim, projections * dim)
+        self.short_weight = nn.Parameter(
+            torch.empty(projections * dim, width).uniform_(-1, 1) / math.sqrt(width)
+        )
+        self.short_bias = nn.Parameter(torch.zeros(projections * dim))
+        self.convs = nn.ModuleList(LongConv(config) for _ in range(config.order - 1))
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """`x` `[..., D]` -> `[..., D]`."""
+        x = ops.short_conv(self.in_proj(x), self.short_weight, self.short_bias, layout.offsets)
+        v, k, *queries = layout.pad(x).chunk(len(self.convs) + 2, dim=-1)
+        pre_gate: Tensor | None = k
+        for conv, q in zip(self.convs, queries, strict=True):
+            v, pre_gate = conv(v, pre_gate, q), None
+        y: Tensor = self.out_proj(layout.pack(v))
+        return y
+
+
+class FeedForward(nn.Sequential):
+    """Linear, GELU, linear, applied to each event by itself."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        inner = config.ffn_multiple * config.dim
+        super().__init__(nn.Linear(config.dim, inner), nn.GELU(), nn.Linear(inner, config.dim))
+
+
+class Block(nn.Module):
+    """Two residual branches, each normalised before and dropped out after."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.mixer_norm = nn.LayerNorm(config.dim)
+        self.mixer = Mixer(config)
+        self.ffn_norm = nn.LayerNorm(config.dim)
+        self.ffn = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """`x` `[..., D]` -> `[..., D]`."""
+        x = x + self.dropout(self.mixer(self.mixer_norm(x), layout))
+        x = x + self.dropout(self.ffn(self.ffn_norm(x)))
+        return x
+
+
+class HyenaRec(nn.Module):
+    """The recommender: embedding, blocks, norm, and the embedding once more as the output layer.
+
+    Args:
+        config: the shape; `num_items` must be set.
+
+    Source: Liu et al., "Hyena Operator for Fast Sequential Recommendation", WWW 2026, section 4.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.num_items is None:
+            raise ValueError(
+                "config.num_items must be set to the catalogue's size before a model is made, got None"
+            )
+        self.config = config
+        self.items = nn.Embedding(config.num_items + 1, config.dim, padding_idx=0)
+        self.item_bias = nn.Parameter(torch.zeros(config.num_items))
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+        self.norm = nn.LayerNorm(config.dim)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Small embeddings; each branch starts at 1/sqrt(2 blocks) of its size, so depth leaves the variance alone."""
+        nn.init.normal_(self.items.weight, std=EMBEDDING_STD)
+        with torch.no_grad():
+            self.items.weight[0] = 0
+        shrink = 1 / math.sqrt(2 * self.config.num_blocks)
+        for block in self.blocks:
+            for module in block.modules():
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.xavier_uniform_(module.weight)
+                    nn.init.zeros_(module.bias)
+            with torch.no_grad():
+                block.mixer.out_proj.weight *= shrink
+                block.ffn[-1].weight *= shrink
+
+    def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """One hidden row for each event, which has seen that event and those before it in its own sequence.
+
+        Args:
+            items: int64 ids, 1..V (0 = none): `[B, L]` padded on the right, or packed `[total]` with `offsets`.
+            offsets: `[B + 1]` int64, where each packed sequence begins and ends.
+
+        Returns:
+            `[B, L, D]` or `[total, D]`, normalised: its product with an item's row is that item's score.
+        """
+        layout = Layout.of(items, offsets, self.config.max_len)
+        x = self.dropout(self.items(items))
+        for block in self.blocks:
+            x = block(x, layout)
+        hidden: Tensor = self.norm(x)
+        return hidden
+
+    @property
+    def item_weight(self) -> Tensor:
+        """The output layer's rows `[V, D]`: row j belongs to item j + 1."""
+        return self.items.weight[1:]
+
+    def loss(self, items: Tensor, offsets: Tensor | None, targets: Tensor) -> Tensor:
+        """Sum of the cross-entropy over the positions whose target is an item; targets of 0 are left out."""
+        hidden = self(items, offsets)
+        real = targets > 0
+        return cross_entropy_sum(hidden[real], self.item_weight, self.item_bias, targets[real] - 1)
+
+    def score(self, items: Tensor, offsets: Tensor) -> Tensor:
+        """Scores of the next event after each packed history: `[B, V]`, column j for item j + 1.
+
+        Every history must hold at least one event.
+        """
+        last = self(items, offsets)[offsets[1:] - 1]
+        return torch.addmm(self.item_bias, last, self.item_weight.t())
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `config.json` and `model.safetensors`; a file is either the old one or the new one, whole."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        text = json.dumps(dataclasses.asdict(self.config), indent=2) + "\n"
+        _replace(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
+        _replace(folder / CONFIG_FILE, text.encode())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> HyenaRec:
+        """The model that `save_pretrained` wrote, in evaluation mode on the CPU."""
+        folder = Path(folder)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise ValueError(
+                    f"folder must hold {CONFIG_FILE} and {WEIGHTS_FILE}, but {folder} has no {name}"
+                )
+        model = cls(model_config_from_dict(json.loads((folder / CONFIG_FILE).read_text())))
+        model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
+        return model.eval()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

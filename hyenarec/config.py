@@ -15,6 +15,7 @@ BadRows = Literal["error", "skip"]
 SplitName = Literal["leave-one-out", "temporal"]
 Windows = Literal["last", "all"]
 Schedule = Literal["constant", "cosine"]
+Device = Literal["auto", "cpu"]
 Precision = Literal["no", "bf16", "fp16"]
 
 SYNTHETIC = "synthetic"
@@ -175,6 +176,7 @@ class TrainConfig:
         patience: epochs without a better validation NDCG@10 before training stops; None never stops early.
         evaluate_every: epochs between two validations.
         seed: of initial values, order of batches, dropout and synthetic data.
+        device: `auto` takes the GPUs where there are any, `cpu` leaves them alone.
         precision: `no` (float32), `bf16` or `fp16` mixed precision.
         output_dir: folder for checkpoints, logs, the report and the saved model.
         resume: continue the run in `output_dir` from its last checkpoint; start it if there is none yet.
@@ -190,6 +192,7 @@ class TrainConfig:
     patience: int | None = 10
     evaluate_every: int = 1
     seed: int = 0
+    device: Device = "auto"
     precision: Precision = "no"
     output_dir: str = "runs/hyenarec"
     resume: bool = False
@@ -203,6 +206,7 @@ class TrainConfig:
             if getattr(self, name) is not None:
                 _require_count(name, getattr(self, name))
         _require_count("seed", self.seed, least=0)
+        _require_choice("device", Device, self.device)
         _require_choice("precision", Precision, self.precision)
         _require(self.output_dir != "", "output_dir", "a folder", self.output_dir)
         _require(not (self.resume and self.overwrite), "overwrite", "false where resume is true", self.overwrite)

@@ -58,8 +58,8 @@ class TrainingBatches:
     A step trains on about ``batch_size`` windows, counted over all processes together; rank r takes every
     ``world_size``-th of them from the r-th on. Which windows they are follows from (seed, epoch, step) alone,
     so a run resumes at any step and no process has to tell another what it drew. An epoch visits every window
-    once, in as few steps as ``batch_size`` allows, whose sizes differ by at most one window, and every rank has
-    the same number of steps.
+    once, in as few steps as ``batch_size`` allows, whose sizes differ by at most one; every rank has the same
+    number of steps.
 
     A window is up to ``max_len`` consecutive events of one user as inputs, and the event after each as its
     target. Users with fewer than two events have none.
@@ -106,7 +106,7 @@ class TrainingBatches:
         self._steps = -(-self.num_windows // batch_size)
         if self.num_windows // self._steps < world_size:
             raise ValueError(
-                f"every step must have a window for each of {world_size} ranks, got {self.num_windows} windows in "
+                f"every step must have a window for each of {world_size} ranks, got {self.num_windows} in "
                 f"{self._steps} steps: raise batch_size (now {batch_size}) or use fewer processes"
             )
         # One epoch's order at a time: it is asked for again at every step of that epoch.
@@ -138,7 +138,7 @@ class TrainingBatches:
         return generator.permutation(self.num_windows)
 
     def _step_windows(self, epoch: int, step: int) -> Int64Array:
-        """The windows of one step, over all ranks. A budget of tokens a step would only cut elsewhere here."""
+        """Windows of one step, over all ranks; a budget of tokens a step would only cut elsewhere here."""
         first, last = (self.num_windows * bound // self._steps for bound in (step, step + 1))
         return self._order(epoch)[first:last]
 
@@ -201,5 +201,5 @@ def history_batches(offsets: Int64Array, items: Int32Array, max_len: int, batch_
 
 
 def evaluation_batches(targets: Targets, max_len: int, batch_size: int) -> Iterator[Batch]:
-    """Pack what is known before each target, as `history_batches`; ``Batch.users`` are rows of ``targets``."""
+    """Pack what is known before each target, as `history_batches` does; ``Batch.users`` are target rows."""
     return history_batches(targets.offsets, targets.items, max_len, batch_size)

@@ -37,7 +37,7 @@ def check_offsets(name: str, offsets: Int64Array, total: int) -> None:
         )
     if offsets[0] != 0 or offsets[-1] != total or bool(np.any(offsets[1:] < offsets[:-1])):
         raise ValueError(
-            f"{name} must start at 0, never fall and end at {total}, got first {offsets[0]}, last {offsets[-1]}"
+            f"{name} must start at 0, never fall and end at {total}, got {offsets[0]} to {offsets[-1]}"
         )
 
 
@@ -71,8 +71,13 @@ class Histories:
             self.timestamps.dtype != np.int64 or self.timestamps.shape != self.items.shape
         ):
             raise ValueError(
-                f"timestamps must be int64 [{len(self.items)}], got {self.timestamps.dtype} {self.timestamps.shape}"
+                f"timestamps must be int64 [{len(self.items)}], "
+                f"got {self.timestamps.dtype} {self.timestamps.shape}"
             )
+        if self.timestamps is not None:
+            falls = np.flatnonzero(self.timestamps[1:] < self.timestamps[:-1]) + 1
+            if not np.isin(falls, self.offsets).all():
+                raise ValueError("timestamps must not fall within a user's history")
         if len(self.user_ids) != self.num_users:
             raise ValueError(f"user_ids must name {self.num_users} users, got {len(self.user_ids)}")
         if len(self.items) and (self.items.min() < 0 or self.items.max() > self.num_items):

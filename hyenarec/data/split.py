@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from hyenarec.data.filters import core_events, keep_events, new_numbers
 from hyenarec.data.histories import (
     Histories,
     Int32Array,
@@ -14,6 +16,8 @@ from hyenarec.data.histories import (
     offsets_of,
     ragged_indices,
 )
+
+TargetKind = Literal["next", "all"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +101,7 @@ def leave_one_out(histories: Histories, min_events: int = 3) -> Split:
 
 
 def _one_target_each(histories: Histories, users: Int64Array, position: Int64Array) -> Targets:
-    """Rows whose target is event number ``position[i]`` of ``users[i]`` and whose history is all before it."""
+    """Rows whose target is event number ``position[i]`` of ``users[i]``; all before it is their history."""
     starts = histories.offsets[users]
     return Targets(
         offsets=offsets_of(position),
@@ -106,3 +110,112 @@ def _one_target_each(histories: Histories, users: Int64Array, position: Int64Arr
         target_items=histories.items[starts + position],
         users=users,
     )
+
+
+def temporal_split(
+    histories: Histories,
+    validation_start: int,
+    test_start: int,
+    *,
+    targets: TargetKind = "next",
+    min_user_events: int = 1,
+    min_item_events: int = 1,
+) -> Split:
+    """Cut all users at the same two moments, as serving does: what is later than a cut is unknown before it.
+
+    Training is every event before ``validation_start``. Validation targets lie from there to before
+    ``test_start``, test targets from there on. The vocabulary holds the items of training only: a later event
+    outside it is 0 as a target, a miss, and left out of the histories. Users keep their index; those without
+    a training event have an empty history in ``train``.
+
+    Args:
+        histories: the events, with timestamps, and not filtered by count: such a filter sees the future.
+        validation_start: first moment of validation, in the unit of the timestamps (see `moments_by_share`).
+        test_start: first moment of testing.
+        targets: "next", a user's first event in the period, or "all", the set of its items there.
+        min_user_events: users with fewer training events are not trained on, and
+        min_item_events: items with fewer are not in the vocabulary; counted in training until both hold.
+
+    Raises:
+        ValueError: without timestamps, with the cuts in the wrong order, or if training would be empty.
+    """
+    if histories.timestamps is None:
+        raise ValueError("histories must have timestamps for a temporal split, got None")
+    if targets not in ("next", "all"):
+        raise ValueError(f'targets must be "next" or "all", got {targets!r}')
+    if validation_start > test_start:
+        raise ValueError(
+            f"validation_start must not be after test_start = {test_start}, got {validation_start}"
+        )
+    past = histories.timestamps < validation_start
+    if not past.any():
+        raise ValueError(f"validation_start must leave events before it to train on, got {validation_start}")
+    trained_on = core_events(histories, past, min_user_events, min_item_events)
+    numbers = new_numbers(histories.items[trained_on], histories.num_items)
+    return Split(
+        train=keep_events(histories, trained_on),
+        validation=_targets_between(histories, numbers, validation_start, test_start, targets),
+        test=_targets_between(histories, numbers, test_start, None, targets),
+        name="temporal",
+        leaks=(
+            "The global temporal split leaks nothing: training, catalogue and minimum-count filters end "
+            "before the first target."
+        ),
+    )
+
+
+def moments_by_share(
+    timestamps: Int64Array, validation_fraction: float, test_fraction: float
+) -> tuple[int, int]:
+    """Moments (validation_start, test_start) that leave these shares of all events to validation and test.
+
+    Events of one moment stay together, on the later side of the cut.
+    """
+    for name, value in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+    if validation_fraction + test_fraction >= 1:
+        raise ValueError(
+            f"validation_fraction + test_fraction must be below 1, got {validation_fraction + test_fraction}"
+        )
+    ranks = [
+        int(len(timestamps) * (1 - later)) for later in (validation_fraction + test_fraction, test_fraction)
+    ]
+    ordered = np.partition(timestamps, ranks)
+    return int(ordered[ranks[0]]), int(ordered[ranks[1]])
+
+
+def _targets_between(
+    histories: Histories, numbers: Int32Array, start: int, end: int | None, kind: TargetKind
+) -> Targets:
+    """Rows for the users with an event from ``start`` to before ``end``; ``numbers`` are the vocabulary's."""
+    first = _events_before(histories, start)
+    last = histories.lengths if end is None else _events_before(histories, end)
+    users = np.flatnonzero(first < last).astype(np.int64)
+
+    known = numbers[histories.items[ragged_indices(histories.offsets[users], first[users])]]
+    before = offsets_of(known > 0)  # known events before each event
+    lengths = np.diff(before[offsets_of(first[users])])
+    with_history = lengths > 0
+    users = users[with_history]
+
+    count = np.ones_like(users) if kind == "next" else (last - first)[users]
+    items = histories.items[ragged_indices(histories.offsets[users] + first[users], count)]
+    rows = np.repeat(np.arange(len(users), dtype=np.int64), count)
+    _, distinct = np.unique(rows * (histories.num_items + 1) + items, return_index=True)
+    distinct.sort()
+    return Targets(
+        offsets=offsets_of(lengths[with_history]),
+        items=known[known > 0],
+        target_offsets=offsets_of(np.bincount(rows[distinct], minlength=len(users))),
+        target_items=numbers[items[distinct]],
+        users=users,
+        without_history=int((~with_history).sum()),
+    )
+
+
+def _events_before(histories: Histories, moment: int) -> Int64Array:
+    """How many events of each user, int64 ``[U]``, come before ``moment``."""
+    assert histories.timestamps is not None
+    before = offsets_of(histories.timestamps < moment)
+    return np.diff(before[histories.offsets])

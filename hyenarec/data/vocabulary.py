@@ -53,11 +53,11 @@ class Vocabulary:
 
     @property
     def item_ids(self) -> NDArray[Any]:
-        """The external ids ``[V]``: int64, or strings in an object array; ``item_ids[i]`` is item ``i + 1``."""
+        """The external ids ``[V]`` of items 1..V: int64, or strings in an object array."""
         return np.asarray(self._ids.to_numpy(zero_copy_only=False))
 
     def encode(self, item_ids: Any) -> NDArray[np.int32]:
-        """Number the external ids ``[n]`` (array, list, pyarrow array): int32 ``[n]``, 0 where unknown or null."""
+        """Number external ids ``[n]`` (array, list, pyarrow array): int32 ``[n]``, 0 if unknown or null."""
         wanted = _id_array(item_ids)
         if len(wanted) and wanted.type != self._ids.type:
             raise ValueError(f"item_ids must be {self._ids.type} as the vocabulary's, got {wanted.type}")

@@ -1,0 +1,246 @@
+"""Synthetic histories with long memory: the embedded default, made from a seed, nothing to download.
+
+The process, for each user on its own:
+
+- The items are divided into topics, and the items of a topic form a ring.
+- A user holds one taste, a topic, at a time; now and then it takes up another, popular ones more often.
+- An event either goes on a *burst*, with the item after the last one on its ring, or it is a *turn*. A burst that
+  has begun tends to go on.
+- A turn is either a *return* of the item that came ``period`` turns ago, or a *fresh* draw of any item of the
+  taste's topic. So a user goes through a repertoire of ``period`` items round after round, and its tastes drift
+  into it.
+
+The last event tells about bursts and the last twenty or so about the taste, but what returns lies a whole round
+back, about ``period`` / (share of turns) events: with the defaults 64, give or take 5, for the bursts in between
+vary. `best_achievable` says what each memory is worth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyenarec.data.histories import Histories, Int64Array, offsets_of, ragged_indices
+from hyenarec.data.vocabulary import Vocabulary
+
+_TIME_OF_START = 1_600_000_000  # seconds since 1970; the users' first events are spread over a year from here
+_YEAR, _DAY, _MINUTE = 365 * 86_400, 86_400, 60
+
+
+@dataclass(frozen=True)
+class SyntheticProcess:
+    """Parameters of the process; the defaults are those of the demo.
+
+    Attributes:
+        num_users: U.
+        num_topics: topics; topic ``i`` is drawn with probability proportional to 1 / (i + 1).
+        topic_size: items on a topic's ring, so V = num_topics * topic_size.
+        min_events: fewest events of a user.
+        max_events: most; lengths are uniform between the two.
+        burst_starts: probability that a burst begins after a turn.
+        burst_goes_on: probability that a burst goes on after each of its steps.
+        period: turns until an item returns.
+        returns: share of returns among the turns of the second round and later; in the first all are fresh.
+        new_taste: probability, at every event, that the taste is drawn anew.
+        seed: of everything.
+    """
+
+    num_users: int = 3000
+    num_topics: int = 20
+    topic_size: int = 50
+    min_events: int = 100
+    max_events: int = 600
+    burst_starts: float = 0.2
+    burst_goes_on: float = 0.4
+    period: int = 48
+    returns: float = 0.8
+    new_taste: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_users", "num_topics", "topic_size", "period"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("burst_starts", "burst_goes_on", "returns", "new_taste"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be a probability, got {getattr(self, name)}")
+        if not 3 <= self.min_events <= self.max_events:
+            raise ValueError(
+                f"min_events must be at least 3 and at most max_events = {self.max_events}, got {self.min_events}"
+            )
+
+    @property
+    def num_items(self) -> int:
+        """V, size of the catalogue."""
+        return self.num_topics * self.topic_size
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """What happened in ``max_events`` steps, arrays of time by users; the histories show the items alone.
+
+    Attributes:
+        process: the parameters.
+        lengths: events that each user's history has, int64 ``[U]``; later steps are cut off.
+        items: item of every event, from 0, int32 ``[T, U]``.
+        in_burst: whether the event was a burst step, else it was a turn.
+        tastes: topic held at the event, int32 ``[T, U]``.
+        turns: number of turns before the event, int64 ``[T, U]``.
+        turn_times: time of each turn, int64 ``[T, U]``; turns that never came are at 0.
+        draws: time of the fresh draw that the event's item goes back to, int64 ``[T, U]``.
+        timestamps: seconds, int64 ``[T, U]``.
+    """
+
+    process: SyntheticProcess
+    lengths: Int64Array
+    items: NDArray[np.int32]
+    in_burst: NDArray[np.bool_]
+    tastes: NDArray[np.int32]
+    turns: Int64Array
+    turn_times: Int64Array
+    draws: Int64Array
+    timestamps: Int64Array
+
+    def histories(self) -> Histories:
+        """The events of every user, item ``i`` under number ``i + 1`` and external id ``i + 1``."""
+        users = np.repeat(np.arange(self.process.num_users), self.lengths)
+        times = ragged_indices(np.zeros_like(self.lengths), self.lengths)
+        return Histories(
+            offsets=offsets_of(self.lengths),
+            items=self.items[times, users] + np.int32(1),
+            timestamps=self.timestamps[times, users],
+            user_ids=np.arange(1, self.process.num_users + 1, dtype=np.int64),
+            vocabulary=Vocabulary(np.arange(1, self.process.num_items + 1, dtype=np.int64)),
+        )
+
+
+def synthetic_histories(num_users: int = 3000, seed: int = 0, **parameters: Any) -> Histories:
+    """Histories from `SyntheticProcess`, whose other parameters may be given by name.
+
+    With the defaults: 3000 users of 100 to 600 events, 1000 items, about a million events.
+    """
+    return simulate(SyntheticProcess(num_users=num_users, seed=seed, **parameters)).histories()
+
+
+def simulate(process: SyntheticProcess) -> Simulation:
+    """Run the process, all users at once, one event after another."""
+    rng = np.random.Generator(np.random.Philox(process.seed))
+    users, everyone = process.num_users, np.arange(process.num_users)
+    shape = (process.max_events, users)
+    lengths = rng.integers(process.min_events, process.max_events, users, endpoint=True)
+    items, tastes = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int32)
+    turns, turn_times, draws = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    in_burst = np.zeros(shape, dtype=np.bool_)
+    taste, turn = _draw_topics(process, rng), np.zeros(users, dtype=np.int64)
+    for t in range(process.max_events):
+        taste = np.where(rng.random(users) < process.new_taste, _draw_topics(process, rng), taste)
+        tastes[t], turns[t] = taste, turn
+
+        source = turn_times[turn - process.period, everyone]
+        returns = (rng.random(users) < process.returns) & (turn >= process.period)
+        fresh = taste * process.topic_size + rng.integers(process.topic_size, size=users)
+        items[t] = np.where(returns, items[source, everyone], fresh)
+        draws[t] = np.where(returns, draws[source, everyone], t)
+
+        if t > 0:
+            chance = np.where(in_burst[t - 1], process.burst_goes_on, process.burst_starts)
+            in_burst[t] = rng.random(users) < chance
+            items[t] = np.where(in_burst[t], _next_on_ring(process, items[t - 1]), items[t])
+            draws[t] = np.where(in_burst[t], draws[t - 1], draws[t])
+
+        turn_times[turn, everyone] = np.where(in_burst[t], turn_times[turn, everyone], t)
+        turn = turn + ~in_burst[t]
+    # A burst is a matter of minutes, all else one of days.
+    gaps = 1 + rng.exponential(np.where(in_burst, _MINUTE, _DAY)).astype(np.int64)
+    timestamps = _TIME_OF_START + rng.integers(_YEAR, size=users) + np.cumsum(gaps, axis=0)
+    return Simulation(process, lengths, items, in_burst, tastes, turns, turn_times, draws, timestamps)
+
+
+def best_achievable(
+    process: SyntheticProcess, last_events: int | None = None, k: int = 10, target: int = -1
+) -> dict[str, float]:
+    """Expected HR@k, NDCG@k and MRR@k of the best possible ranking that may repeat items of the history.
+
+    It orders the items by their true probability to come next, given the items of the history and all that is
+    hidden: the tastes, and which events were turns, returns and bursts. Nobody who sees the items alone can expect
+    more. With ``last_events`` it is still told all that is hidden, but sees no more than the items of the last so
+    many events, so no model with that short a memory can expect more: an item due to return that is out of sight
+    is, for it, any item of the taste that it was once drawn from.
+
+    Args:
+        process: parameters and seed of the histories.
+        last_events: how many events before the target it sees; None means all.
+        k: length of the ranking.
+        target: the event to be found: -1 a user's last, as in leave-one-out's test, -2 as in its validation.
+
+    Returns:
+        {"HR@k": ..., "NDCG@k": ..., "MRR@k": ...}, averaged over the users. They are expectations: a ranking's
+        score on the one target that each user happens to have differs by chance.
+    """
+    simulation = simulate(process)
+    discounts = {
+        f"HR@{k}": np.ones(k),
+        f"NDCG@{k}": 1 / np.log2(np.arange(2, k + 2)),
+        f"MRR@{k}": 1 / np.arange(1, k + 1),
+    }
+    totals = dict.fromkeys(discounts, 0.0)
+    for first in range(0, process.num_users, 256):
+        users = np.arange(first, min(first + 256, process.num_users))
+        chances = next_event_distribution(simulation, users, last_events, target)
+        best = -np.sort(np.partition(-chances, k - 1, axis=1)[:, :k], axis=1)
+        for name, discount in discounts.items():
+            totals[name] += float((best @ discount).sum())
+    return {name: total / process.num_users for name, total in totals.items()}
+
+
+def next_event_distribution(
+    simulation: Simulation, users: Int64Array, last_events: int | None = None, target: int = -1
+) -> NDArray[np.float64]:
+    """Probability of each item to be the target event, float64 ``[len(users), V]``; see `best_achievable`."""
+    process = simulation.process
+    time = simulation.lengths[users] + target
+    rows = np.arange(len(users))
+    chances = np.zeros((len(users), process.num_items))
+    by_topic = chances.reshape(len(users), process.num_topics, process.topic_size)
+
+    burst = np.where(simulation.in_burst[time - 1, users], process.burst_goes_on, process.burst_starts)
+    chances[rows, _next_on_ring(process, simulation.items[time - 1, users])] += burst
+
+    due = simulation.turns[time, users] - process.period
+    returns = (1 - burst) * np.where(due >= 0, process.returns, 0.0)
+    source = simulation.turn_times[due, users]
+    seen = source >= _first_seen(simulation, users, time, last_events)
+    chances[rows, simulation.items[source, users]] += np.where(seen, returns, 0.0)
+    drawn_from = simulation.tastes[simulation.draws[source, users], users]
+    by_topic[rows, drawn_from] += np.where(seen, 0.0, returns)[:, None] / process.topic_size
+
+    by_topic[rows, simulation.tastes[time, users]] += (1 - burst - returns)[:, None] / process.topic_size
+    return chances
+
+
+def _first_seen(
+    simulation: Simulation, users: Int64Array, time: Int64Array, last_events: int | None
+) -> Int64Array:
+    """First event whose item follows from those of the ``last_events`` before ``time``.
+
+    A burst that the edge of sight cuts gives away all its steps and the turn before it.
+    """
+    if last_events is None:
+        return np.zeros_like(time)
+    edge = np.maximum(time - last_events, 0)
+    turns_so_far = simulation.turns[edge, users] + ~simulation.in_burst[edge, users]
+    return simulation.turn_times[turns_so_far - 1, users]
+
+
+def _draw_topics(process: SyntheticProcess, rng: np.random.Generator) -> NDArray[np.int32]:
+    weights = 1 / np.arange(1, process.num_topics + 1)
+    topics = rng.choice(process.num_topics, size=process.num_users, p=weights / weights.sum())
+    return topics.astype(np.int32)
+
+
+def _next_on_ring(process: SyntheticProcess, items: NDArray[np.int32]) -> NDArray[np.int32]:
+    topic, position = np.divmod(items, process.topic_size)
+    return topic * process.topic_size + (position + 1) % process.topic_size

@@ -32,6 +32,8 @@ constexpr int64_t kTileChannels = 64;
 // The work is cut into about so many jobs whatever the number of threads, so results do not depend on it.
 constexpr int64_t kJobs = 64;
 
+constexpr int64_t kCorrelationGrain = 1 << 14;
+
 // How a call is cut. A job is a block of channels and a group of sequences, taken `tile_sequences` at a time.
 struct Plan {
   int64_t batch, length, channels, lags, size, bins;
@@ -112,8 +114,8 @@ HYENAREC_SIMD void gate_and_transpose(
     for (int64_t t = 0; t < whole_length; t += 8) {
       simd::Vector<compute_t> block[8];
       for (int64_t i = 0; i < 8; ++i) {
-        block[i] = simd::load<compute_t>(from + (t + i) * from_stride + d);
-        if (gate) block[i] *= simd::load<compute_t>(gate + (t + i) * gate_stride + d);
+        block[i] = simd::load(from + (t + i) * from_stride + d);
+        if (gate) block[i] *= simd::load(gate + (t + i) * gate_stride + d);
       }
       simd::transpose<compute_t>(block);
       for (int64_t i = 0; i < 8; ++i) simd::store(block[i], rows + (d + i) * row_stride + t);
@@ -136,10 +138,10 @@ HYENAREC_SIMD void transpose_and_gate(
   for (int64_t d = 0; d < whole_channels; d += 8) {
     for (int64_t t = 0; t < whole_length; t += 8) {
       simd::Vector<compute_t> block[8];
-      for (int64_t i = 0; i < 8; ++i) block[i] = simd::load<compute_t>(rows + (d + i) * row_stride + t);
+      for (int64_t i = 0; i < 8; ++i) block[i] = simd::load(rows + (d + i) * row_stride + t);
       simd::transpose<compute_t>(block);
       for (int64_t i = 0; i < 8; ++i) {
-        if (gate) block[i] *= simd::load<compute_t>(gate + (t + i) * gate_stride + d);
+        if (gate) block[i] *= simd::load(gate + (t + i) * gate_stride + d);
         simd::store(block[i], to + (t + i) * to_stride + d);
       }
     }
@@ -266,7 +268,7 @@ template <typename compute_t>
 at::Tensor correlation(const Plan& plan, const at::Tensor& sums) {
   auto* total = numbers<compute_t>(sums);
   const int64_t count = plan.channels * plan.bins * 2;
-  at::parallel_for(0, count, at::internal::GRAIN_SIZE, [&](int64_t first, int64_t last) {
+  at::parallel_for(0, count, kCorrelationGrain, [&](int64_t first, int64_t last) {
     for (int64_t group = 1; group < plan.groups; ++group) {
       for (int64_t i = first; i < last; ++i) total[i] += total[group * count + i];
     }

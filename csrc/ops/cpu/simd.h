@@ -33,26 +33,22 @@ struct VectorOf {
 template <typename scalar_t>
 using Vector = typename VectorOf<scalar_t>::type;
 
-template <typename compute_t>
-HYENAREC_INLINE Vector<compute_t> load(const compute_t* from) {
-  Vector<compute_t> lanes;
+template <typename lanes_t, typename scalar_t>
+HYENAREC_INLINE lanes_t load_lanes(const scalar_t* from) {
+  lanes_t lanes;
   std::memcpy(&lanes, from, sizeof(lanes));
   return lanes;
 }
 
-template <typename compute_t>
-HYENAREC_INLINE void store(const Vector<compute_t>& lanes, compute_t* to) {
-  std::memcpy(to, &lanes, sizeof(lanes));
-}
-
+HYENAREC_INLINE Vector<float> load(const float* from) { return load_lanes<Vector<float>>(from); }
+HYENAREC_INLINE Vector<double> load(const double* from) { return load_lanes<Vector<double>>(from); }
 // bfloat16 is the upper half of a float.
-template <typename compute_t>
 HYENAREC_INLINE Vector<float> load(const c10::BFloat16* from) {
-  Vector<uint16_t> halves;
-  std::memcpy(&halves, from, sizeof(halves));
-  return (Vector<float>)(__builtin_convertvector(halves, Vector<uint32_t>) << 16);
+  return (Vector<float>)(__builtin_convertvector(load_lanes<Vector<uint16_t>>(from), Vector<uint32_t>) << 16);
 }
 
+HYENAREC_INLINE void store(const Vector<float>& lanes, float* to) { std::memcpy(to, &lanes, sizeof(lanes)); }
+HYENAREC_INLINE void store(const Vector<double>& lanes, double* to) { std::memcpy(to, &lanes, sizeof(lanes)); }
 // Rounds to nearest even and keeps NaN, as c10::BFloat16 does.
 HYENAREC_INLINE void store(const Vector<float>& lanes, c10::BFloat16* to) {
   const auto bits = (Vector<uint32_t>)lanes;

@@ -1,0 +1,105 @@
+"""The operators: long convolutions along time, channels last.
+
+All of them run on CPU and CUDA, under `torch.compile` and `torch.export` with dynamic shapes, and are differentiable
+once: a second derivative raises. float32 and float64 work everywhere. bfloat16 (and, on CUDA, float16) activations
+go beside float32 parameters; sums are accumulated in float32. Any strides go in, results are contiguous.
+
+Shapes, dtypes and devices are always checked; values (decay, offsets) on the CPU only, since looking at them would
+make a GPU wait. A wrong argument raises RuntimeError, with a sentence that names it.
+
+B sequences, L events, D channels, N coefficients. `hyenarec.reference` has a readable oracle for each operator.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyenarec import _extension as _extension  # registers torch.ops.hyenarec
+
+
+def legendre_kernel(coeffs: Tensor, decay: Tensor, horizon: int, length: int) -> Tensor:
+    """A convolution kernel made of Legendre polynomials, with exponential decay.
+
+    kernel[d, lag] = exp(-decay[d] lag) Σ_n coeffs[d, n] P_n(2 lag / (horizon - 1) - 1)
+
+    computed in float64 by the three-term recurrence, whatever the dtype. With `horizon` = 1 the only lag sits at -1.
+
+    Args:
+        coeffs: [D, N], float32 or float64; differentiable. N may exceed the horizon.
+        decay: [D], like `coeffs`, rate per lag (one lag is one event), finite and >= 0; differentiable.
+        horizon: number of lags that the polynomials' interval [-1, 1] spans, >= 1.
+        length: number of lags to compute, 0 <= length <= horizon.
+
+    Returns:
+        [D, length], dtype of `coeffs`.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or size is wrong; on the CPU also a negative or non-finite decay.
+
+    Source: Liu et al., "Hyena Operator for Fast Sequential Recommendation", WWW 2026 (arXiv 2603.25027), the
+    Legendre kernel; the decay window is Hyena's (Poli et al., "Hyena Hierarchy", ICML 2023, section 3.3).
+    """
+    kernel: Tensor = torch.ops.hyenarec.legendre_kernel(coeffs, decay, horizon, length)
+    return kernel
+
+
+def fft_conv(
+    u: Tensor,
+    kernel: Tensor,
+    skip: Tensor | None = None,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
+) -> Tensor:
+    """Causal long convolution by zero-padded FFT, with gates and skip fused.
+
+    out[b, t, d] = post_gate[b, t, d] (Σ_{lag <= t} kernel[d, lag] z[b, t - lag, d] + skip[d] z[b, t, d]),
+    where z = pre_gate ⊙ u. O(L log L) in time.
+
+    Args:
+        u: [B, L, D], float32, float64, bfloat16 or (CUDA) float16; differentiable.
+        kernel: [D, K], float64 if `u` is, else float32; differentiable. Lags from L on are ignored, missing lags
+            are zero.
+        skip: [D], dtype of `kernel`; differentiable. None: no skip term.
+        pre_gate: shape and dtype of `u`; differentiable. None: ones.
+        post_gate: shape and dtype of `u`; differentiable. None: ones.
+
+    Returns:
+        [B, L, D], dtype of `u`. An output depends on later inputs by the rounding of the FFT only.
+
+    Raises:
+        RuntimeError: a shape, dtype or device is wrong.
+
+    Source: the order-2 Hyena recurrence of Poli et al., "Hyena Hierarchy", ICML 2023, section 3.
+    """
+    out: Tensor = torch.ops.hyenarec.fft_conv(u, kernel, skip, pre_gate, post_gate)
+    return out
+
+
+def short_conv(
+    u: Tensor, weight: Tensor, bias: Tensor | None = None, offsets: Tensor | None = None
+) -> Tensor:
+    """Depthwise causal FIR filter over padded or packed sequences.
+
+    out[.., t, d] = bias[d] + Σ_w weight[d, w] u[.., t - w, d], so `weight[:, 0]` meets the current event (the last
+    tap of an `nn.Conv1d`). Events before the start of a sequence are zero; nothing crosses a packed boundary.
+
+    Args:
+        u: [B, L, D], or packed [total, D] together with `offsets`; float32, float64, bfloat16 or (CUDA) float16;
+            differentiable.
+        weight: [D, W] with 1 <= W <= 8, float64 if `u` is, else float32; differentiable.
+        bias: [D], dtype of `weight`; differentiable. None: no bias.
+        offsets: [S + 1], int64, on the device of `u`: sequence s is `u[offsets[s]:offsets[s + 1]]`, from 0 to total,
+            never decreasing. Empty sequences are fine.
+
+    Returns:
+        Shape and dtype of `u`.
+
+    Raises:
+        RuntimeError: a shape, dtype or device is wrong; on the CPU also offsets that decrease, do not start at 0 or
+            do not end at the number of events.
+
+    Source: the short filter of Poli et al., "Hyena Hierarchy", ICML 2023, section 3.
+    """
+    out: Tensor = torch.ops.hyenarec.short_conv(u, weight, bias, offsets)
+    return out

@@ -1,0 +1,57 @@
+"""One oracle for each operator, in plain torch, written for reading: direct sums, no FFT, no tricks.
+
+They take any floating dtype (give them float64 for a reference), are differentiable by autograd as often as you
+like, and are slow: `fft_conv` holds a [D, L, L] matrix. Shapes and meaning are those of `hyenarec.ops`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def legendre_kernel(coeffs: Tensor, decay: Tensor, horizon: int, length: int) -> Tensor:
+    """kernel[d, lag] = exp(-decay[d] lag) sum_n coeffs[d, n] P_n(u(lag)), u(lag) = 2 lag / (horizon - 1) - 1."""
+    lag = torch.arange(length, dtype=coeffs.dtype, device=coeffs.device)
+    u = 2 * lag / (horizon - 1) - 1 if horizon > 1 else -torch.ones_like(lag)
+    basis = [torch.ones_like(u), u]
+    for n in range(1, coeffs.shape[1] - 1):  # Bonnet: (n + 1) P_{n+1} = (2n + 1) u P_n - n P_{n-1}
+        basis.append(((2 * n + 1) * u * basis[n] - n * basis[n - 1]) / (n + 1))
+    polynomial = coeffs @ torch.stack(basis[: coeffs.shape[1]]) if coeffs.shape[1] else coeffs.sum(1)[:, None]
+    return torch.exp(-decay[:, None] * lag) * polynomial
+
+
+def fft_conv(
+    u: Tensor,
+    kernel: Tensor,
+    skip: Tensor | None = None,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
+) -> Tensor:
+    """out = post_gate (kernel * z + skip z) with z = pre_gate u, and * the causal convolution along time."""
+    length = u.shape[1]
+    time = torch.arange(length, device=u.device)
+    lag = time[:, None] - time[None, :]  # [to, from]
+    missing = kernel.new_zeros(kernel.shape[0], max(length - kernel.shape[1], 0))
+    taps = torch.cat([kernel[:, :length], missing], dim=1)
+    toeplitz = torch.where(lag >= 0, taps[:, lag.clamp(min=0)], 0)  # [D, to, from]
+
+    z = u if pre_gate is None else pre_gate * u
+    y = torch.einsum("dts,bsd->btd", toeplitz, z)
+    if skip is not None:
+        y = y + skip * z
+    return y if post_gate is None else post_gate * y
+
+
+def short_conv(u: Tensor, weight: Tensor, bias: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
+    """out[t] = bias + sum_w weight[:, w] u[t - w], events before the start of a sequence being zero."""
+    if offsets is not None:
+        sequences = torch.tensor_split(u, offsets[1:-1].cpu())
+        filtered = [short_conv(sequence[None], weight, bias)[0] for sequence in sequences]
+        return torch.cat(filtered)[: u.shape[0]]
+    length = u.shape[1]
+    out = torch.zeros_like(u) if bias is None else bias.expand_as(u)
+    for w in range(min(weight.shape[1], length)):
+        late = torch.nn.functional.pad(u[:, : length - w], (0, 0, w, 0))  # late[t] = u[t - w]
+        out = out + weight[:, w] * late
+    return out

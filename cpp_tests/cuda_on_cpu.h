@@ -1,0 +1,268 @@
+// Runs CUDA kernels on the CPU, without a CUDA toolkit: include this first, then a .cuh, and call launch().
+//
+// Blocks run one after another, each with one CPU thread for every CUDA thread, so that ThreadSanitizer sees a
+// missing barrier and AddressSanitizer a bad index, and the results can be compared with an oracle. It is no
+// substitute for a GPU: speed, the memory model between blocks, register and shared memory limits are not checked.
+//
+// What it is strict about: a barrier that part of a block never reaches, a shuffle that part of a warp never
+// reaches or that reads a lane that doesn't exist, and shared memory read before it is written (it starts as NaN).
+// Where it is blind: a shuffle orders memory within its warp here, which it doesn't on a GPU; and half a warp in
+// __syncthreads beside half in a shuffle hangs until the test's time limit.
+#pragma once
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned int x, y, z;
+  constexpr dim3(unsigned int x_ = 1, unsigned int y_ = 1, unsigned int z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+inline thread_local dim3 threadIdx(0, 0, 0), blockIdx(0, 0, 0), blockDim, gridDim;
+
+namespace cuda_on_cpu {
+
+constexpr unsigned int kWarpSize = 32;
+constexpr unsigned int kMaxThreads = 1024;
+
+// The order in which blocks run. A kernel whose result depends on it has a race between blocks, which
+// ThreadSanitizer can't see here: tests compare both orders.
+enum class BlockOrder { ascending, descending };
+
+// A barrier of a fixed group of threads. A thread that leaves the kernel while others wait, or before others
+// come, is an error: the barrier breaks and everyone who waits throws.
+class Barrier {
+ public:
+  explicit Barrier(unsigned int threads) : threads_(threads) {}
+
+  void wait() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    if (left_ > 0) break_and_throw();
+    if (++arrived_ == threads_) {
+      arrived_ = 0;
+      ++phase_;
+      released_.notify_all();
+      return;
+    }
+    const uint64_t phase = phase_;
+    released_.wait(lock, [&] { return phase_ != phase || broken_; });
+    if (phase_ == phase) break_and_throw();
+  }
+
+  void leave() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ++left_;
+    if (arrived_ > 0) {
+      broken_ = true;
+      released_.notify_all();
+    }
+  }
+
+  void reset() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    arrived_ = left_ = 0;
+    broken_ = false;
+  }
+
+ private:
+  void break_and_throw() {
+    broken_ = true;
+    released_.notify_all();
+    throw std::runtime_error("cuda_on_cpu: some threads left the kernel while others waited at a barrier");
+  }
+
+  const unsigned int threads_;
+  std::mutex mutex_;
+  std::condition_variable released_;
+  unsigned int arrived_ = 0, left_ = 0;
+  uint64_t phase_ = 0;
+  bool broken_ = false;
+};
+
+// The exchange buffer of a warp's shuffles.
+struct Warp {
+  explicit Warp(unsigned int lanes_) : lanes(lanes_), barrier(lanes_) {}
+  const unsigned int lanes;
+  Barrier barrier;
+  alignas(16) unsigned char slot[kWarpSize][16];
+};
+
+// The block that runs now, as its threads see it.
+struct Block {
+  Block(unsigned int threads, size_t shared_bytes_)
+      : barrier(threads), shared_bytes(shared_bytes_), shared(new unsigned char[shared_bytes_]) {
+    for (unsigned int first = 0; first < threads; first += kWarpSize)
+      warps.push_back(std::make_unique<Warp>(std::min(kWarpSize, threads - first)));
+  }
+
+  void start() {
+    barrier.reset();
+    for (auto& warp : warps) warp->barrier.reset();
+    std::memset(shared.get(), 0xff, shared_bytes);  // NaN in every floating-point type
+  }
+
+  Barrier barrier;
+  std::vector<std::unique_ptr<Warp>> warps;
+  const size_t shared_bytes;
+  // On the heap and of the exact size, so that AddressSanitizer sees an index beyond it.
+  const std::unique_ptr<unsigned char[]> shared;
+};
+
+inline thread_local Block* current_block = nullptr;
+
+inline void* shared_memory() { return current_block->shared.get(); }
+
+inline unsigned int thread_rank() {
+  return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+}
+inline unsigned int lane() { return thread_rank() % kWarpSize; }
+inline Warp& warp() { return *current_block->warps[thread_rank() / kWarpSize]; }
+
+inline void require_full_mask(unsigned int mask) {
+  if (mask != 0xffffffffu) throw std::runtime_error("cuda_on_cpu: warp functions take the full mask only");
+}
+
+// What lane `source` passed. Every lane of the warp must call this.
+template <typename T>
+T exchange(unsigned int mask, T value, unsigned int source) {
+  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= sizeof(Warp::slot[0]));
+  require_full_mask(mask);
+  Warp& mine = warp();
+  if (source >= mine.lanes) throw std::runtime_error("cuda_on_cpu: a shuffle reads a lane that doesn't exist");
+  std::memcpy(mine.slot[lane()], &value, sizeof(T));
+  mine.barrier.wait();
+  std::memcpy(&value, mine.slot[source], sizeof(T));
+  mine.barrier.wait();
+  return value;
+}
+
+// blockIdx from a running number, x fastest.
+inline dim3 block_index(uint64_t number, dim3 grid) {
+  const uint64_t row = number / grid.x;
+  return dim3(
+      static_cast<unsigned int>(number % grid.x),
+      static_cast<unsigned int>(row % grid.y),
+      static_cast<unsigned int>(row / grid.y));
+}
+
+// Runs kernel<<<grid, block, shared_bytes>>>(arguments...) to its end. Throws what a thread threw.
+template <typename... Parameters, typename... Arguments>
+void launch(
+    dim3 grid,
+    dim3 block,
+    size_t shared_bytes,
+    BlockOrder order,
+    void (*kernel)(Parameters...),
+    const Arguments&... arguments) {
+  const unsigned int threads = block.x * block.y * block.z;
+  const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
+  if (threads < 1 || threads > kMaxThreads) throw std::invalid_argument("cuda_on_cpu: 1 to 1024 threads a block");
+  if (blocks < 1 || grid.y > 65535 || grid.z > 65535) throw std::invalid_argument("cuda_on_cpu: bad grid");
+
+  Block state(threads, shared_bytes);
+  Barrier between_blocks(threads + 1);  // the threads and this one
+  std::mutex error_mutex;
+  std::exception_ptr error;
+  bool stop = false;
+
+  const auto run_thread = [&](unsigned int rank) {
+    current_block = &state;
+    blockDim = block;
+    gridDim = grid;
+    threadIdx = dim3(rank % block.x, rank / block.x % block.y, rank / block.x / block.y);
+    for (uint64_t step = 0; step < blocks; ++step) {
+      between_blocks.wait();
+      if (stop) return;
+      blockIdx = block_index(order == BlockOrder::ascending ? step : blocks - 1 - step, grid);
+      try {
+        kernel(static_cast<Parameters>(arguments)...);
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(error_mutex);
+        if (!error) error = std::current_exception();
+      }
+      warp().barrier.leave();
+      state.barrier.leave();
+      between_blocks.wait();
+    }
+  };
+
+  std::vector<std::thread> pool;
+  for (unsigned int rank = 0; rank < threads; ++rank) pool.emplace_back(run_thread, rank);
+  for (uint64_t step = 0; step < blocks && !stop; ++step) {
+    state.start();
+    between_blocks.wait();
+    between_blocks.wait();
+    if (error && step + 1 < blocks) {
+      stop = true;
+      between_blocks.wait();
+    }
+  }
+  for (std::thread& thread : pool) thread.join();
+  if (error) std::rethrow_exception(error);
+}
+
+// bfloat16 for machines without a CUDA toolkit: rounds to nearest even, as the GPU does.
+class BFloat16 {
+ public:
+  BFloat16() = default;
+  BFloat16(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    bits_ = static_cast<uint16_t>(nan ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  }
+  operator float() const {
+    const uint32_t bits = static_cast<uint32_t>(bits_) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+  }
+
+ private:
+  uint16_t bits_;
+};
+using Half = _Float16;
+
+}  // namespace cuda_on_cpu
+
+inline void __syncthreads() { cuda_on_cpu::current_block->barrier.wait(); }
+inline void __syncwarp(unsigned int mask = 0xffffffffu) {
+  cuda_on_cpu::require_full_mask(mask);
+  cuda_on_cpu::warp().barrier.wait();
+}
+
+template <typename T>
+T __shfl_sync(unsigned int mask, T value, int source) {
+  return cuda_on_cpu::exchange(mask, value, static_cast<unsigned int>(source) % cuda_on_cpu::kWarpSize);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned int mask, T value, int lane_mask) {
+  return cuda_on_cpu::exchange(mask, value, cuda_on_cpu::lane() ^ static_cast<unsigned int>(lane_mask));
+}
+// Lanes beyond either end keep their own value.
+template <typename T>
+T __shfl_down_sync(unsigned int mask, T value, unsigned int distance) {
+  const unsigned int source = cuda_on_cpu::lane() + distance;
+  return cuda_on_cpu::exchange(mask, value, source < cuda_on_cpu::kWarpSize ? source : cuda_on_cpu::lane());
+}
+template <typename T>
+T __shfl_up_sync(unsigned int mask, T value, unsigned int distance) {
+  const unsigned int lane = cuda_on_cpu::lane();
+  return cuda_on_cpu::exchange(mask, value, distance <= lane ? lane - distance : lane);
+}

@@ -1,0 +1,143 @@
+// short_conv on CUDA: one launch forward; backward one that writes grad_u and sums the parameters' gradients by
+// groups of rows, and one that adds the groups up in a fixed order: no atomics, deterministic.
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <torch/library.h>
+
+#include "../short_conv.h"
+#include "launch.cuh"
+#include "short_conv.cuh"
+
+namespace hyenarec {
+namespace {
+
+constexpr int64_t kForwardRun = 16;  // rows a thread slides over: enough to hide the halo, short enough to fill a GPU
+
+// An activation as rows of channels: its pointer and the distance of its rows. [B, L, D] and [total, D] alike; a
+// copy is made unless channels are contiguous and all rows evenly spaced.
+struct Rows {
+  at::Tensor tensor;
+  int64_t stride;
+
+  explicit Rows(const at::Tensor& source) : tensor(with_unit_channel_stride(source)) {
+    const int64_t dims = tensor.dim();
+    const bool even = dims == 2 || tensor.size(0) == 1 || tensor.stride(0) == tensor.size(1) * tensor.stride(1);
+    if (!even) tensor = tensor.contiguous();
+    stride = tensor.stride(dims - 2);
+  }
+};
+
+SequenceRows sequence_rows(const at::Tensor& u, const at::Tensor& offsets) {
+  if (offsets.defined()) {
+    TORCH_CHECK(offsets.size(0) > 1, "short_conv: offsets must hold a sequence for the rows of u, got none");
+    return {u.size(0), 0, offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1};
+  }
+  return {u.size(0) * u.size(1), u.size(1), nullptr, 0};
+}
+
+// offsets on the device, contiguous; undefined when padded.
+at::Tensor contiguous_offsets(const std::optional<at::Tensor>& offsets) {
+  return offsets ? offsets->contiguous() : at::Tensor();
+}
+
+template <typename scalar_t>
+bool aligned(const Rows& rows, int64_t channels) {
+  constexpr int64_t kVector = 16 / sizeof(scalar_t);
+  return channels % kVector == 0 && rows.stride % kVector == 0 &&
+         reinterpret_cast<uintptr_t>(rows.tensor.const_data_ptr()) % 16 == 0;
+}
+
+// Calls run(vector, taps) with integral constants: 16 bytes of channels or one channel, 4 or 8 taps.
+template <typename scalar_t, typename Run>
+void choose(bool vectors, int64_t width, const Run& run) {
+  using Wide = std::integral_constant<int, 16 / sizeof(scalar_t)>;
+  using Single = std::integral_constant<int, 1>;
+  using Four = std::integral_constant<int, 4>;
+  using Eight = std::integral_constant<int, 8>;
+  static_assert(kShortConvMaxWidth == 8);
+  if (vectors) {
+    width <= 4 ? run(Wide{}, Four{}) : run(Wide{}, Eight{});
+  } else {
+    width <= 4 ? run(Single{}, Four{}) : run(Single{}, Eight{});
+  }
+}
+
+at::Tensor short_conv_cuda(
+    const at::Tensor& u,
+    const at::Tensor& weight,
+    const std::optional<at::Tensor>& bias,
+    const std::optional<at::Tensor>& offsets) {
+  detail::check_short_conv_arguments(u, weight, bias, offsets);
+  const c10::cuda::CUDAGuard guard(u.device());
+  auto out = at::empty(u.sizes(), u.options());
+  if (out.numel() == 0) return out;
+
+  const int64_t channels = u.size(-1), width = weight.size(1);
+  const Rows input(u);
+  const auto taps = weight.contiguous();
+  const auto shifts = bias ? bias->contiguous() : at::Tensor();
+  const auto bounds = contiguous_offsets(offsets);
+  const auto rows = sequence_rows(u, bounds);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "short_conv", [&] {
+    using param_t = accumulate_t<scalar_t>;
+    choose<scalar_t>(aligned<scalar_t>(input, channels), width, [&](auto vector, auto tap_count) {
+      const auto shape = short_conv_shape(rows.rows, channels, vector(), kForwardRun, 0);
+      launch(
+          shape.launch, short_conv_forward<scalar_t, vector(), tap_count()>,
+          rows, channels, width, shape.channel_tiles, shape.run, input.tensor.const_data_ptr<scalar_t>(),
+          input.stride, taps.const_data_ptr<param_t>(),
+          shifts.defined() ? shifts.const_data_ptr<param_t>() : nullptr, out.mutable_data_ptr<scalar_t>());
+    });
+  });
+  return out;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_cuda(
+    const at::Tensor& grad,
+    const at::Tensor& u,
+    const at::Tensor& weight,
+    bool has_bias,
+    const std::optional<at::Tensor>& offsets) {
+  detail::check_short_conv_backward_arguments(grad, u, weight, offsets);
+  const c10::cuda::CUDAGuard guard(u.device());
+  const int64_t channels = u.size(-1), width = weight.size(1);
+  const int64_t biases = has_bias ? channels : 0;
+  auto grad_u = at::empty(u.sizes(), u.options());
+  if (u.numel() == 0)
+    return {grad_u, at::zeros({channels, width}, weight.options()), at::zeros({biases}, weight.options())};
+
+  const Rows input(u), output(grad);
+  const auto taps = weight.contiguous();
+  const auto bounds = contiguous_offsets(offsets);
+  const auto rows = sequence_rows(u, bounds);
+  auto grad_weight = at::empty({channels, width}, weight.options());
+  auto grad_bias = at::empty({biases}, weight.options());
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "short_conv_backward", [&] {
+    using param_t = accumulate_t<scalar_t>;
+    const bool vectors = aligned<scalar_t>(input, channels) && aligned<scalar_t>(output, channels);
+    choose<scalar_t>(vectors, width, [&](auto vector, auto tap_count) {
+      const auto shape = short_conv_shape(rows.rows, channels, vector(), 0, sizeof(param_t));
+      const at::Tensor partial = at::empty({shape.groups, width + 1, channels}, weight.options());
+      launch(
+          shape.launch, short_conv_backward<scalar_t, vector(), tap_count()>,
+          rows, channels, width, shape.channel_tiles, shape.run, output.tensor.const_data_ptr<scalar_t>(),
+          output.stride, input.tensor.const_data_ptr<scalar_t>(), input.stride, taps.const_data_ptr<param_t>(),
+          grad_u.mutable_data_ptr<scalar_t>(), partial.mutable_data_ptr<param_t>());
+      launch(
+          short_conv_sum_shape(channels, width), short_conv_sum_groups<param_t>,
+          shape.groups, channels, width, partial.const_data_ptr<param_t>(),
+          grad_weight.mutable_data_ptr<param_t>(), has_bias ? grad_bias.mutable_data_ptr<param_t>() : nullptr);
+    });
+  });
+  return {grad_u, grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace hyenarec
+
+TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
+  m.impl("short_conv", hyenarec::short_conv_cuda);
+  m.impl("short_conv_backward", hyenarec::short_conv_backward_cuda);
+}

@@ -1,0 +1,169 @@
+"""A training run on disk: one safetensors file, always whole, with all that an exact continuation needs.
+
+The tensors' names begin with the part of the run that they belong to (`model.`, `best.`, `optimizer.`,
+`random.`); configuration and progress lie beside them as JSON in the file's metadata. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from hyenarec.files import replacing
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+FORMAT = "hyenarec-checkpoint-1"
+MAY_CHANGE = ("epochs", "patience", "checkpoint_every", "output_dir", "resume", "overwrite")
+"""Settings a resumed run may change: they say how far and where to, not what is computed at a step."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands, next to its tensors.
+
+    Attributes:
+        epoch: finished epochs; the run continues in the epoch of this number (counted from 0).
+        step: steps taken of that epoch.
+        total_steps: steps taken since the beginning; the learning rate follows from it.
+        loss_sum: cross-entropy summed over the events of the unfinished epoch, all processes together.
+        events: predicted events of the unfinished epoch, all processes together.
+        epoch_seconds: time spent in the training steps of the unfinished epoch.
+        wall_seconds: time spent in the run before now, validations and checkpoints included.
+        best_score: best validation NDCG@10 so far; -1, below all, before the first validation.
+        best_epoch: finished epochs at that validation.
+        validated_epoch: finished epochs at the last validation.
+        loss_scale: state of the gradient scaler; empty but for fp16.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    total_steps: int = 0
+    loss_sum: float = 0.0
+    events: int = 0
+    epoch_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    best_score: float = -1.0
+    best_epoch: int = 0
+    validated_epoch: int = 0
+    loss_scale: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All of a run: its configuration, its progress and its tensors, by the part that they belong to.
+
+    Attributes:
+        config: the `TrainConfig` as nested dictionaries.
+        progress: position, best score, counters.
+        model: the model's state.
+        best: the model's state at the best validation; empty before the first.
+        optimizer: the optimiser's state, by `<number of the parameter>.<name>`.
+        random: states of the random generators, one row a process.
+    """
+
+    config: dict[str, Any]
+    progress: Progress
+    model: dict[str, Tensor]
+    best: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    random: dict[str, Tensor]
+
+
+PARTS = ("model", "best", "optimizer", "random")
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint; `path` is the old one or the new one, whole, at every moment."""
+    tensors = {
+        f"{part}.{name}": tensor.detach().cpu().contiguous()
+        for part in PARTS
+        for name, tensor in getattr(checkpoint, part).items()
+    }
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(checkpoint.config),
+        "progress": json.dumps(dataclasses.asdict(checkpoint.progress)),
+    }
+    with replacing(path) as partial:
+        safetensors.torch.save_file(tensors, partial, metadata)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads what `save_checkpoint` wrote, on the CPU.
+
+    Raises:
+        ValueError: the file is no checkpoint of this program.
+    """
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            for name in file.keys():  # noqa: SIM118
+                part, _, rest = name.partition(".")
+                parts.setdefault(part, {})[rest] = file.get_tensor(name)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} must be a checkpoint of a run, but it cannot be read: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} must be in the format {FORMAT}, got {metadata.get('format')!r}")
+    progress = Progress(**json.loads(metadata["progress"]))
+    return Checkpoint(json.loads(metadata["config"]), progress, *(parts[part] for part in PARTS))
+
+
+def require_same_config(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Refuses to continue a run under settings that would make it another run.
+
+    Raises:
+        ValueError: names the first setting that differs; those in `MAY_CHANGE` may.
+    """
+    before, now = dict(_flatten(saved)), dict(_flatten(json.loads(json.dumps(current))))
+    for name in (*now, *before):
+        if name not in MAY_CHANGE and before.get(name) != now.get(name):
+            raise ValueError(f"{name} must be {before.get(name)!r} to resume this run, got {now.get(name)!r}")
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors; its hyperparameters come from the configuration again."""
+    state = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Gives the optimiser the state that `pack_optimizer` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def random_state() -> dict[str, Tensor]:
+    """This process's random generators, as byte vectors."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_random_state(states: Mapping[str, Tensor]) -> None:
+    """Sets this process's random generators to what `random_state` took."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting with its dotted name."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -1,7 +1,7 @@
-"""Builds hyenarec._C and libhyenarec_ops.so with CMake (all of it is in CMakeLists.txt) and puts them in the package.
+"""Builds hyenarec._C and libhyenarec_ops.so with CMake, which knows how, and puts them into the package.
 
-Environment: HYENAREC_CUDA=0/1 forbids or insists on CUDA, TORCH_CUDA_ARCH_LIST names the GPUs, MAX_JOBS limits the
-parallel compilers, CMAKE_ARGS is passed on to CMake.
+Environment: HYENAREC_CUDA=0/1 forbids or insists on CUDA, TORCH_CUDA_ARCH_LIST names the GPUs, MAX_JOBS
+limits the parallel compilers, CMAKE_ARGS is passed on to CMake.
 """
 
 from __future__ import annotations
@@ -21,16 +21,10 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "build_backend"))
 
-from torch_location import TORCH_REQUIREMENT, find_torch, torch_version  # noqa: E402
+from hyenarec_environment import TORCH_REQUIREMENT, build_folder, find_torch, torch_version  # noqa: E402
 
 TORCH = find_torch()
-
-
-def build_folder() -> Path:
-    """A build tree for each Python and torch, so that several environments do not rebuild each other's."""
-    python = f"{sys.implementation.name}{sys.version_info.major}.{sys.version_info.minor}"
-    torch = torch_version(TORCH).replace("+", "-") if TORCH else "none"
-    return Path("build") / f"{python}-torch{torch}"
+BUILD = build_folder()
 
 
 def torch_requirement() -> str:
@@ -45,14 +39,15 @@ class CMakeBuild(build_ext):
     """Configures, builds and installs CMakeLists.txt into the package folder."""
 
     def run(self) -> None:
+        """What setuptools calls."""
         require_tools()
         in_place = self.inplace or self.editable_mode
         package = (ROOT if in_place else Path(self.build_lib).resolve()) / "hyenarec"
-        build = ROOT / build_folder() / "cmake"
+        build = ROOT / BUILD / "cmake"
         prefix = f"-DCMAKE_INSTALL_PREFIX={package}"
-        run(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", prefix, *cmake_definitions()])
-        run(["cmake", "--build", str(build), "--parallel", str(parallel_jobs())])
-        run(["cmake", "--install", str(build)])
+        run_cmake("-S", str(ROOT), "-B", str(build), "-G", "Ninja", prefix, *cmake_definitions())
+        run_cmake("--build", str(build), "--parallel", str(parallel_jobs()))
+        run_cmake("--install", str(build))
 
     def get_outputs(self) -> list[str]:
         """Nothing for setuptools to track: the files are in build_lib, or already in place."""
@@ -67,6 +62,7 @@ class FreshBuildPy(build_py):
     """Empties build_lib first: setuptools would put into the wheel what an earlier build left there."""
 
     def run(self) -> None:
+        """What setuptools calls."""
         if not self.editable_mode:
             shutil.rmtree(Path(self.build_lib) / "hyenarec", ignore_errors=True)
         super().run()
@@ -81,13 +77,18 @@ def require_tools() -> None:
             "(Debian/Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++) or name it in CXX."
         )
     for tool, package in (("cmake", "cmake>=3.25"), ("ninja", "ninja")):
-        if shutil.which(tool) is None:
-            raise SystemExit(f"hyenarec needs {tool} to build, and found none in PATH: pip install '{package}'.")
+        if find_tool(tool) is None:
+            raise SystemExit(f"hyenarec needs {tool} to build, and found none: pip install '{package}'.")
     if TORCH is None:
         raise SystemExit(
-            f"hyenarec is compiled against torch, and found none: pip install '{TORCH_REQUIREMENT}', or leave out "
-            "--no-build-isolation, which makes pip fetch it."
+            f"hyenarec is compiled against torch, and found none: pip install '{TORCH_REQUIREMENT}', or "
+            "leave out --no-build-isolation, which makes pip fetch it."
         )
+
+
+def find_tool(name: str) -> str | None:
+    """A program in PATH or beside this Python: pip can run from an environment that is not activated."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
 def cmake_definitions() -> list[str]:
@@ -99,7 +100,7 @@ def cmake_definitions() -> list[str]:
     torch_stays = str(TORCH).startswith(sys.prefix) and "pip-build-env" not in str(TORCH)
     return [
         "-DHYENAREC_PYTHON=ON",
-        f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",  # an isolated build's ninja vanishes, too
+        f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",  # an isolated build's ninja vanishes, too
         f"-DHYENAREC_LIBTORCH={TORCH}",
         f"-DHYENAREC_ABSOLUTE_RPATH={'ON' if torch_stays else 'OFF'}",
         f"-DPython_EXECUTABLE={sys.executable}",
@@ -111,7 +112,7 @@ def cmake_definitions() -> list[str]:
 
 
 def parallel_jobs() -> int:
-    """MAX_JOBS, else one compiler a core, but no more than the memory holds: torch's headers take 2 GiB each."""
+    """MAX_JOBS, else one compiler a core, but no more than memory holds: torch's headers take 2 GiB each."""
     if os.environ.get("MAX_JOBS"):
         return max(1, int(os.environ["MAX_JOBS"]))
     cores = len(os.sched_getaffinity(0)) if platform.system() == "Linux" else (os.cpu_count() or 1)
@@ -119,17 +120,17 @@ def parallel_jobs() -> int:
     return max(1, min(cores, memory // 2**31))
 
 
-def run(command: list[str]) -> None:
-    """Runs a command; its own output has told what went wrong if it fails."""
-    status = subprocess.run(command, check=False).returncode
+def run_cmake(*arguments: str) -> None:
+    """Runs CMake; its own output has told what went wrong if it fails."""
+    status = subprocess.run([find_tool("cmake") or "cmake", *arguments], check=False).returncode
     if status != 0:
-        raise SystemExit(f"hyenarec: {command[0]} {command[1]} failed with status {status}, see its message above.")
+        raise SystemExit(f"hyenarec: cmake {arguments[0]} failed (status {status}), see its message above.")
 
 
 setup(
     ext_modules=[Extension("hyenarec._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild, "build_py": FreshBuildPy},
-    options={"build": {"build_base": str(build_folder())}},
+    options={"build": {"build_base": str(BUILD)}},
     install_requires=[
         torch_requirement(),
         "numpy>=1.26",

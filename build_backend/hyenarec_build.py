@@ -1,16 +1,16 @@
-"""The build backend of pyproject.toml: setuptools, plus torch as a build requirement only where there is none.
+"""The build backend of pyproject.toml: setuptools, plus torch as a requirement only where there is none.
 
-A torch in pyproject.toml's `requires` would make pip download another one into its isolated environment, and the
-extension would be compiled against that one instead of the one that it will run with.
+A torch in pyproject.toml's `requires` would make pip download another one into its isolated environment,
+and the extension would be compiled against that one instead of the one that it will run with.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from hyenarec_environment import TORCH_REQUIREMENT, find_torch
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  (a backend is a module with the hooks of PEP 517 and PEP 660)
-from torch_location import TORCH_REQUIREMENT, find_torch
 
 
 def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Builds the consumer against an installed HyenaRec and compares what it prints with Python's torch.ops.hyenarec.
+"""Builds the consumer against an installed HyenaRec, compares its numbers with Python's torch.ops.hyenarec.
 
     python cpp_tests/consumer/compare.py [--prefix <folder given to cmake --install>]
 
@@ -75,15 +75,22 @@ def read_tensors(text: str) -> dict[str, torch.Tensor]:
 
 def build_consumer(prefix: Path, folder: Path) -> Path:
     """Configures and builds consumer/ against the HyenaRec below `prefix`; returns the program."""
-    configure = ["cmake", "-S", str(SOURCE), "-B", str(folder), "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}"]
-    for command in (
-        [*configure, f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_BUILD_TYPE=Release"],
-        ["cmake", "--build", str(folder)],
-    ):
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}")
+    definitions = [
+        f"-DCMAKE_PREFIX_PATH={prefix}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        "-DCMAKE_BUILD_TYPE=Release",
+    ]
+    run(["cmake", "-S", str(SOURCE), "-B", str(folder), *definitions])
+    run(["cmake", "--build", str(folder)])
     return folder / "consumer"
+
+
+def run(command: list[str]) -> str:
+    """Runs a command; returns what it printed to stdout, raises RuntimeError with all of it if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
+    return done.stdout
 
 
 def largest_differences(prefix: Path) -> dict[str, float]:
@@ -92,11 +99,7 @@ def largest_differences(prefix: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         program = build_consumer(prefix, Path(folder) / "build")
         write_tensors(Path(folder) / "inputs.txt", inputs)
-        command = [str(program), str(Path(folder) / "inputs.txt")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"the consumer failed: {done.stderr}")
-    printed = read_tensors(done.stdout)
+        printed = read_tensors(run([str(program), str(Path(folder) / "inputs.txt")]))
     expected = python_results(inputs)
     if printed.keys() != expected.keys():
         raise RuntimeError(f"the consumer printed {sorted(printed)}, expected {sorted(expected)}")

@@ -1,0 +1,235 @@
+// The public C++ functions of the operators: against the oracle tables forward and backward in every dtype
+// and on every device present, and their errors.
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <cstdlib>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "hyenarec.h"
+#include "oracle_tables.h"
+
+namespace {
+
+using Tensors = std::vector<at::Tensor>;
+
+// How an activation of a dtype is tested: parameters stay in float32 beside 16-bit activations. The tolerance
+// is relative to the largest expected number.
+struct Precision {
+  at::ScalarType activation;
+  at::ScalarType parameter;
+  double tolerance;
+};
+constexpr Precision kDouble{at::kDouble, at::kDouble, 1e-12};
+constexpr Precision kFloat{at::kFloat, at::kFloat, 5e-6};
+constexpr Precision kBFloat16{at::kBFloat16, at::kFloat, 1e-2};
+constexpr Precision kHalf{at::kHalf, at::kFloat, 2e-3};
+
+std::vector<oracle::Case> cases_of(const std::string& op) {
+  const char* folder = std::getenv("HYENAREC_ORACLE_TABLES");
+  if (folder == nullptr)
+    throw std::runtime_error("HYENAREC_ORACLE_TABLES is not set: run this through ctest");
+  return oracle::cases_of(folder, op);
+}
+
+std::vector<at::Device> devices() {
+  std::vector<at::Device> found{at::kCPU};
+  if (at::hasCUDA() && at::globalContext().hasCUDA() && at::detail::getCUDAHooks().deviceCount() > 0) {
+    found.emplace_back(at::kCUDA);
+  }
+  return found;
+}
+
+// A table as an argument: differentiable if it is of a floating type.
+at::Tensor argument(
+    const oracle::Case& tables, const std::string& name, at::Device device, at::ScalarType type) {
+  const at::Tensor tensor = at::tensor(tables[name].values, at::kDouble).view(tables[name].sizes);
+  return tensor.to(device, type).requires_grad_(at::isFloatingType(type));
+}
+
+std::optional<at::Tensor> optional_argument(
+    const oracle::Case& tables, const std::string& name, at::Device device, at::ScalarType type) {
+  if (!tables.has(name)) return std::nullopt;
+  return argument(tables, name, device, type);
+}
+
+void expect_close(
+    const oracle::Case& tables, const std::string& name, const at::Tensor& got, double tolerance) {
+  SCOPED_TRACE(tables.name() + ": " + name);
+  const at::Tensor expected = at::tensor(tables[name].values, at::kDouble).view(tables[name].sizes);
+  ASSERT_EQ(got.sizes(), expected.sizes());
+  if (expected.numel() == 0) return;
+  const double scale = 1 + expected.abs().max().item<double>();
+  const double error = (got.detach().to(at::kCPU, at::kDouble) - expected).abs().max().item<double>();
+  EXPECT_LE(error, tolerance * scale);
+}
+
+// Compares the output and every gradient. `names` are those of `arguments`; absent ones are undefined
+// tensors.
+void check_case(
+    const oracle::Case& tables,
+    const at::Tensor& out,
+    const std::vector<std::string>& names,
+    const Tensors& arguments,
+    Precision precision) {
+  expect_close(tables, "out", out, precision.tolerance);
+  Tensors inputs;
+  std::vector<std::string> input_names;
+  for (size_t i = 0; i < names.size(); ++i) {
+    if (!arguments[i].defined()) continue;
+    inputs.push_back(arguments[i]);
+    input_names.push_back(names[i]);
+  }
+  const at::Tensor grad = argument(tables, "grad", out.device(), out.scalar_type()).detach();
+  const Tensors grads = torch::autograd::grad({out}, inputs, {grad});
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    EXPECT_EQ(grads[i].scalar_type(), inputs[i].scalar_type());
+    expect_close(tables, "grad_" + input_names[i], grads[i], precision.tolerance);
+  }
+}
+
+std::vector<Precision> precisions(at::Device device) {
+  std::vector<Precision> all{kDouble, kFloat, kBFloat16};
+  if (device.is_cuda()) all.push_back(kHalf);
+  return all;
+}
+
+// Runs `call`, which must throw an error that holds every one of `words`.
+void expect_error(const std::function<void()>& call, const std::vector<std::string>& words) {
+  try {
+    call();
+  } catch (const c10::Error& error) {
+    const std::string message = error.what_without_backtrace();
+    for (const std::string& word : words) {
+      EXPECT_NE(message.find(word), std::string::npos) << "'" << word << "' is missing in: " << message;
+    }
+    return;
+  }
+  ADD_FAILURE() << "no error, expected one with '" << words.front() << "'";
+}
+
+TEST(LegendreKernel, AgreesWithTheOracle) {
+  for (const at::Device device : devices()) {
+    for (const Precision precision : {kDouble, kFloat}) {
+      for (const oracle::Case& tables : cases_of("legendre_kernel")) {
+        const at::Tensor coeffs = argument(tables, "coeffs", device, precision.parameter);
+        const at::Tensor decay = argument(tables, "decay", device, precision.parameter);
+        const at::Tensor out =
+            hyenarec::legendre_kernel(coeffs, decay, tables.integer("horizon"), tables.integer("length"));
+        check_case(tables, out, {"coeffs", "decay"}, {coeffs, decay}, precision);
+      }
+    }
+  }
+}
+
+TEST(FftConv, AgreesWithTheOracle) {
+  for (const at::Device device : devices()) {
+    for (const Precision precision : precisions(device)) {
+      for (const oracle::Case& tables : cases_of("fft_conv")) {
+        const at::Tensor u = argument(tables, "u", device, precision.activation);
+        const at::Tensor kernel = argument(tables, "kernel", device, precision.parameter);
+        const auto skip = optional_argument(tables, "skip", device, precision.parameter);
+        const auto pre_gate = optional_argument(tables, "pre_gate", device, precision.activation);
+        const auto post_gate = optional_argument(tables, "post_gate", device, precision.activation);
+        const at::Tensor out = hyenarec::fft_conv(u, kernel, skip, pre_gate, post_gate);
+        EXPECT_EQ(out.scalar_type(), precision.activation);
+        EXPECT_TRUE(out.is_contiguous());
+        check_case(
+            tables, out, {"u", "kernel", "skip", "pre_gate", "post_gate"},
+            {u, kernel, skip.value_or(at::Tensor()), pre_gate.value_or(at::Tensor()),
+             post_gate.value_or(at::Tensor())},
+            precision);
+      }
+    }
+  }
+}
+
+TEST(ShortConv, AgreesWithTheOracle) {
+  for (const at::Device device : devices()) {
+    for (const Precision precision : precisions(device)) {
+      for (const oracle::Case& tables : cases_of("short_conv")) {
+        const at::Tensor u = argument(tables, "u", device, precision.activation);
+        const at::Tensor weight = argument(tables, "weight", device, precision.parameter);
+        const auto bias = optional_argument(tables, "bias", device, precision.parameter);
+        const auto offsets = optional_argument(tables, "offsets", device, at::kLong);
+        const at::Tensor out = hyenarec::short_conv(u, weight, bias, offsets);
+        EXPECT_EQ(out.scalar_type(), precision.activation);
+        EXPECT_TRUE(out.is_contiguous());
+        check_case(tables, out, {"u", "weight", "bias"}, {u, weight, bias.value_or(at::Tensor())}, precision);
+      }
+    }
+  }
+}
+
+TEST(FftConv, IsTheSameForStridedArguments) {
+  const at::Tensor wide = at::randn({2, 30, 10});
+  const at::Tensor u = wide.slice(2, 0, 5), gate = wide.slice(2, 5, 10);
+  const at::Tensor kernel = at::randn({30, 5}).t();
+  const at::Tensor strided = hyenarec::fft_conv(u, kernel, std::nullopt, gate, gate);
+  const at::Tensor dense = hyenarec::fft_conv(
+      u.contiguous(), kernel.contiguous(), std::nullopt, gate.contiguous(), gate.contiguous());
+  EXPECT_TRUE(at::equal(strided, dense));
+}
+
+TEST(LegendreKernel, NamesWhatIsWrong) {
+  const at::Tensor coeffs = at::randn({4, 3}), decay = at::rand({4});
+  expect_error([&] { hyenarec::legendre_kernel(coeffs[0], decay, 5, 5); }, {"coeffs", "[D, N]"});
+  expect_error([&] { hyenarec::legendre_kernel(coeffs, at::rand({5}), 5, 5); }, {"decay", "[5]"});
+  expect_error([&] { hyenarec::legendre_kernel(coeffs, decay.to(at::kDouble), 5, 5); }, {"decay"});
+  expect_error([&] { hyenarec::legendre_kernel(coeffs, decay, 0, 0); }, {"horizon"});
+  expect_error([&] { hyenarec::legendre_kernel(coeffs, decay, 5, 6); }, {"length"});
+  expect_error([&] { hyenarec::legendre_kernel(coeffs, -1 - decay, 5, 5); }, {"decay"});
+}
+
+TEST(FftConv, NamesWhatIsWrong) {
+  const at::Tensor u = at::randn({2, 6, 4}), kernel = at::randn({4, 6});
+  expect_error([&] { hyenarec::fft_conv(u[0], kernel); }, {"u", "[6, 4]"});
+  expect_error([&] { hyenarec::fft_conv(u.to(at::kInt), kernel); }, {"u"});
+  expect_error([&] { hyenarec::fft_conv(u, at::randn({5, 6})); }, {"kernel", "[5, 6]"});
+  expect_error([&] { hyenarec::fft_conv(u, kernel, at::randn({3})); }, {"skip", "[3]"});
+  expect_error([&] { hyenarec::fft_conv(u, kernel, std::nullopt, at::randn({2, 6, 3})); }, {"pre_gate"});
+  expect_error(
+      [&] {
+        hyenarec::fft_conv(u, kernel, std::nullopt, std::nullopt, at::randn({2, 5, 4}));
+      },
+      {"post_gate"});
+}
+
+TEST(ShortConv, NamesWhatIsWrong) {
+  const at::Tensor u = at::randn({2, 6, 4}), weight = at::randn({4, 3});
+  expect_error([&] { hyenarec::short_conv(u, at::randn({4, 9})); }, {"weight", "[4, 9]"});
+  expect_error([&] { hyenarec::short_conv(u, at::randn({3, 3})); }, {"weight", "[3, 3]"});
+  expect_error([&] { hyenarec::short_conv(u, weight, at::randn({2})); }, {"bias", "[2]"});
+  const at::Tensor packed = at::randn({6, 4});
+  const auto offsets = [](std::vector<int64_t> values) { return at::tensor(values, at::kLong); };
+  expect_error([&] { hyenarec::short_conv(packed, weight, std::nullopt, at::zeros({3})); }, {"offsets"});
+  expect_error(
+      [&] {
+        hyenarec::short_conv(packed, weight, std::nullopt, offsets({0, 4, 2, 6}));
+      },
+      {"offsets"});
+  expect_error([&] { hyenarec::short_conv(packed, weight, std::nullopt, offsets({0, 5})); }, {"offsets"});
+}
+
+TEST(Checks, AlsoRunInInferenceMode) {
+  const c10::InferenceMode guard;
+  const at::Tensor u = at::randn({2, 6, 4});
+  expect_error([&] { hyenarec::fft_conv(u, at::randn({5, 6})); }, {"kernel", "[5, 6]"});
+  expect_error([&] { hyenarec::short_conv(u, at::randn({3, 3})); }, {"weight", "[3, 3]"});
+  expect_error([&] { hyenarec::legendre_kernel(at::randn({4, 3}), at::rand({5}), 5, 5); }, {"decay", "[5]"});
+}
+
+TEST(Gradients, OfGradientsRaise) {
+  const at::Tensor u = at::randn({2, 6, 4}, at::kDouble).requires_grad_(true);
+  const at::Tensor kernel = at::randn({4, 6}, at::kDouble).requires_grad_(true);
+  const at::Tensor loss = hyenarec::fft_conv(u, kernel).square().sum();
+  const Tensors grads = torch::autograd::grad({loss}, {u}, {}, std::nullopt, /*create_graph=*/true);
+  expect_error([&] { torch::autograd::grad({grads[0].sum()}, {kernel}); }, {"fft_conv"});
+}
+
+}  // namespace

@@ -1,0 +1,194 @@
+"""`hyenarec doctor`: how this installation was made, and whether its operators compute what they should."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hyenarec import ops, reference
+from hyenarec._extension import EXTENSION, __version__
+
+Arguments = dict[str, "Tensor | int"]
+
+# Largest error that passes, relative to the largest expected number; an error in a formula costs far more.
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """One operator with its oracle and arguments, in float64 on the CPU."""
+
+    name: str
+    operator: Callable[..., Tensor]
+    oracle: Callable[..., Tensor]
+    arguments: Arguments
+    activations: tuple[str, ...] = ()  # the arguments that may have 16 bits; the others are parameters
+
+
+def self_tests() -> list[SelfTest]:
+    """Every operator, with sizes that are no multiple of a block or vector, and every optional argument."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator, dtype=torch.float64)
+
+    batch, length, channels, horizon = 3, 77, 19, 100
+    legendre: Arguments = {
+        "coeffs": normal(channels, 17),
+        "decay": normal(channels).abs() / 10,
+        "horizon": horizon,
+        "length": length,
+    }
+    convolution: Arguments = {
+        "u": normal(batch, length, channels),
+        "kernel": normal(channels, horizon),
+        "skip": normal(channels),
+        "pre_gate": normal(batch, length, channels),
+        "post_gate": normal(batch, length, channels),
+    }
+    padded: Arguments = {
+        "u": normal(batch, length, channels),
+        "weight": normal(channels, 3),
+        "bias": normal(channels),
+    }
+    packed: Arguments = {
+        "u": normal(length, channels),
+        "weight": normal(channels, 4),
+        "bias": normal(channels),
+        "offsets": torch.tensor([0, 5, 5, 60, length]),
+    }
+    gated = ("u", "pre_gate", "post_gate")
+    return [
+        SelfTest("legendre_kernel", ops.legendre_kernel, reference.legendre_kernel, legendre),
+        SelfTest("fft_conv", ops.fft_conv, reference.fft_conv, convolution, gated),
+        SelfTest("short_conv", ops.short_conv, reference.short_conv, padded, ("u",)),
+        SelfTest("short_conv, packed", ops.short_conv, reference.short_conv, packed, ("u",)),
+    ]
+
+
+def evaluate(function: Callable[..., Tensor], arguments: Arguments) -> tuple[Tensor, list[Tensor]]:
+    """The output, and the gradients of its weighted sum with respect to every floating argument."""
+    leaves = {
+        name: value.detach().requires_grad_()
+        for name, value in arguments.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+    out = function(**(arguments | leaves))
+    weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).reshape(out.shape)
+    grads = torch.autograd.grad(out, list(leaves.values()), weights.to(out.device, out.dtype))
+    return out.detach(), list(grads)
+
+
+def largest_error(test: SelfTest, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Largest errors of output and gradients against the oracle, relative to the largest expected number.
+
+    The oracle gets the same rounded arguments, in float64.
+    """
+    parameter = torch.float64 if dtype == torch.float64 else torch.float32
+    rounded: Arguments = {}
+    for name, value in test.arguments.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            rounded[name] = value.to(device, dtype if name in test.activations else parameter)
+        else:
+            rounded[name] = value.to(device) if isinstance(value, Tensor) else value
+    exact = {
+        name: value.to("cpu", torch.float64 if value.is_floating_point() else value.dtype)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in rounded.items()
+    }
+    got, got_grads = evaluate(test.operator, rounded)
+    expected, expected_grads = evaluate(test.oracle, exact)
+    backward = [relative_error(*pair) for pair in zip(got_grads, expected_grads, strict=True)]
+    return relative_error(got, expected), float(torch.tensor(backward).max())
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference over the largest expected magnitude; NaN if `got` holds one."""
+    difference = (got.to("cpu", torch.float64) - expected).abs().max()
+    return float(difference / expected.abs().max())
+
+
+def devices() -> list[torch.device]:
+    """The devices that the operators have kernels for and that are present."""
+    cuda = range(torch.cuda.device_count()) if EXTENSION.with_cuda else range(0)
+    return [torch.device("cpu"), *(torch.device("cuda", index) for index in cuda)]
+
+
+def self_test_lines() -> Iterator[tuple[bool, str]]:
+    """Runs every operator in every dtype on every device; yields whether it passed, and a line that says so."""
+    tests = self_tests()
+    for device in devices():
+        for test in tests:
+            dtypes = [torch.float64, torch.float32]
+            if test.activations:
+                dtypes += [torch.bfloat16] + ([torch.float16] if device.type == "cuda" else [])
+            for dtype in dtypes:
+                line = f"  {test.name:18} {device!s:7} {str(dtype).removeprefix('torch.'):9}"
+                try:
+                    forward, backward = largest_error(test, device, dtype)
+                except RuntimeError as error:
+                    yield False, f"{line} FAILED: {error}"
+                    continue
+                # Written so that NaN is wrong.
+                passed = forward <= TOLERANCES[dtype] and backward <= TOLERANCES[dtype]
+                verdict = "ok" if passed else f"WRONG, at most {TOLERANCES[dtype]:.0e} is allowed"
+                yield passed, f"{line} forward {forward:.1e}  backward {backward:.1e}  {verdict}"
+
+
+def describe() -> Iterator[str]:
+    """What is installed, line by line."""
+    yield f"hyenarec {__version__} in {Path(__file__).parent}"
+    yield f"Python {platform.python_version()} on {platform.platform()}"
+    yield f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}"
+    cuda = "without CUDA"
+    if EXTENSION.with_cuda:
+        cuda = f"with CUDA {EXTENSION.cuda_version}"
+    yield f"extension: compiled against torch {EXTENSION.torch_version} by {EXTENSION.compiler}, {cuda}"
+    yield f"CPU: {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        yield f"GPU {index}: {torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
+    if torch.cuda.device_count() and not EXTENSION.with_cuda:
+        yield (
+            "the operators run on the CPU only: they were compiled without CUDA. With nvcc in PATH or CUDA_HOME, "
+            "reinstall with HYENAREC_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."
+        )
+    for tool in ("c++", "nvcc"):
+        yield f"{tool}: {tool_version(tool)}"
+
+
+def tool_version(tool: str) -> str:
+    """The line of `<tool> --version` that holds its version."""
+    path = shutil.which(tool)
+    if path is None:
+        return "not found (needed to build only)"
+    lines = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.split(
+        "\n"
+    )
+    return next((line for line in lines if "release" in line), lines[0])
+
+
+def main() -> int:
+    """Prints the installation and runs the self-test; returns the exit status, 1 if an operator is wrong."""
+    for line in describe():
+        print(line)
+    print("self-test: largest errors against hyenarec.reference, relative to the largest expected number")
+    all_passed = True
+    for passed, line in self_test_lines():
+        print(line, flush=True)
+        all_passed = all_passed and passed
+    print("every operator agrees with its oracle" if all_passed else "hyenarec doctor: an operator is WRONG")
+    return 0 if all_passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -21,7 +21,7 @@ void check_cpu_activation_type(const Argument& argument) {
 void check_type(const Argument& argument, c10::ScalarType expected, const char* why) {
   const auto type = argument.tensor.scalar_type();
   TORCH_CHECK(
-      type == expected, argument.op, ": ", argument.name, " must be ", expected, " ", why, ", got ", type);
+      type == expected, argument.op, ": ", argument.name, " must be ", expected, *why ? " " : "", why, ", got ", type);
 }
 
 void check_device(const Argument& argument, const Argument& other) {

@@ -23,7 +23,7 @@ inline c10::ScalarType parameter_type(c10::ScalarType activation) {
 void check_activation_type(const Argument& argument);
 void check_cpu_activation_type(const Argument& argument);
 
-// `why` ends the sentence, as in "like u".
+// `why` says where the expectation comes from, as in "like u"; it may be empty.
 void check_type(const Argument& argument, c10::ScalarType expected, const char* why);
 void check_device(const Argument& argument, const Argument& other);
 

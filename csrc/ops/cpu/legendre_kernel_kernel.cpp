@@ -20,7 +20,7 @@ constexpr int64_t kTile = 64;         // lags at a time: their basis stays in th
 constexpr int64_t kChannelGrain = 8;  // fewer channels a thread would not pay for the basis
 
 void check_decay_values(const char* op, const at::Tensor& decay) {
-  AT_DISPATCH_FLOATING_TYPES(decay.scalar_type(), op, [&] {
+  AT_DISPATCH_FLOATING_TYPES(decay.scalar_type(), "decay", [&] {
     const auto contiguous = decay.contiguous();
     const auto* values = contiguous.const_data_ptr<scalar_t>();
     for (int64_t d = 0; d < decay.size(0); ++d) {

@@ -115,7 +115,7 @@ def _read_fast(path: Path, layout: Layout, timestamp_type: pa.DataType) -> Event
         pyarrow.csv.open_csv(
             stream,
             pyarrow.csv.ReadOptions(
-                block_size=_BLOCK_BYTES, skip_rows=int(layout.header), column_names=names, use_threads=False
+                block_size=_BLOCK_BYTES, skip_rows=int(layout.header), column_names=names
             ),
             pyarrow.csv.ParseOptions(
                 delimiter=layout.delimiter or _blank_or_tab(path), quote_char='"' if layout.quoted else False

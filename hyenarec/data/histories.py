@@ -18,7 +18,9 @@ def ragged_indices(starts: Int64Array, lengths: Int64Array) -> Int64Array:
     """Concatenate the ranges ``[starts[i], starts[i] + lengths[i])`` into one index array, without a loop."""
     ends = np.cumsum(lengths, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    indices: Int64Array = np.arange(total, dtype=np.int64)
+    indices += np.repeat(starts - (ends - lengths), lengths)
+    return indices
 
 
 def offsets_of(lengths: NDArray[Any]) -> Int64Array:

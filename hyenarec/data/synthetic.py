@@ -4,15 +4,15 @@ The process, for each user on its own:
 
 - The items are divided into topics, and the items of a topic form a ring.
 - A user holds one taste, a topic, at a time; now and then it takes up another, popular ones more often.
-- An event either goes on a *burst*, with the item after the last one on its ring, or it is a *turn*. A burst that
-  has begun tends to go on.
+- An event either goes on a *burst*, with the item after the last one on its ring, or it is a *turn*. A burst
+  that has begun tends to go on.
 - A turn is either a *return* of the item that came ``period`` turns ago, or a *fresh* draw of any item of the
-  taste's topic. So a user goes through a repertoire of ``period`` items round after round, and its tastes drift
-  into it.
+  taste's topic. So a user goes through a repertoire of ``period`` items round after round, and its tastes
+  drift into it.
 
-The last event tells about bursts and the last twenty or so about the taste, but what returns lies a whole round
-back, about ``period`` / (share of turns) events: with the defaults 64, give or take 5, for the bursts in between
-vary. `best_achievable` says what each memory is worth.
+The last event tells about bursts and the last twenty or so about the taste, but what returns lies a whole
+round back, about ``period`` / (share of turns) events: with the defaults 64, give or take 5, for the bursts
+in between vary. `best_achievable` says what each memory is worth.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class SyntheticProcess:
                 raise ValueError(f"{name} must be a probability, got {getattr(self, name)}")
         if not 3 <= self.min_events <= self.max_events:
             raise ValueError(
-                f"min_events must be at least 3 and at most max_events = {self.max_events}, got {self.min_events}"
+                f"min_events must lie from 3 to max_events = {self.max_events}, got {self.min_events}"
             )
 
     @property
@@ -165,10 +165,10 @@ def best_achievable(
     """Expected HR@k, NDCG@k and MRR@k of the best possible ranking that may repeat items of the history.
 
     It orders the items by their true probability to come next, given the items of the history and all that is
-    hidden: the tastes, and which events were turns, returns and bursts. Nobody who sees the items alone can expect
-    more. With ``last_events`` it is still told all that is hidden, but sees no more than the items of the last so
-    many events, so no model with that short a memory can expect more: an item due to return that is out of sight
-    is, for it, any item of the taste that it was once drawn from.
+    hidden: the tastes, and which events were turns, returns and bursts. Nobody who sees the items alone can
+        expect more. With ``last_events`` it is still told all that is hidden, but sees no more than the items
+        of the last so many events, so no model with that short a memory can expect more: an item due to
+        return that is out of sight is, for it, any item of the taste that it was once drawn from.
 
     Args:
         process: parameters and seed of the histories.
@@ -177,8 +177,8 @@ def best_achievable(
         target: the event to be found: -1 a user's last, as in leave-one-out's test, -2 as in its validation.
 
     Returns:
-        {"HR@k": ..., "NDCG@k": ..., "MRR@k": ...}, averaged over the users. They are expectations: a ranking's
-        score on the one target that each user happens to have differs by chance.
+        {"HR@k": ..., "NDCG@k": ..., "MRR@k": ...}, averaged over the users. They are expectations: a
+        ranking's score on the one target that each user happens to have differs by chance.
     """
     simulation = simulate(process)
     discounts = {
@@ -242,5 +242,6 @@ def _draw_topics(process: SyntheticProcess, rng: np.random.Generator) -> NDArray
 
 
 def _next_on_ring(process: SyntheticProcess, items: NDArray[np.int32]) -> NDArray[np.int32]:
-    topic, position = np.divmod(items, process.topic_size)
-    return topic * process.topic_size + (position + 1) % process.topic_size
+    position = items % process.topic_size
+    following: NDArray[np.int32] = items - position + (position + 1) % process.topic_size
+    return following

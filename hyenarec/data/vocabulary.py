@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
+
+from hyenarec.files import write_atomically
 
 FILE_NAME = "vocabulary.safetensors"
 
@@ -59,7 +60,9 @@ class Vocabulary:
     def encode(self, item_ids: Any) -> NDArray[np.int32]:
         """Number external ids ``[n]`` (array, list, pyarrow array): int32 ``[n]``, 0 if unknown or null."""
         wanted = _id_array(item_ids)
-        if len(wanted) and wanted.type != self._ids.type:
+        if len(wanted) == 0:
+            return np.zeros(0, dtype=np.int32)
+        if wanted.type != self._ids.type:
             raise ValueError(f"item_ids must be {self._ids.type} as the vocabulary's, got {wanted.type}")
         found = pc.index_in(wanted, value_set=self._ids, skip_nulls=True)
         return np.asarray(pc.fill_null(found, -1), dtype=np.int32) + np.int32(1)
@@ -84,7 +87,7 @@ class Vocabulary:
             tensors: dict[str, NDArray[Any]] = {"item_bytes": bytes_, "item_offsets": offsets}
         else:
             tensors = {"item_ids": np.ascontiguousarray(self.item_ids)}
-        _write_atomically(target, save(tensors))
+        write_atomically(target, save(tensors))
         return target
 
     @classmethod
@@ -127,20 +130,3 @@ def _utf8(strings: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     offsets = np.frombuffer(offset_buffer, dtype=np.int64)[strings.offset : strings.offset + len(strings) + 1]
     bytes_ = np.frombuffer(data, dtype=np.uint8) if data is not None else np.zeros(0, dtype=np.uint8)
     return bytes_[offsets[0] : offsets[-1]].copy(), offsets - offsets[0]
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write beside ``path`` and rename, so that no reader ever sees half a file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -1,0 +1,184 @@
+"""Batches: packing, windows, determinism, ranks, resume."""
+
+import numpy as np
+import pytest
+import torch
+
+from hyenarec.data import (
+    Histories,
+    TrainingBatches,
+    Vocabulary,
+    evaluation_batches,
+    history_batches,
+    leave_one_out,
+)
+
+
+def make(rows, num_items=1000):
+    lengths = [len(row) for row in rows]
+    return Histories(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        items=np.array([item for row in rows for item in row], dtype=np.int32),
+        timestamps=None,
+        user_ids=np.arange(len(rows)),
+        vocabulary=Vocabulary(np.arange(num_items)),
+    )
+
+
+def random_histories(users=53, seed=0):
+    rng = np.random.default_rng(seed)
+    return make([rng.integers(1, 1000, rng.integers(0, 40)).tolist() for _ in range(users)])
+
+
+def windows_of(batch):
+    """A batch as (user, inputs, targets)."""
+    bounds = batch.offsets.tolist()
+    return [
+        (user, batch.items[first:last].tolist(), batch.targets[first:last].tolist())
+        for user, first, last in zip(batch.users.tolist(), bounds[:-1], bounds[1:], strict=True)
+    ]
+
+
+def epoch_of(batches, epoch, start_step=0):
+    return [windows_of(batch) for batch in batches.batches(epoch, start_step)]
+
+
+def test_last_window():
+    histories = make([[1, 2, 3, 4, 5], [6], [], [7, 8]])
+    batches = TrainingBatches(histories, max_len=3, batch_size=9, seed=0)
+    (batch,) = batches.batches(0)
+    assert sorted(windows_of(batch)) == [(0, [2, 3, 4], [3, 4, 5]), (3, [7], [8])]
+    assert {t.dtype for t in (batch.items, batch.offsets, batch.targets, batch.users)} == {torch.int64}
+    assert (batches.num_windows, batches.steps_per_epoch, batches.global_targets(0, 0)) == (2, 1, 4)
+
+
+def test_all_windows():
+    histories = make([[1, 2, 3, 4, 5, 6, 7, 8], [9], [10, 11, 12, 13]])
+    batches = TrainingBatches(histories, max_len=3, batch_size=9, seed=0, windows="all")
+    (batch,) = batches.batches(0)
+    assert sorted(windows_of(batch)) == [
+        (0, [1], [2]),
+        (0, [2, 3, 4], [3, 4, 5]),
+        (0, [5, 6, 7], [6, 7, 8]),
+        (2, [10, 11, 12], [11, 12, 13]),
+    ]
+
+
+@pytest.mark.parametrize("max_len", [1, 7, 39, 100])
+def test_all_windows_predict_every_event_once(max_len):
+    histories = random_histories()
+    batches = TrainingBatches(histories, max_len, batch_size=10, seed=3, windows="all")
+    predicted = {user: [] for user in range(histories.num_users)}
+    for step in epoch_of(batches, 0):
+        for user, inputs, targets in step:
+            assert inputs[1:] == targets[:-1] and 1 <= len(inputs) <= max_len
+            predicted[user].append(targets)
+    for user in range(histories.num_users):
+        events = histories[user].tolist()
+        assert sorted(t for targets in predicted[user] for t in targets) == sorted(events[1:])
+
+
+def test_an_epoch_has_every_window_once_in_steps_alike_in_size():
+    batches = TrainingBatches(random_histories(), max_len=8, batch_size=10, seed=1)
+    steps = epoch_of(batches, 0)
+    assert len(steps) == batches.steps_per_epoch == -(-batches.num_windows // 10)
+    sizes = [len(step) for step in steps]
+    assert max(sizes) <= 10 and max(sizes) - min(sizes) <= 1
+    users = [user for step in steps for user, _, _ in step]
+    assert len(set(users)) == len(users) == batches.num_windows
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    histories = random_histories()
+    batches = TrainingBatches(histories, max_len=8, batch_size=10, seed=1)
+    first = epoch_of(batches, 0)
+    assert epoch_of(batches, 1) != first
+    assert epoch_of(batches, 0) == first  # after another epoch, too
+    assert epoch_of(TrainingBatches(histories, max_len=8, batch_size=10, seed=1), 0) == first
+    assert epoch_of(TrainingBatches(histories, max_len=8, batch_size=10, seed=2), 0) != first
+
+
+def test_resume_from_any_step():
+    histories = random_histories()
+    whole = epoch_of(TrainingBatches(histories, max_len=8, batch_size=10, seed=1), 4)
+    for step in range(len(whole) + 1):
+        assert epoch_of(TrainingBatches(histories, max_len=8, batch_size=10, seed=1), 4, step) == whole[step:]
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_ranks_share_the_steps_of_one_process(world_size):
+    histories = random_histories()
+    alone = TrainingBatches(histories, max_len=8, batch_size=10, seed=1)
+    ranks = [
+        TrainingBatches(histories, max_len=8, batch_size=10, seed=1, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    shares = [epoch_of(rank, 2) for rank in ranks]
+    for number, step in enumerate(epoch_of(alone, 2)):
+        parts = [share[number] for share in shares]
+        assert sorted(window for part in parts for window in part) == sorted(step)
+        assert min(map(len, parts)) >= 1
+        targets = sum(len(targets) for _, _, targets in step)
+        assert all(rank.global_targets(2, number) == targets for rank in ranks)
+
+
+def test_batches_move_and_keep_their_fields():
+    (batch,) = TrainingBatches(make([[1, 2, 3]]), max_len=3, batch_size=1, seed=0).batches(0)
+    moved = batch.to("meta")
+    assert {t.device.type for t in (moved.items, moved.offsets, moved.targets, moved.users)} == {"meta"}
+    assert moved.items.shape == batch.items.shape
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
+def test_pinned_batches_reach_the_gpu():
+    (batch,) = TrainingBatches(make([[1, 2, 3]]), max_len=3, batch_size=1, seed=0).batches(0)
+    pinned = batch.pin_memory()
+    assert pinned.items.is_pinned() and pinned.targets.is_pinned()
+    assert windows_of(pinned.to("cuda", non_blocking=True)) == windows_of(batch)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"max_len": 0}, "max_len must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"rank": 2, "world_size": 2}, r"rank must lie in 0\.\.world_size - 1 = 1, got 2"),
+        ({"windows": "some"}, 'windows must be "last" or "all"'),
+        ({"batch_size": 1, "world_size": 2}, "a window for each of 2 ranks"),
+        ({"histories": make([[1], []])}, "at least two events"),
+        ({"histories": make([[1, 0]])}, "known items"),
+    ],
+)
+def test_errors(changes, message):
+    arguments = {"histories": random_histories(), "max_len": 8, "batch_size": 4, "seed": 0, **changes}
+    with pytest.raises(ValueError, match=message):
+        TrainingBatches(**arguments)
+
+
+def test_start_step_is_checked():
+    batches = TrainingBatches(random_histories(), max_len=8, batch_size=10, seed=1)
+    with pytest.raises(ValueError, match=r"start_step must lie in 0\.\."):
+        next(batches.batches(0, batches.steps_per_epoch + 1))
+
+
+def test_evaluation_batches_pack_the_last_items_of_every_row():
+    histories = random_histories()
+    targets = leave_one_out(histories).test
+    seen = {}
+    lengths = []
+    for batch in evaluation_batches(targets, max_len=9, batch_size=7):
+        assert batch.targets.eq(0).all() and len(batch.users) <= 7
+        for row, inputs, _ in windows_of(batch):
+            seen[row] = inputs
+            lengths.append(len(inputs))
+    assert seen == {row: histories[user][:-1][-9:].tolist() for row, user in enumerate(targets.users)}
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_history_batches_take_empty_rows_and_check_their_arguments():
+    offsets, items = np.array([0, 0, 2], dtype=np.int64), np.array([4, 5], dtype=np.int32)
+    (batch,) = history_batches(offsets, items, max_len=5, batch_size=5)
+    assert windows_of(batch) == [(1, [4, 5], [0, 0]), (0, [], [])]
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        next(history_batches(offsets, items, max_len=5, batch_size=0))

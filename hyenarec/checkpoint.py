@@ -124,7 +124,7 @@ def require_same_config(saved: Mapping[str, Any], current: Mapping[str, Any]) ->
     Raises:
         ValueError: names the first setting that differs; those in `MAY_CHANGE` may.
     """
-    before, now = dict(_flatten(saved)), dict(_flatten(json.loads(json.dumps(current))))
+    before, now = (dict(_flatten(json.loads(json.dumps(config)))) for config in (saved, current))
     for name in (*now, *before):
         if name not in MAY_CHANGE and before.get(name) != now.get(name):
             raise ValueError(f"{name} must be {before.get(name)!r} to resume this run, got {now.get(name)!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import signal
@@ -258,7 +259,8 @@ class TrainingRun:
         """Leaves nothing of an earlier run in the folder that a later resume could take for this one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
-        text = json.dumps(to_dict(self.config), indent=2) + "\n"
+        as_new = dataclasses.replace(self.config, resume=False, overwrite=False)
+        text = json.dumps(to_dict(as_new), indent=2) + "\n"
         write_atomically(self.folder / CONFIG_OF_RUN, text.encode())
 
     def _checkpoint_is_due(self) -> bool:

@@ -1,0 +1,245 @@
+"""The command `hyenarec`: each setting is an option, and may stand in a YAML file.
+
+jsonargparse, which makes the options from the dataclasses, is needed here alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import ArgumentParser as PlainParser
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser
+
+from hyenarec.config import DataConfig, Device, TrainConfig
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Where a saved model stands on held-out items, beside popularity and Markov counts.
+
+    Attributes:
+        model: folder of the saved model: a run's `output_dir`.
+        data: the events and their split; without options, those of the run.
+        seed: of synthetic data.
+        targets: the held-out items to rank; those of the test are for reporting, not for choosing.
+        k: length of the ranked list.
+        batch_size: users whose scores exist at one time.
+        device: `auto` takes a GPU where there is one, `cpu` leaves it alone.
+    """
+
+    model: str
+    data: DataConfig = field(default_factory=DataConfig)
+    seed: int = 0
+    targets: Literal["test", "validation"] = "test"
+    k: int = 10
+    batch_size: int = 256
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class RecommendOptions:
+    """The best next items for a user of the data, or after a history.
+
+    Attributes:
+        model: folder of the saved model: a run's `output_dir`.
+        user: the user's id in the data.
+        history: item ids, oldest first, between blanks; takes the place of a user.
+        k: number of items.
+        data: the events; without options, those of the run.
+        seed: of synthetic data.
+        device: `auto` takes a GPU where there is one, `cpu` leaves it alone.
+    """
+
+    model: str
+    user: str | None = None
+    history: str | None = None
+    k: int = 10
+    data: DataConfig = field(default_factory=DataConfig)
+    seed: int = 0
+    device: Device = "auto"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the process's exit status.
+
+    0 is success; 2 an argument, file or setting that does not fit, told in one sentence; 1 a failed computation
+    or self-test; 130 and 143 a run that Ctrl-C or SIGTERM has ended.
+
+    Args:
+        arguments: what follows `hyenarec` on the command line; the process's own by default.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words or os.environ.get("HYENAREC_DEBUG", "0") not in ("", "0")
+    words = [word for word in words if word != "--debug"]
+    parser = make_parser(saved_defaults(words))
+    options = parser.parse_args(words)
+    name = options.command
+    try:
+        return COMMANDS[name](parser.instantiate(options)[name])
+    except (ValueError, OSError, FloatingPointError) as error:
+        if debug:
+            raise
+        print(f"hyenarec {name}: {error}", file=sys.stderr)
+        return 1 if isinstance(error, FloatingPointError) else 2
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def make_parser(defaults: dict[str, Any]) -> ArgumentParser:
+    """The parser of all commands; `defaults` are what `evaluate` and `recommend` take from a saved run."""
+    parser = ArgumentParser(
+        prog="hyenarec",
+        description="Sequential recommendation for long histories.",
+        epilog="--debug, or HYENAREC_DEBUG=1, shows where an error came from.",
+    )
+    commands = parser.add_subcommands(dest="command")
+    train = _options_of("train", TrainConfig)
+    commands.add_subcommand("train", train, help="train a model and report its score")
+    for name, options, help_text in (
+        ("evaluate", EvaluateOptions, "rank held-out items with a saved model"),
+        ("recommend", RecommendOptions, "print the best next items"),
+    ):
+        subparser = _options_of(name, options)
+        subparser.set_defaults(defaults)
+        commands.add_subcommand(name, subparser, help=help_text)
+    commands.add_subcommand("doctor", ArgumentParser(), help="tell how the package was built, and test it")
+    return parser
+
+
+def saved_defaults(words: Sequence[str]) -> dict[str, Any]:
+    """Data and seed of the run whose folder `--model` names, as defaults of `evaluate` and `recommend`."""
+    from hyenarec.training_run import CONFIG_OF_RUN
+
+    first = PlainParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--model")
+    folder = first.parse_known_args(words)[0].model
+    path = Path(folder or "", CONFIG_OF_RUN)
+    if folder is None or not path.is_file():
+        return {}
+    saved = json.loads(path.read_text())
+    return {"seed": saved["seed"], **{f"data.{name}": value for name, value in saved["data"].items()}}
+
+
+def _options_of(name: str, config: type) -> ArgumentParser:
+    description = (config.__doc__ or "").partition("\n")[0]
+    parser = ArgumentParser(description=description, usage=f"hyenarec {name} [options]")
+    parser.add_argument("--config", action="config", help="YAML (or JSON) file of these settings")
+    parser.add_class_arguments(config)
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) is bool:
+            action.nargs, action.const = "?", True  # `--resume` alone means `--resume true`
+    return parser
+
+
+def _train(options: Any) -> int:
+    from hyenarec.train import train
+
+    train(TrainConfig(**_fields(options)))
+    return 0
+
+
+def _evaluate(options: Any) -> int:
+    from hyenarec.data import load_histories, split_histories
+    from hyenarec.evaluate import evaluate
+    from hyenarec.recommend import load
+    from hyenarec.report import evaluate_floors, text_table
+
+    chosen = EvaluateOptions(**_fields(options))
+    saved = load(chosen.model, _device(chosen.device))
+    split = split_histories(load_histories(chosen.data, chosen.seed), chosen.data)
+    if split.train.vocabulary != saved.vocabulary:
+        raise ValueError(
+            f"data must have the catalogue that the model was trained on, {len(saved.vocabulary)} items, got "
+            f"another one of {split.train.num_items}"
+        )
+    targets = split.test if chosen.targets == "test" else split.validation
+    max_len, exclude_history = saved.model.config.max_len, chosen.data.exclude_history
+    name, ks = f"{split.name} {chosen.targets}", (chosen.k,)
+    result = evaluate(
+        saved.model,
+        targets,
+        max_len=max_len,
+        exclude_history=exclude_history,
+        ks=ks,
+        batch_size=chosen.batch_size,
+        split=name,
+    )
+    floors = evaluate_floors(
+        split.train, targets, max_len=max_len, exclude_history=exclude_history, split=name, ks=ks
+    )
+    print(text_table({"HyenaRec": result, **floors}), split.leaks, sep="\n")
+    return 0
+
+
+def _recommend(options: Any) -> int:
+    from hyenarec.recommend import load
+
+    chosen = RecommendOptions(**_fields(options))
+    if (chosen.user is None) == (chosen.history is None):
+        raise ValueError(f"either user or history must be given, got {chosen.user!r} and {chosen.history!r}")
+    saved = load(chosen.model, _device(chosen.device))
+    if chosen.history is not None:
+        history: list[Any] = chosen.history.split()
+        if not saved.vocabulary.holds_strings:
+            history = [_integer("history", word) for word in history]
+    else:
+        history = _history_of(chosen)
+    best = saved.recommend(history, k=chosen.k, exclude_history=chosen.data.exclude_history)
+    for item, score in best:
+        print(f"{item}\t{score:.4f}")
+    return 0
+
+
+def _history_of(chosen: RecommendOptions) -> list[Any]:
+    """The events of one user of the data, as external item ids."""
+    from hyenarec.data import load_histories
+
+    histories = load_histories(chosen.data, chosen.seed)
+    whole = histories.user_ids.dtype.kind == "i"
+    user = _integer("user", chosen.user or "") if whole else chosen.user
+    found = np.flatnonzero(histories.user_ids == user)
+    if len(found) == 0:
+        raise ValueError(f"user must be one of the data's {histories.num_users} users, got {chosen.user!r}")
+    decoded: list[Any] = histories.vocabulary.decode(histories[int(found[0])]).tolist()
+    return decoded
+
+
+def _doctor(options: Any) -> int:
+    from hyenarec import doctor
+
+    return doctor.main()
+
+
+COMMANDS: dict[str, Callable[[Any], int]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "recommend": _recommend,
+    "doctor": _doctor,
+}
+
+
+def _fields(options: Any) -> dict[str, Any]:
+    """The parsed settings without the name of the file that some of them came from."""
+    return {name: value for name, value in vars(options).items() if name != "config"}
+
+
+def _device(name: Device) -> torch.device:
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu")
+
+
+def _integer(name: str, word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise ValueError(f"{name} must be whole numbers, as the ids of the data are, got {word!r}") from None

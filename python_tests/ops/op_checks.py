@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from hyenarec import ops, reference
 
@@ -150,7 +151,7 @@ class Op(torch.nn.Module):
 
 def assert_compiles_once(module: torch.nn.Module, inputs: list[tuple[Tensor, ...]], backend: str) -> None:
     """torch.compile(fullgraph=True) with backward: the eager numbers, one graph for all inputs."""
-    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+    counter = CompileCounterWithBackend(backend)
     torch._dynamo.reset()
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
     for arguments in inputs:

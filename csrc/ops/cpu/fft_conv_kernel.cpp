@@ -317,13 +317,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> fft_conv_
           if (needs_z) work.read(x, pre_signal, workspace.narrow(0, 0, tile.rows()));
           if (needs_h) work.read(g, post_signal, workspace.narrow(0, h_row, tile.rows()));
           const auto spectra = at::fft_rfft(workspace.narrow(0, 0, (needs_z + needs_h) * tile.rows()));
-          const auto z = spectra.narrow(0, 0, tile.rows()), h = spectra.narrow(0, h_row, tile.rows());
-          if (needs_correlation) work.correlate(z, h, sums, group);
+          const auto z = spectra.narrow(0, 0, tile.rows());
+          if (needs_correlation) work.correlate(z, spectra.narrow(0, h_row, tile.rows()), sums, group);
           if (needs_post) {
             work.filter(z, spectrum, 1);
             work.write(at::fft_irfft(z, plan.size), g, result_of<scalar_t>(post_grad));
           }
           if (needs_z_grad) {
+            const auto h = spectra.narrow(0, h_row, tile.rows());
             work.filter(h, spectrum, -1);
             const auto z_grad = at::fft_irfft(h, plan.size);
             if (needs_u) work.write(z_grad, pre_signal, result_of<scalar_t>(u_grad));

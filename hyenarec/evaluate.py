@@ -1,8 +1,10 @@
 """Rank every target among the whole catalogue, and sum the ranks up in figures that say how they were made.
 
 All V items are ranked, never a sample of them. Ties count against us: the rank of a target is 1 + the number
-of other items that score at least as much. An unknown target is a miss and not left out; scores that are not
-finite are an error and not a rank. A user's other targets stay in the list and compete, as in retrieval.
+of other items that score at least as much. A target that cannot be recommended, because the catalogue does
+not hold it or the excluded history does, is a miss: dropping it would flatter the figures, and keeping it in
+a list from which the rest of the history is gone would give it away. Scores that are not finite are an error
+and not a rank. A user's other targets stay in the list and compete, as in retrieval.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class Evaluation:
         num_users: evaluated users.
         without_history: users who had a target but no history, and so could not be evaluated.
         unknown_targets: targets that the catalogue does not hold; each is a miss.
+        excluded_targets: targets that are in the excluded history; each is a miss.
         ranks: of each user's targets, in the order of the targets' rows.
     """
 
@@ -49,6 +52,7 @@ class Evaluation:
     num_users: int
     without_history: int
     unknown_targets: int
+    excluded_targets: int
     ranks: Ranks = field(repr=False, compare=False)
 
     @property
@@ -64,6 +68,8 @@ class Evaluation:
         ]
         if self.unknown_targets:
             parts.append(f"{self.unknown_targets:,} unknown targets counted as misses")
+        if self.excluded_targets:
+            parts.append(f"{self.excluded_targets:,} targets in the excluded history counted as misses")
         if self.without_history:
             parts.append(f"{self.without_history:,} users without history left out")
         return ", ".join(parts)
@@ -78,6 +84,7 @@ class Evaluation:
             "num_users": self.num_users,
             "without_history": self.without_history,
             "unknown_targets": self.unknown_targets,
+            "excluded_targets": self.excluded_targets,
             "figures": {
                 name: {"mean": figure.mean, "low": figure.low, "high": figure.high}
                 for name, figure in self.figures.items()
@@ -108,7 +115,7 @@ def evaluate(
         recommender: scores the catalogue; a module is put in evaluation mode and then back in its own.
         targets: the users' histories and what came next.
         max_len: events of the history that the recommender sees, the last ones.
-        exclude_history: leave the items of a user's whole history out of the ranking, but never a target.
+        exclude_history: leave the items of a user's whole history out of the list; a target in it is a miss.
         ks: lengths of the list.
         batch_size: users whose scores exist at one time: memory is `batch_size` x V for any number of users.
         split: name of what is ranked, for the reader.
@@ -133,6 +140,7 @@ def evaluate(
     if distributed:
         values, num_items = _join_processes(values, num_items, targets, begin, device_of(recommender))
     ranks = Ranks(values, targets.target_offsets)
+    unknown = int((targets.target_items == 0).sum())
     return Evaluation(
         figures=_figures(ranks, ks, seed),
         split=split,
@@ -141,7 +149,8 @@ def evaluate(
         num_items=num_items,
         num_users=len(targets),
         without_history=targets.without_history,
-        unknown_targets=int((targets.target_items == 0).sum()),
+        unknown_targets=unknown,
+        excluded_targets=int((values == MISS).sum()) - unknown,
         ranks=ranks,
     )
 
@@ -186,25 +195,20 @@ def _rank_targets(
         if (column >= num_items).any():
             raise ValueError(f"targets must lie in 0..V = 0..{num_items}, got {column.max() + 1}")
         known = column >= 0
-        places = tuple(torch.from_numpy(index[known]).to(scores.device) for index in (row, column))
-        wanted = scores[places]
+        places = [torch.from_numpy(index[known]).to(scores.device) for index in (row, column)]
         if exclude_history:
-            scores = leave_out_history(scores, rows, targets.offsets, targets.items).index_put_(
-                places, wanted
-            )
-        ranks[target[known]] = _ranks_within(scores, places[0], wanted).cpu().numpy()
+            scores = leave_out_history(scores, rows, targets.offsets, targets.items)
+        ranks[target[known]] = _ranks_within(scores, *places).cpu().numpy()
     return ranks, num_items
 
 
-def _ranks_within(scores: Tensor, row: Tensor, wanted: Tensor) -> Tensor:
-    """How many items of its row score at least as much as each wanted one, which counts itself."""
-    counted = [
-        (scores[rows] >= least[:, None]).sum(dim=1, dtype=torch.int32)  # int64 takes four times as long
-        for rows, least in zip(
-            torch.split(row, TARGETS_PER_BLOCK), torch.split(wanted, TARGETS_PER_BLOCK), strict=True
-        )
-    ]
-    return torch.cat(counted).long()
+def _ranks_within(scores: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """The rank of each `scores[row[i], column[i]]` in its row; `MISS` where the item was left out (-inf)."""
+    wanted = scores[row, column]
+    blocks = zip(torch.split(row, TARGETS_PER_BLOCK), torch.split(wanted, TARGETS_PER_BLOCK), strict=True)
+    # The wanted item counts itself, so ranks begin at 1. A sum in int64 would take four times as long.
+    ranks = [(scores[rows] >= least[:, None]).sum(dim=1, dtype=torch.int32) for rows, least in blocks]
+    return torch.cat(ranks).long().masked_fill(wanted.isneginf(), MISS)
 
 
 def _join_processes(

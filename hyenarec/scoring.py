@@ -67,7 +67,9 @@ def score_blocks(
     if len(empty):
         raise ValueError(f"histories must hold at least one item, got none in row {empty[0]}")
     device = device_of(recommender)
-    largest = int(items.max(initial=0))
+    if items.min(initial=1) < 1:
+        raise ValueError(f"items must be known ones, from 1 on, got {items.min()}")
+    largest = items.max(initial=0)
     num_items: int | None = None
     for batch in history_batches(offsets, items, max_len, batch_size):
         rows = batch.users.numpy()

@@ -60,12 +60,12 @@ def slow_ranks(
     for history, relevant in zip(histories, wanted, strict=True):
         scores = {item + 1: float(score) for item, score in enumerate(table[history[-1]])}
         for target in relevant:
-            if target == 0:
+            if target == 0 or (exclude_history and target in history):
                 ranks.append(MISS)
                 continue
             rank = 1
             for item, score in scores.items():
-                left_out = exclude_history and item in history and item not in relevant
+                left_out = exclude_history and item in history
                 if item != target and not left_out and score >= scores[target]:
                     rank += 1
             ranks.append(rank)
@@ -127,13 +127,23 @@ def test_an_unknown_target_is_a_miss_and_is_counted() -> None:
     assert "1 unknown targets counted as misses" in str(result)
 
 
-def test_excluded_is_the_whole_history_and_never_the_target() -> None:
+def test_the_whole_history_is_excluded_not_only_its_window() -> None:
     recommender = Constant(5, 4, 3, 2, 1)
     # The window shows item 3 only; items 1 and 2 are in the history all the same.
     assert rank_of(recommender, history=[1, 2, 3], target=5, exclude_history=False) == 5
     assert rank_of(recommender, history=[1, 2, 3], target=5, exclude_history=True) == 2
-    # A repeated target is ranked; the rest of its history is still left out.
-    assert rank_of(recommender, history=[2, 1, 3], target=2, exclude_history=True) == 1
+
+
+def test_a_target_in_the_excluded_history_is_a_miss_and_is_counted() -> None:
+    # Were the target kept, it would be the one item of the history in the list, and rank first.
+    targets = targets_of([[2, 1, 3], [4]], [[2], [1]])
+    result = evaluate(Constant(5, 4, 3, 2, 1), targets, max_len=3, exclude_history=True)
+    assert result.ranks.values.tolist() == [MISS, 1]
+    assert (result.excluded_targets, result.unknown_targets) == (1, 0)
+    assert "1 targets in the excluded history counted as misses" in str(result)
+    kept = evaluate(Constant(5, 4, 3, 2, 1), targets, max_len=3, exclude_history=False)
+    assert kept.ranks.values.tolist() == [2, 1]
+    assert kept.excluded_targets == 0
 
 
 def rank_of(recommender: Constant, history: list[int], target: int, exclude_history: bool) -> int:
@@ -145,7 +155,7 @@ def rank_of(recommender: Constant, history: list[int], target: int, exclude_hist
 
 def test_other_targets_stay_in_the_list() -> None:
     result = evaluate(
-        Constant(4, 3, 2, 1), targets_of([[1, 2]], [[4, 2, 3]]), max_len=2, exclude_history=True, ks=(2,)
+        Constant(4, 3, 2, 1), targets_of([[1]], [[4, 2, 3]]), max_len=2, exclude_history=True, ks=(2,)
     )
     assert result.ranks.values.tolist() == [3, 1, 2]
     assert result.figures["Recall@2"].mean == pytest.approx(2 / 3)
@@ -181,6 +191,8 @@ def test_malformed_input_is_named() -> None:
         evaluate(recommender, targets_of([[1]], [[4]]), **options)
     with pytest.raises(ValueError, match=r"items must lie in 1..V = 1..3, got 5"):
         evaluate(recommender, targets_of([[5]], [[1]]), **options)
+    with pytest.raises(ValueError, match="items must be known ones, from 1 on, got 0"):
+        evaluate(recommender, targets_of([[1, 0]], [[1]]), **options)
     with pytest.raises(ValueError, match="histories must hold at least one item, got none in row 1"):
         evaluate(recommender, targets_of([[1], []], [[1], [1]]), **options)
     with pytest.raises(ValueError, match=r"scores must be floating-point \[B, V\] with B = 1"):

@@ -96,7 +96,7 @@ def read_delimited(path: Path, layout: Layout, on_bad_rows: BadRows) -> EventCol
 
 
 class _NeedsCare(Exception):
-    """pyarrow read a value that the careful pass would not accept."""
+    """pyarrow read nothing, or what the careful pass would not accept."""
 
 
 def _read_fast(path: Path, layout: Layout, timestamp_type: pa.DataType) -> EventColumns:
@@ -130,6 +130,8 @@ def _read_fast(path: Path, layout: Layout, timestamp_type: pa.DataType) -> Event
                 if block[name].null_count:
                     raise _NeedsCare
                 columns[name].append(block[name])
+    if not columns[names[layout.user]]:
+        raise _NeedsCare
     timestamps = None
     if layout.timestamp is not None:
         chunks = columns.pop(names[layout.timestamp])

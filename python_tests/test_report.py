@@ -152,5 +152,5 @@ def test_floors_count_what_is_known_before_the_targets() -> None:
             floors[name].ranks.values.tolist()
             == evaluate(recommender, split.test, **options).ranks.values.tolist()
         )
-    # After 3 comes nothing: 1 and 4 rank last by popularity, tied. After 2 comes 3, in validation events only.
+    # Nothing follows 3: items 1 and 4 tie for the last rank. 3 follows 2 in validation events only.
     assert floors["Markov"].ranks.values.tolist() == [5, 5, 1]

@@ -155,9 +155,10 @@ def random_state() -> dict[str, Tensor]:
 
 def restore_random_state(states: Mapping[str, Tensor]) -> None:
     """Sets this process's random generators to what `random_state` took."""
-    torch.set_rng_state(states["cpu"])
+    # Copies: torch reads the memory below a view, a row of several processes' states, from its beginning.
+    torch.set_rng_state(states["cpu"].clone())
     if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+        torch.cuda.set_rng_state(states["cuda"].clone())
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -26,7 +26,7 @@ def one_thread():
 
 @pytest.fixture
 def events(tmp_path: Path) -> Path:
-    """80 users, each walking through 30 items with a stride of its own: a model learns it within a few steps."""
+    """80 users, each walking through 30 items with a stride of its own: quickly learned."""
     choose = random.Random(1)
     lines = []
     for user in range(80):

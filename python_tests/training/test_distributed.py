@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hyenarec.checkpoint import load_checkpoint
+from hyenarec.run_log import read_log
+from hyenarec.train import train
+
+# Two processes take one run to its end; then another, stopped by a signal to the second process, and resumed.
+PROGRAM = """
+import os, signal, sys, torch
+from dataclasses import replace
+from hyenarec.config import *
+from hyenarec.interrupt import TrainingInterrupted
+from hyenarec.train import train
+from hyenarec.training_run import TrainingRun
+
+torch.set_num_threads(1)
+config, folder = {config!r}, {folder!r}
+train(replace(config, output_dir=folder + "/two"))
+
+step = TrainingRun._step
+def interrupted(run, batch, events):
+    if run.progress.total_steps == 6 and run.accelerator.process_index == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(run, batch, events)
+TrainingRun._step = interrupted
+try:
+    train(replace(config, output_dir=folder + "/cut", model=replace(config.model, dropout=0.2)))
+except TrainingInterrupted as stopped:
+    assert stopped.code == 143, stopped.code
+TrainingRun._step = step
+train(replace(config, output_dir=folder + "/cut", model=replace(config.model, dropout=0.2), resume=True))
+train(replace(config, output_dir=folder + "/whole", model=replace(config.model, dropout=0.2)))
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.fixture
+def two_processes(make_config, tmp_path):
+    """The folders of the runs of `PROGRAM`, and what it printed."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(config=make_config(dropout=0.0), folder=str(tmp_path)))
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(program),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return tmp_path, done.stdout
+
+
+def test_two_processes_train_as_one(two_processes, make_config):
+    folder, printed = two_processes
+    one = train(make_config("one", dropout=0.0))
+    two = read_log(folder / "two")
+    assert [record["loss"] for record in two] == pytest.approx(
+        [record["loss"] for record in one.log], rel=1e-5
+    )
+    for got, expected in zip(two, one.log, strict=True):
+        assert got["step"] == expected["step"] and got["learning_rate"] == expected["learning_rate"]
+        assert got["validation"] == pytest.approx(expected["validation"], abs=0.02)
+    reports = [json.loads((folder / name / "report.json").read_text()) for name in ("one", "two")]
+    assert [report["processes"] for report in reports] == [1, 2]
+    assert reports[0]["protocol"] == reports[1]["protocol"]
+    # One process speaks: each line is there once for each of the runs that printed it.
+    assert printed.count("epoch 1/3 ") == 3 and printed.count("saved in") == 3
+
+    # Both stopped at the same step, each left its own random state, and together they went on exactly.
+    assert printed.count("stopped after 8 steps") == 1 and printed.count("resumed") == 1
+    stopped, whole = (
+        load_checkpoint(folder / name / "checkpoint.safetensors") for name in ("cut", "whole")
+    )
+    assert stopped.random["cpu"].shape[0] == 2 and not torch.equal(*stopped.random["cpu"])
+    assert all(torch.equal(stopped.model[name], whole.model[name]) for name in whole.model)
+
+    with pytest.raises(ValueError, match="processes must be 2 to resume this run, got 1"):
+        train(make_config("two", dropout=0.0, resume=True))

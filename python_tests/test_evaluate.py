@@ -241,6 +241,28 @@ def test_memory_does_not_grow_with_users_times_items() -> None:
     assert most_alive <= 1
 
 
+class TableModule(nn.Module):
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.table = nn.Parameter(table)
+
+    def score(self, items: Tensor, offsets: Tensor) -> Tensor:
+        return self.table[items[offsets[1:] - 1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_device_and_dtype_ranks_alike(device: str, dtype: torch.dtype) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    table, histories, wanted = random_case(
+        2, users=30, num_items=25, most_targets=3
+    )  # scores of 0 to 11 are exact
+    model = TableModule(table.table).to(device, dtype)
+    result = evaluate(model, targets_of(histories, wanted), max_len=5, exclude_history=True, batch_size=8)
+    assert result.ranks.values.tolist() == slow_ranks(table.table, histories, wanted, exclude_history=True)
+
+
 def test_figures_and_text() -> None:
     result = evaluate(
         Constant(*range(20, 0, -1)),

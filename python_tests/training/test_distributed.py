@@ -55,7 +55,7 @@ def two_processes(make_config, tmp_path):
         "2",
         str(program),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return tmp_path, done.stdout
 
@@ -78,9 +78,7 @@ def test_two_processes_train_as_one(two_processes, make_config):
 
     # Both stopped at the same step, each left its own random state, and together they went on exactly.
     assert printed.count("stopped after 8 steps") == 1 and printed.count("resumed") == 1
-    stopped, whole = (
-        load_checkpoint(folder / name / "checkpoint.safetensors") for name in ("cut", "whole")
-    )
+    stopped, whole = (load_checkpoint(folder / name / "checkpoint.safetensors") for name in ("cut", "whole"))
     assert stopped.random["cpu"].shape[0] == 2 and not torch.equal(*stopped.random["cpu"])
     assert all(torch.equal(stopped.model[name], whole.model[name]) for name in whole.model)
 

@@ -137,7 +137,7 @@ setup(
         "accelerate>=1.10,<2",
         "safetensors>=0.5,<1",
         "pyarrow>=15",
-        "jsonargparse[signatures]>=4.40,<5",
+        "jsonargparse[signatures]>=4.49,<5",
         "tqdm>=4.66,<5",
         "tensorboard>=2.16,<3",
     ],

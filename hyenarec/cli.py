@@ -70,8 +70,8 @@ class RecommendOptions:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the process's exit status.
 
-    0 is success; 2 an argument, file or setting that does not fit, told in one sentence; 1 a failed computation
-    or self-test; 130 and 143 a run that Ctrl-C or SIGTERM has ended.
+    0 is success; 2 an argument, file or setting that does not fit, told in one sentence; 1 a failed
+    computation or self-test; 130 and 143 a run that Ctrl-C or SIGTERM has ended.
 
     Args:
         arguments: what follows `hyenarec` on the command line; the process's own by default.

@@ -181,7 +181,7 @@ class TrainConfig:
         output_dir: folder for checkpoints, logs, the report and the saved model.
         resume: continue the run in `output_dir` from its last checkpoint; start it if there is none yet.
         overwrite: begin a new run in an `output_dir` that already has one.
-        checkpoint_every: steps between two checkpoints within an epoch; one is written after every epoch anyway.
+        checkpoint_every: steps between two checkpoints within an epoch; each epoch ends with one anyway.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -209,7 +209,7 @@ class TrainConfig:
         _require_choice("device", Device, self.device)
         _require_choice("precision", Precision, self.precision)
         _require(self.output_dir != "", "output_dir", "a folder", self.output_dir)
-        _require(not (self.resume and self.overwrite), "overwrite", "false where resume is true", self.overwrite)
+        _require(not (self.resume and self.overwrite), "overwrite", "false with resume", self.overwrite)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -54,7 +54,8 @@ class DataConfig:
         validation_fraction: share of the events, in time order, between the validation and the test cut of
             the temporal split.
         test_fraction: share of the events after the test cut of the temporal split.
-        windows: `last` trains on each user's last `max_len` events, `all` cuts the whole history into windows.
+        windows: `last` trains on each user's last `max_len` events, `all` cuts the whole history into
+            windows.
         exclude_history: whether items that are already in the history are left out of the ranking.
         synthetic_users: number of generated users when `path` is `synthetic`.
     """
@@ -99,7 +100,7 @@ class ModelConfig:
         order: Hyena's order: `order + 1` projections, `order - 1` gated long convolutions.
         kernel: how a long kernel is made: `legendre` polynomials, Hyena's implicit `mlp`, or `free` lags.
         num_coeffs: N, Legendre coefficients a channel (polynomial degree N - 1).
-        decay: whether a learned exp(-decay τ) multiplies each kernel.
+        decay: whether a learned exp(-decay τ) multiplies each kernel; `free` has none in any case.
         short_conv_width: taps of the depthwise convolution before the gates.
         ffn_multiple: width of the feed-forward layer in units of `dim`.
         dropout: probability on the embeddings and on every residual branch.

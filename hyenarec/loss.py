@@ -61,8 +61,8 @@ def cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tens
 
     Args:
         hidden: `[M, D]`, one row an event.
-        weight: `[V, D]`, one row an item; same dtype as `hidden`. Under autocast both are rounded to its dtype for
-            the products; the sums stay float32.
+        weight: `[V, D]`, one row an item; same dtype as `hidden`. Under autocast both are rounded to its
+            dtype for the products; the sums stay float32.
         bias: `[V]`.
         target: `[M]` int64, the row of `weight` that came next, in `[0, V)`.
 
@@ -71,7 +71,8 @@ def cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tens
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
-            f"hidden must be [M, D] and weight [V, D] with the same D, got {list(hidden.shape)} and {list(weight.shape)}"
+            "hidden must be [M, D] and weight [V, D] with the same D, "
+            f"got {list(hidden.shape)} and {list(weight.shape)}"
         )
     if bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [V] with V = {weight.shape[0]}, got {list(bias.shape)}")
@@ -83,5 +84,5 @@ def cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tens
         half = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(half), weight.to(half)
     with torch.autocast(hidden.device.type, enabled=False):
-        loss: Tensor = _BlockedCrossEntropy.apply(hidden, weight, bias, target)
+        loss: Tensor = _BlockedCrossEntropy.apply(hidden, weight, bias, target)  # type: ignore[no-untyped-call]
     return loss

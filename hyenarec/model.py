@@ -1,11 +1,11 @@
 """HyenaRec, top to bottom: item ids in, one hidden row an event out, scores over the catalogue.
 
-    x   = dropout(E[items])
+    x   = dropout(sqrt(D) E[items])
     per block:  x = x + dropout(mixer(norm(x)));  x = x + dropout(ffn(norm(x)))
     scores = norm(x_last) · E[item] + bias[item]
 
-No position table: time lives in the convolution kernels. Every sequence starts at index 0 (packed, or padded on
-the right), so a history gives the same numbers alone, in a batch, and packed with others.
+No position table: time lives in the convolution kernels. Every sequence starts at index 0 (packed, or
+padded on the right), so a history gives the same numbers alone, in a batch, and packed with others.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyenarec import ops
 from hyenarec.config import ModelConfig, model_config_from_dict
+from hyenarec.files import replacing, write_atomically
 from hyenarec.loss import cross_entropy_sum
 
 CONFIG_FILE = "config.json"
@@ -78,33 +77,32 @@ class Layout:
 
 
 class LegendreKernel(nn.Module):
-    """κ[d, τ] = exp(-decay[d] τ) Σ_n coeffs[d, n] P_n(2τ/(T-1) - 1): N + 1 numbers a channel, for any length."""
+    """κ[d, τ] = exp(-decay[d] τ) Σ_n coeffs[d, n] P_n(2τ/(T-1) - 1): N + 1 numbers a channel, any length."""
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
         self.horizon = config.max_len
         self.coeffs = nn.Parameter(torch.randn(channels, config.num_coeffs))
-        if config.decay:
-            self.log_decay = nn.Parameter(_geometric_decay(channels, config.max_len).log())
-        else:
-            self.register_buffer("log_decay", torch.full((channels,), -math.inf), persistent=False)
+        self.log_decay = _log_decay(channels, config)
         with torch.no_grad():
-            self.coeffs /= self(config.max_len).norm(dim=1, keepdim=True)
+            self.coeffs.div_(self(config.max_len).norm(dim=1, keepdim=True))
 
     def forward(self, length: int) -> Tensor:
         """The kernel's first `length` lags, `[channels, length]`."""
-        return ops.legendre_kernel(self.coeffs, self.log_decay.exp(), self.horizon, min(length, self.horizon))
+        return ops.legendre_kernel(
+            self.coeffs, _decay(self.log_decay, self.coeffs), self.horizon, min(length, self.horizon)
+        )
 
 
 class MLPKernel(nn.Module):
-    """Hyena's implicit filter (Poli et al. 2023, section 3.3): a sine MLP on complex exponentials of τ, decaying."""
+    """Hyena's implicit filter (Poli et al. 2023, section 3.3): a sine MLP on complex exponentials of τ."""
 
     BANDS, HIDDEN, FREQUENCY = 8, 64, 10.0
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
         self.horizon = config.max_len
-        self.log_decay = nn.Parameter(_geometric_decay(channels, config.max_len).log())
+        self.log_decay = _log_decay(channels, config)
         self.hidden = nn.ModuleList(
             [nn.Linear(2 * self.BANDS + 1, self.HIDDEN), nn.Linear(self.HIDDEN, self.HIDDEN)]
         )
@@ -112,7 +110,7 @@ class MLPKernel(nn.Module):
         self.frequency = nn.Parameter(torch.full((self.HIDDEN,), self.FREQUENCY))
         self.gain = nn.Parameter(torch.ones(channels))
         with torch.no_grad():
-            self.gain /= self(config.max_len).norm(dim=1)
+            self.gain.div_(self(config.max_len).norm(dim=1))
 
     def forward(self, length: int) -> Tensor:
         """The kernel's first `length` lags, `[channels, length]`."""
@@ -127,8 +125,9 @@ class MLPKernel(nn.Module):
         x = torch.cat([time, angle.cos(), angle.sin()], dim=1)
         for layer in self.hidden:
             x = torch.sin(self.frequency * layer(x))
-        fade = torch.exp(-self.log_decay.exp()[:, None] * lag)
-        return self.gain[:, None] * self.out(x).t() * fade
+        fade = torch.exp(-_decay(self.log_decay, self.gain)[:, None] * lag)
+        kernel: Tensor = self.gain[:, None] * self.out(x).t() * fade
+        return kernel
 
 
 class FreeKernel(nn.Module):
@@ -157,6 +156,26 @@ def _geometric_decay(channels: int, horizon: int) -> Tensor:
     return torch.logspace(math.log10(0.5), math.log10(1 / max(horizon, 2)), channels)
 
 
+def _log_decay(channels: int, config: ModelConfig) -> nn.Parameter | None:
+    return nn.Parameter(_geometric_decay(channels, config.max_len).log()) if config.decay else None
+
+
+def _decay(log_decay: nn.Parameter | None, like: Tensor) -> Tensor:
+    return like.new_zeros(like.shape[0]) if log_decay is None else log_decay.exp()
+
+
+def _linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _branch_gain(config: ModelConfig) -> float:
+    """Of the last layer of a branch: all branches together then add up to one, however many blocks there are."""
+    return 1 / math.sqrt(2 * config.num_blocks)
+
+
 class LongConv(nn.Module):
     """post ⊙ (κ * (pre ⊙ u) + skip ⊙ pre ⊙ u), with the kernel family of the configuration."""
 
@@ -171,18 +190,18 @@ class LongConv(nn.Module):
 
 
 class Mixer(nn.Module):
-    """Hyena operator of order n: n + 1 projections, n - 1 long convolutions with a gate before and after each."""
+    """Hyena operator of order n: n + 1 projections, n - 1 long convolutions between gates."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim, width, projections = config.dim, config.short_conv_width, config.order + 1
-        self.in_proj = nn.Linear(dim, projections * dim)
+        self.in_proj = _linear(dim, projections * dim)
         self.short_weight = nn.Parameter(
             torch.empty(projections * dim, width).uniform_(-1, 1) / math.sqrt(width)
         )
         self.short_bias = nn.Parameter(torch.zeros(projections * dim))
         self.convs = nn.ModuleList(LongConv(config) for _ in range(config.order - 1))
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj = _linear(dim, dim, gain=_branch_gain(config))
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """`x` `[..., D]` -> `[..., D]`."""
@@ -200,7 +219,8 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, config: ModelConfig) -> None:
         inner = config.ffn_multiple * config.dim
-        super().__init__(nn.Linear(config.dim, inner), nn.GELU(), nn.Linear(inner, config.dim))
+        gain = _branch_gain(config)
+        super().__init__(_linear(config.dim, inner), nn.GELU(), _linear(inner, config.dim, gain))
 
 
 class Block(nn.Module):
@@ -242,35 +262,24 @@ class HyenaRec(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
         self.norm = nn.LayerNorm(config.dim)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Small embeddings; each branch starts at 1/sqrt(2 blocks) of its size, so depth leaves the variance alone."""
-        nn.init.normal_(self.items.weight, std=EMBEDDING_STD)
+        # Small, so that scores start near 0. As an input it is scaled by sqrt(D), else the branches drown it.
         with torch.no_grad():
-            self.items.weight[0] = 0
-        shrink = 1 / math.sqrt(2 * self.config.num_blocks)
-        for block in self.blocks:
-            for module in block.modules():
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    nn.init.xavier_uniform_(module.weight)
-                    nn.init.zeros_(module.bias)
-            with torch.no_grad():
-                block.mixer.out_proj.weight *= shrink
-                block.ffn[-1].weight *= shrink
+            self.items.weight[1:].normal_(std=EMBEDDING_STD)
+            self.items.weight[0].zero_()
 
     def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
         """One hidden row for each event, which has seen that event and those before it in its own sequence.
 
         Args:
-            items: int64 ids, 1..V (0 = none): `[B, L]` padded on the right, or packed `[total]` with `offsets`.
+            items: int64 ids, 1..V (0 = none): `[B, L]` padded on the right, or packed `[total]` with
+                `offsets`.
             offsets: `[B + 1]` int64, where each packed sequence begins and ends.
 
         Returns:
             `[B, L, D]` or `[total, D]`, normalised: its product with an item's row is that item's score.
         """
         layout = Layout.of(items, offsets, self.config.max_len)
-        x = self.dropout(self.items(items))
+        x = self.dropout(self.items(items) * math.sqrt(self.config.dim))
         for block in self.blocks:
             x = block(x, layout)
         hidden: Tensor = self.norm(x)
@@ -296,13 +305,14 @@ class HyenaRec(nn.Module):
         return torch.addmm(self.item_bias, last, self.item_weight.t())
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `config.json` and `model.safetensors`; a file is either the old one or the new one, whole."""
+        """Writes `config.json` and `model.safetensors`; each is the old file or the new one, whole."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         text = json.dumps(dataclasses.asdict(self.config), indent=2) + "\n"
-        _replace(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
-        _replace(folder / CONFIG_FILE, text.encode())
+        with replacing(folder / WEIGHTS_FILE) as partial:
+            safetensors.torch.save_file(weights, partial)
+        write_atomically(folder / CONFIG_FILE, text.encode())
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> HyenaRec:
@@ -316,9 +326,3 @@ class HyenaRec(nn.Module):
         model = cls(model_config_from_dict(json.loads((folder / CONFIG_FILE).read_text())))
         model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
         return model.eval()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -1,0 +1,62 @@
+"""Every configuration refuses bad values by name."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from hyenarec.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    model_config_from_dict,
+    to_dict,
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "value", "message"),
+    [
+        (
+            DataConfig,
+            "split",
+            "random",
+            "data.split must be one of 'leave-one-out', 'temporal', got 'random'",
+        ),
+        (DataConfig, "test_fraction", 1.0, "data.test_fraction must be between 0 and 1"),
+        (
+            DataConfig,
+            "test_fraction",
+            0.95,
+            r"data.validation_fraction \+ data.test_fraction must be below 1",
+        ),
+        (DataConfig, "min_user_events", 0, "data.min_user_events must be an integer of at least 1, got 0"),
+        (ModelConfig, "dim", 0, "model.dim must be an integer of at least 1, got 0"),
+        (ModelConfig, "dim", True, "model.dim must be an integer"),
+        (ModelConfig, "order", 1, "model.order must be an integer of at least 2, got 1"),
+        (ModelConfig, "short_conv_width", 9, "model.short_conv_width must be from 1 to 8, got 9"),
+        (ModelConfig, "dropout", 1.0, "model.dropout must be at least 0 and below 1"),
+        (ModelConfig, "kernel", "fourier", "model.kernel must be one of 'legendre', 'mlp', 'free'"),
+        (OptimizerConfig, "learning_rate", 0.0, "optimizer.learning_rate must be positive"),
+        (OptimizerConfig, "betas", (0.9, 1.0), "optimizer.betas must be two numbers"),
+        (OptimizerConfig, "gradient_clip", 0.0, "optimizer.gradient_clip must be positive or null"),
+        (TrainConfig, "batch_size", 0, "batch_size must be an integer of at least 1, got 0"),
+        (TrainConfig, "patience", 0, "patience must be an integer of at least 1"),
+        (TrainConfig, "precision", "int8", "precision must be one of 'no', 'bf16', 'fp16'"),
+    ],
+)
+def test_bad_values_are_refused_by_name(kind: type, setting: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**{setting: value})
+
+
+def test_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ModelConfig().dim = 3  # type: ignore[misc]
+
+
+def test_model_config_survives_a_dictionary() -> None:
+    config = ModelConfig(num_items=9, dim=6, kernel="free")
+    assert model_config_from_dict(to_dict(config)) == config

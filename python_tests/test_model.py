@@ -1,0 +1,193 @@
+"""The model against a second implementation of its formulas, and the equalities that it promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hyenarec import reference
+from hyenarec.config import ModelConfig
+from hyenarec.model import CONFIG_FILE, KERNELS, WEIGHTS_FILE, HyenaRec
+
+SMALL = ModelConfig(num_items=50, dim=8, num_blocks=2, max_len=24, num_coeffs=5, dropout=0.1)
+FAMILIES = sorted(KERNELS)
+
+
+def make_model(config: ModelConfig = SMALL, seed: int = 0, **changes: object) -> HyenaRec:
+    torch.manual_seed(seed)
+    model = HyenaRec(dataclasses.replace(config, **changes)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # so that no bias or norm hides behind its initial 0 or 1
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def packed(lengths: list[int], num_items: int = 50, seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    return torch.randint(1, num_items + 1, (int(offsets[-1]),), generator=generator), offsets
+
+
+def layer_norm(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    scale = (centred.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    return centred * scale * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+
+def by_hand(model: HyenaRec, items: Tensor) -> Tensor:
+    """The formulas at the top of hyenarec/model.py for one sequence `[L]`, Legendre family -> `[L, D]`."""
+    w, config = dict(model.state_dict()), model.config
+    x = w["items.weight"][items] * math.sqrt(config.dim)
+    for block in range(config.num_blocks):
+        p = f"blocks.{block}."
+        h = layer_norm(x, w, p + "mixer_norm") @ w[p + "mixer.in_proj.weight"].T + w[p + "mixer.in_proj.bias"]
+        h = reference.short_conv(h[None], w[p + "mixer.short_weight"], w[p + "mixer.short_bias"])
+        v, k, *queries = h.split(config.dim, dim=-1)
+        z = k * v
+        for i, q in enumerate(queries):
+            c = f"{p}mixer.convs.{i}."
+            kernel = reference.legendre_kernel(
+                w[c + "kernel.coeffs"], w[c + "kernel.log_decay"].exp(), config.max_len, config.max_len
+            )
+            z = q * reference.fft_conv(z, kernel, w[c + "skip"])
+        x = x + z[0] @ w[p + "mixer.out_proj.weight"].T + w[p + "mixer.out_proj.bias"]
+        h = layer_norm(x, w, p + "ffn_norm") @ w[p + "ffn.0.weight"].T + w[p + "ffn.0.bias"]
+        h = h * 0.5 * (1 + torch.erf(h / math.sqrt(2)))
+        x = x + h @ w[p + "ffn.2.weight"].T + w[p + "ffn.2.bias"]
+    return layer_norm(x, w, "norm")
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_equals_its_formulas(order: int) -> None:
+    model = make_model(order=order)
+    items, offsets = packed([24, 1, 7])
+    hidden = model(items, offsets)
+    expected = torch.cat([by_hand(model, part) for part in items.tensor_split(offsets[1:-1])])
+    torch.testing.assert_close(hidden, expected, rtol=1e-9, atol=1e-9)
+    scores = expected[offsets[1:] - 1] @ model.items.weight[1:].T + model.item_bias
+    torch.testing.assert_close(model.score(items, offsets), scores, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_padded_and_single_sequences_agree(family: str) -> None:
+    model = make_model(kernel=family)
+    lengths = [5, 24, 1, 13]
+    items, offsets = packed(lengths)
+    hidden = model(items, offsets)
+    padded_items = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
+    for row, part in enumerate(items.tensor_split(offsets[1:-1])):
+        padded_items[row, : len(part)] = part
+    padded = model(padded_items)
+    for row, part in enumerate(items.tensor_split(offsets[1:-1])):
+        mine = hidden[offsets[row] : offsets[row + 1]]
+        torch.testing.assert_close(mine, padded[row, : len(part)], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(mine, model(part[None])[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_future_does_not_reach_the_past(family: str) -> None:
+    model = make_model(kernel=family)
+    items, _ = packed([24])
+    changed = items.clone()
+    changed[15:] = 1 + changed[15:] % 50
+    before, after = model(items[None])[0], model(changed[None])[0]
+    torch.testing.assert_close(before[:15], after[:15], rtol=1e-9, atol=1e-9)
+    assert (before[15:] - after[15:]).abs().max() > 1e-3
+
+
+def test_the_oldest_event_reaches_the_newest_score() -> None:
+    model = make_model(max_len=24)
+    items, offsets = packed([24])
+    changed = items.clone()
+    changed[0] = 1 + changed[0] % 50
+    assert (model.score(items, offsets) - model.score(changed, offsets)).abs().max() > 1e-6
+
+
+def test_loss_is_the_summed_cross_entropy_of_the_real_targets() -> None:
+    model = make_model()
+    items, offsets = packed([9, 3])
+    targets, _ = packed([9, 3], seed=2)
+    targets[[2, 11]] = 0
+    scores = model(items, offsets) @ model.items.weight[1:].T + model.item_bias
+    expected = torch.nn.functional.cross_entropy(scores, targets - 1, ignore_index=-1, reduction="sum")
+    torch.testing.assert_close(model.loss(items, offsets, targets), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("decay", [True, False])
+def test_fresh_kernels_leave_the_size_of_white_noise(family: str, decay: bool) -> None:
+    torch.manual_seed(0)
+    kernel = KERNELS[family](16, ModelConfig(max_len=300, kernel=family, decay=decay))
+    torch.testing.assert_close(kernel(300).norm(dim=1), torch.ones(16), rtol=1e-3, atol=1e-3)
+    assert kernel(7).shape == (16, 7)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kernel_family_without_decay_has_no_decay_parameter(family: str) -> None:
+    names = [
+        name
+        for name, _ in HyenaRec(dataclasses.replace(SMALL, kernel=family, decay=False)).named_parameters()
+    ]
+    assert not any("decay" in name for name in names)
+
+
+def test_a_fresh_deep_model_trains_stably() -> None:
+    """8 blocks at L = 2,048: sane activations at the start, falling loss, finite gradients."""
+    torch.manual_seed(0)
+    config = ModelConfig(num_items=20, dim=16, num_blocks=8, max_len=2048, dropout=0.0)
+    model = HyenaRec(config)
+    items = (torch.arange(2048)[None] * torch.tensor([[1], [3]])) % 20 + 1
+    targets = items.roll(-1, dims=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(25):
+        loss = model.loss(items, None, targets) / items.numel()
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert abs(losses[0] - math.log(20)) < 0.2
+    assert losses[-1] < 0.6 * losses[0]
+    assert max(losses) <= losses[0] * 1.05
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_saved_and_loaded_models_are_the_same(family: str, tmp_path: Path) -> None:
+    model = make_model(kernel=family).float()
+    model.save_pretrained(tmp_path / "model")
+    loaded = HyenaRec.from_pretrained(tmp_path / "model")
+    assert loaded.config == model.config
+    assert not loaded.training
+    items, offsets = packed([6, 2])
+    assert torch.equal(loaded.score(items, offsets), model.score(items, offsets))
+    assert sorted(file.name for file in (tmp_path / "model").iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+
+
+def test_a_saved_model_with_an_unknown_setting_is_refused(tmp_path: Path) -> None:
+    make_model().float().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text()) | {"heads": 4}
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="unknown key 'heads'"):
+        HyenaRec.from_pretrained(tmp_path)
+
+
+def test_errors_name_the_argument(tmp_path: Path) -> None:
+    model = make_model()
+    items, offsets = packed([3, 2])
+    with pytest.raises(ValueError, match=r"items must be \[B, L\].*got \[5\] without offsets"):
+        model(items)
+    with pytest.raises(ValueError, match=r"items must be \[B, L\].*got \[1, 5\] with offsets"):
+        model(items[None], offsets)
+    with pytest.raises(ValueError, match="at most max_len = 24 events, got one of 25"):
+        model(*packed([25]))
+    with pytest.raises(ValueError, match="num_items must be set"):
+        HyenaRec(ModelConfig())
+    with pytest.raises(ValueError, match=f"has no {CONFIG_FILE}"):
+        HyenaRec.from_pretrained(tmp_path)

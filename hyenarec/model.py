@@ -95,7 +95,7 @@ class LegendreKernel(nn.Module):
 
 
 class MLPKernel(nn.Module):
-    """Hyena's implicit filter (Poli et al. 2023, section 3.3): a sine MLP on complex exponentials of τ."""
+    """Hyena's implicit filter (Poli et al. 2023): a sine MLP on complex exponentials of τ, decaying."""
 
     BANDS, HIDDEN, FREQUENCY = 8, 64, 10.0
 
@@ -172,7 +172,7 @@ def _linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
 
 
 def _branch_gain(config: ModelConfig) -> float:
-    """Of the last layer of a branch: all branches together then add up to one, however many blocks there are."""
+    """Of a branch's last layer: all branches together then add up to one, however many blocks there are."""
     return 1 / math.sqrt(2 * config.num_blocks)
 
 
@@ -247,7 +247,7 @@ class HyenaRec(nn.Module):
     Args:
         config: the shape; `num_items` must be set.
 
-    Source: Liu et al., "Hyena Operator for Fast Sequential Recommendation", WWW 2026, section 4.
+    Source: Liu et al., "Hyena Operator for Fast Sequential Recommendation", WWW 2026, arXiv 2603.25027.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -11,11 +11,12 @@
 #pragma once
 
 #include <algorithm>
-#include <condition_variable>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -52,47 +53,46 @@ class Barrier {
   explicit Barrier(unsigned int threads) : threads_(threads) {}
 
   void wait() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    if (left_ > 0) break_and_throw();
-    if (++arrived_ == threads_) {
+    wait([] {});
+  }
+
+  // The last to come calls `last_act` before all go on.
+  template <typename Act>
+  void wait(const Act& last_act) {
+    const uint32_t phase = phase_.load();
+    const uint32_t arrived = ++arrived_;
+    if (left_ > 0) broken_ = true;
+    if (broken_ || arrived == threads_) {
+      last_act();
       arrived_ = 0;
-      ++phase_;
-      released_.notify_all();
-      return;
+      release();
+    } else {
+      phase_.wait(phase);
     }
-    const uint64_t phase = phase_;
-    released_.wait(lock, [&] { return phase_ != phase || broken_; });
-    if (phase_ == phase) break_and_throw();
+    if (broken_) throw std::runtime_error("cuda_on_cpu: some threads left the kernel while others were to wait");
   }
 
   void leave() {
-    const std::lock_guard<std::mutex> lock(mutex_);
     ++left_;
-    if (arrived_ > 0) {
-      broken_ = true;
-      released_.notify_all();
-    }
+    if (arrived_ == 0) return;
+    broken_ = true;
+    release();
   }
 
   void reset() {
-    const std::lock_guard<std::mutex> lock(mutex_);
     arrived_ = left_ = 0;
     broken_ = false;
   }
 
  private:
-  void break_and_throw() {
-    broken_ = true;
-    released_.notify_all();
-    throw std::runtime_error("cuda_on_cpu: some threads left the kernel while others waited at a barrier");
+  void release() {
+    ++phase_;
+    phase_.notify_all();
   }
 
   const unsigned int threads_;
-  std::mutex mutex_;
-  std::condition_variable released_;
-  unsigned int arrived_ = 0, left_ = 0;
-  uint64_t phase_ = 0;
-  bool broken_ = false;
+  std::atomic<uint32_t> arrived_ = 0, left_ = 0, phase_ = 0;
+  std::atomic<bool> broken_ = false;
 };
 
 // The exchange buffer of a warp's shuffles.
@@ -112,12 +112,15 @@ struct Block {
   }
 
   void start() {
+    failed = error != nullptr;
     barrier.reset();
     for (auto& warp : warps) warp->barrier.reset();
     std::memset(shared.get(), 0xff, shared_bytes);  // NaN in every floating-point type
   }
 
   Barrier barrier;
+  std::exception_ptr error;  // of some thread
+  bool failed = false;       // as of the start of this block, the same for all threads
   std::vector<std::unique_ptr<Warp>> warps;
   const size_t shared_bytes;
   // On the heap and of the exact size, so that AddressSanitizer sees an index beyond it.
@@ -152,6 +155,54 @@ T exchange(unsigned int mask, T value, unsigned int source) {
   return value;
 }
 
+// CPU threads that wait for kernels: making new ones for each launch would take longer than most kernels here.
+class ThreadPool {
+ public:
+  static ThreadPool& instance() {
+    static ThreadPool pool;
+    return pool;
+  }
+
+  // Calls task(0), ... task(count - 1), each on a thread of its own, and returns when all have.
+  void run(unsigned int count, const std::function<void(unsigned int)>& task) {
+    while (threads_.size() < count) {
+      const auto rank = static_cast<unsigned int>(threads_.size());
+      threads_.emplace_back([this, rank, seen = launch_.load()] { work(rank, seen); });
+    }
+    start(count, &task);
+    for (uint32_t left = left_; left > 0; left = left_) left_.wait(left);
+  }
+
+  ~ThreadPool() {
+    start(0, nullptr);
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+ private:
+  void start(unsigned int count, const std::function<void(unsigned int)>* task) {
+    count_ = count;
+    task_ = task;
+    left_ = static_cast<uint32_t>(threads_.size());
+    ++launch_;
+    launch_.notify_all();
+  }
+
+  void work(unsigned int rank, uint32_t seen) {
+    while (true) {
+      launch_.wait(seen++);
+      if (task_ == nullptr) return;
+      if (rank < count_) (*task_)(rank);
+      // Who has nothing to do says so, too: nobody may miss a launch.
+      if (--left_ == 0) left_.notify_one();
+    }
+  }
+
+  std::vector<std::thread> threads_;
+  unsigned int count_ = 0;
+  const std::function<void(unsigned int)>* task_ = nullptr;
+  std::atomic<uint32_t> launch_ = 0, left_ = 0;
+};
+
 // blockIdx from a running number, x fastest.
 inline dim3 block_index(uint64_t number, dim3 grid) {
   const uint64_t row = number / grid.x;
@@ -176,10 +227,8 @@ void launch(
   if (blocks < 1 || grid.y > 65535 || grid.z > 65535) throw std::invalid_argument("cuda_on_cpu: bad grid");
 
   Block state(threads, shared_bytes);
-  Barrier between_blocks(threads + 1);  // the threads and this one
+  Barrier between_blocks(threads);
   std::mutex error_mutex;
-  std::exception_ptr error;
-  bool stop = false;
 
   const auto run_thread = [&](unsigned int rank) {
     current_block = &state;
@@ -187,34 +236,22 @@ void launch(
     gridDim = grid;
     threadIdx = dim3(rank % block.x, rank / block.x % block.y, rank / block.x / block.y);
     for (uint64_t step = 0; step < blocks; ++step) {
-      between_blocks.wait();
-      if (stop) return;
+      between_blocks.wait([&] { state.start(); });
+      if (state.failed) return;
       blockIdx = block_index(order == BlockOrder::ascending ? step : blocks - 1 - step, grid);
       try {
         kernel(static_cast<Parameters>(arguments)...);
       } catch (...) {
         const std::lock_guard<std::mutex> lock(error_mutex);
-        if (!error) error = std::current_exception();
+        state.error = std::current_exception();
       }
       warp().barrier.leave();
       state.barrier.leave();
-      between_blocks.wait();
     }
   };
 
-  std::vector<std::thread> pool;
-  for (unsigned int rank = 0; rank < threads; ++rank) pool.emplace_back(run_thread, rank);
-  for (uint64_t step = 0; step < blocks && !stop; ++step) {
-    state.start();
-    between_blocks.wait();
-    between_blocks.wait();
-    if (error && step + 1 < blocks) {
-      stop = true;
-      between_blocks.wait();
-    }
-  }
-  for (std::thread& thread : pool) thread.join();
-  if (error) std::rethrow_exception(error);
+  ThreadPool::instance().run(threads, run_thread);
+  if (state.error) std::rethrow_exception(state.error);
 }
 
 // bfloat16 for machines without a CUDA toolkit: rounds to nearest even, as the GPU does.

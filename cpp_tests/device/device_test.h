@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "ops/cuda/device.cuh"
+#include "oracle_tables.h"
 
 namespace device_test {
 
@@ -74,5 +75,10 @@ template <>
 inline constexpr double kTolerance<cuda_on_cpu::BFloat16> = 1.0 / 256;
 template <>
 inline constexpr double kTolerance<cuda_on_cpu::Half> = 1.0 / 2048;
+
+// "fft_conv.all" without what GoogleTest does not take in a name.
+inline std::string case_name(const oracle::Case& expected) {
+  return expected.name().substr(expected.name().find('.') + 1);
+}
 
 }  // namespace device_test

@@ -20,7 +20,7 @@
 namespace hyenarec {
 
 constexpr int kTransposeTile = 32;
-constexpr int kTransposeRows = 8;  // a thread carries 32 / 8 elements of a tile
+constexpr int kTransposeRows = 4;  // a thread carries 32 / 4 elements of a tile: loads in flight
 
 // [batch, time, channel] with unit channel stride; data == nullptr stands for ones (a gate that isn't there).
 template <typename scalar_t>
@@ -162,7 +162,7 @@ struct SpectralProducts {
   bool accumulate;  // .. added to what grad_kernel holds (from the sequences before)
 };
 
-constexpr int kProductThreads = 256;
+constexpr int kProductThreads = 128;
 constexpr int kProductMaxLanes = 8;
 
 // Blocks are (threads.y lanes of sequences, threads.x frequencies); a thread keeps its frequency of one channel and

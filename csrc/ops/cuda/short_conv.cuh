@@ -12,7 +12,7 @@
 
 namespace hyenarec {
 
-constexpr int kShortConvThreads = 256;
+constexpr int kShortConvThreads = 128;
 // Rows a thread keeps in flight: loads that don't wait for each other.
 constexpr int kShortConvAhead = 4;
 // Row groups that sums over rows are split into, at most: what the second stage adds up per channel.

@@ -79,6 +79,7 @@ CASES: dict[str, Callable[[torch.Generator], Arguments]] = {
     "legendre_kernel.part_of_horizon": lambda g: legendre_arguments(g, 5, 33, 300, 77),
     "legendre_kernel.long": lambda g: legendre_arguments(g, 2, 17, 1021, 1021),
     "legendre_kernel.many_channels": lambda g: legendre_arguments(g, 70, 2, 40, 40),
+    "legendre_kernel.many_coeffs": lambda g: legendre_arguments(g, 17, 75, 150, 130),
     "legendre_kernel.empty": lambda g: legendre_arguments(g, 4, 6, 10, 0),
     "fft_conv.single": lambda g: fft_conv_arguments(g, 1, 1, 1, 1, ALL),
     "fft_conv.plain": lambda g: fft_conv_arguments(g, 2, 7, 3, 7, ""),
@@ -93,6 +94,9 @@ CASES: dict[str, Callable[[torch.Generator], Arguments]] = {
     "short_conv.four_taps": lambda g: short_conv_arguments(g, (2, 150, 70), 4, False),
     "short_conv.one_tap": lambda g: short_conv_arguments(g, (3, 5, 8), 1, True),
     "short_conv.packed": lambda g: short_conv_arguments(g, (41, 5), 4, True, [0, 3, 3, 10, 11, 11, 41]),
+    "short_conv.packed_eight_taps": lambda g: short_conv_arguments(
+        g, (150, 16), 8, True, [0, 0, 5, 17, 18, 20, 60, 150, 150]
+    ),
     "short_conv.packed_long": lambda g: short_conv_arguments(g, (700, 33), 3, False, [0, 1, 400, 402, 700]),
     "short_conv.empty": lambda g: short_conv_arguments(g, (0, 4), 3, True, [0, 0]),
 }

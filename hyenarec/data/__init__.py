@@ -13,7 +13,7 @@ from hyenarec.data.histories import Histories
 from hyenarec.data.load import load_histories, split_histories
 from hyenarec.data.read import read_histories
 from hyenarec.data.split import Split, Targets, leave_one_out, moments_by_share, temporal_split
-from hyenarec.data.synthetic import SyntheticProcess, best_achievable, synthetic_histories
+from hyenarec.data.synthetic import SyntheticProcess, best_achievable, simulate, synthetic_histories
 from hyenarec.data.vocabulary import Vocabulary
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "load_histories",
     "moments_by_share",
     "read_histories",
+    "simulate",
     "split_histories",
     "synthetic_histories",
     "temporal_split",

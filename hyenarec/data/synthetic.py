@@ -6,13 +6,12 @@ The process, for each user on its own:
 - A user holds one taste, a topic, at a time; now and then it takes up another, popular ones more often.
 - An event either goes on a *burst*, with the item after the last one on its ring, or it is a *turn*. A burst
   that has begun tends to go on.
-- A turn is either a *return* of the item that came ``period`` turns ago, or a *fresh* draw of any item of the
-  taste's topic. So a user goes through a repertoire of ``period`` items round after round, and its tastes
-  drift into it.
+- A turn mostly is a *return*: it repeats the item of ``period`` events ago, if that was a turn too. Else it
+  is a *fresh* draw of any item of the taste's topic, which may return in its turn. So tastes drift into what
+  returns.
 
-The last event tells about bursts and the last twenty or so about the taste, but what returns lies a whole
-round back, about ``period`` / (share of turns) events: with the defaults 64, give or take 5, for the bursts
-in between vary. `best_achievable` says what each memory is worth.
+The last event tells about bursts and the last twenty or so about the taste, but what returns lies ``period``
+events back, further than a short memory reaches. `best_achievable` says what each memory is worth.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ class SyntheticProcess:
         max_events: most; lengths are uniform between the two.
         burst_starts: probability that a burst begins after a turn.
         burst_goes_on: probability that a burst goes on after each of its steps.
-        period: turns until an item returns.
-        returns: share of returns among the turns of the second round and later; in the first all are fresh.
+        period: events until an item returns.
+        returns: probability that a turn is a return where it can be one.
         new_taste: probability, at every event, that the taste is drawn anew.
         seed: of everything.
     """
@@ -53,10 +52,10 @@ class SyntheticProcess:
     topic_size: int = 50
     min_events: int = 100
     max_events: int = 600
-    burst_starts: float = 0.2
-    burst_goes_on: float = 0.4
-    period: int = 48
-    returns: float = 0.8
+    burst_starts: float = 0.1
+    burst_goes_on: float = 0.6
+    period: int = 64
+    returns: float = 0.9
     new_taste: float = 0.01
     seed: int = 0
 
@@ -88,8 +87,6 @@ class Simulation:
         items: item of every event, from 0, int32 ``[T, U]``.
         in_burst: whether the event was a burst step, else it was a turn.
         tastes: topic held at the event, int32 ``[T, U]``.
-        turns: number of turns before the event, int64 ``[T, U]``.
-        turn_times: time of each turn, int64 ``[T, U]``; turns that never came are at 0.
         draws: time of the fresh draw that the event's item goes back to, int64 ``[T, U]``.
         timestamps: seconds, int64 ``[T, U]``.
     """
@@ -99,8 +96,6 @@ class Simulation:
     items: NDArray[np.int32]
     in_burst: NDArray[np.bool_]
     tastes: NDArray[np.int32]
-    turns: Int64Array
-    turn_times: Int64Array
     draws: Int64Array
     timestamps: Int64Array
 
@@ -128,50 +123,44 @@ def synthetic_histories(num_users: int = 3000, seed: int = 0, **parameters: Any)
 def simulate(process: SyntheticProcess) -> Simulation:
     """Run the process, all users at once, one event after another."""
     rng = np.random.Generator(np.random.Philox(process.seed))
-    users, everyone = process.num_users, np.arange(process.num_users)
+    users, period = process.num_users, process.period
     shape = (process.max_events, users)
     lengths = rng.integers(process.min_events, process.max_events, users, endpoint=True)
     items, tastes = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int32)
-    turns, turn_times, draws = (np.zeros(shape, dtype=np.int64) for _ in range(3))
-    in_burst = np.zeros(shape, dtype=np.bool_)
-    taste, turn = _draw_topics(process, rng), np.zeros(users, dtype=np.int64)
+    draws, in_burst = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.bool_)
+    taste = _draw_topics(process, rng)
     for t in range(process.max_events):
         taste = np.where(rng.random(users) < process.new_taste, _draw_topics(process, rng), taste)
-        tastes[t], turns[t] = taste, turn
-
-        source = turn_times[turn - process.period, everyone]
-        returns = (rng.random(users) < process.returns) & (turn >= process.period)
-        fresh = taste * process.topic_size + rng.integers(process.topic_size, size=users)
-        items[t] = np.where(returns, items[source, everyone], fresh)
-        draws[t] = np.where(returns, draws[source, everyone], t)
-
+        tastes[t], draws[t] = taste, t
+        items[t] = taste * process.topic_size + rng.integers(process.topic_size, size=users)
+        if t >= period:
+            returns = (rng.random(users) < process.returns) & ~in_burst[t - period]
+            items[t] = np.where(returns, items[t - period], items[t])
+            draws[t] = np.where(returns, draws[t - period], t)
         if t > 0:
             chance = np.where(in_burst[t - 1], process.burst_goes_on, process.burst_starts)
             in_burst[t] = rng.random(users) < chance
             items[t] = np.where(in_burst[t], _next_on_ring(process, items[t - 1]), items[t])
             draws[t] = np.where(in_burst[t], draws[t - 1], draws[t])
-
-        turn_times[turn, everyone] = np.where(in_burst[t], turn_times[turn, everyone], t)
-        turn = turn + ~in_burst[t]
     # A burst is a matter of minutes, all else one of days.
     gaps = 1 + rng.exponential(np.where(in_burst, _MINUTE, _DAY)).astype(np.int64)
     timestamps = _TIME_OF_START + rng.integers(_YEAR, size=users) + np.cumsum(gaps, axis=0)
-    return Simulation(process, lengths, items, in_burst, tastes, turns, turn_times, draws, timestamps)
+    return Simulation(process, lengths, items, in_burst, tastes, draws, timestamps)
 
 
 def best_achievable(
-    process: SyntheticProcess, last_events: int | None = None, k: int = 10, target: int = -1
+    simulation: Simulation, last_events: int | None = None, k: int = 10, target: int = -1
 ) -> dict[str, float]:
     """Expected HR@k, NDCG@k and MRR@k of the best possible ranking that may repeat items of the history.
 
     It orders the items by their true probability to come next, given the items of the history and all that is
     hidden: the tastes, and which events were turns, returns and bursts. Nobody who sees the items alone can
-        expect more. With ``last_events`` it is still told all that is hidden, but sees no more than the items
-        of the last so many events, so no model with that short a memory can expect more: an item due to
-        return that is out of sight is, for it, any item of the taste that it was once drawn from.
+    expect more. With ``last_events`` it is still told all that is hidden, but sees no more than the items of
+    the last so many events, so no model with that short a memory can expect more: an item due to return that
+    is out of sight is, for it, any item of the taste that it was once drawn from.
 
     Args:
-        process: parameters and seed of the histories.
+        simulation: the histories and what is hidden behind them, from `simulate`.
         last_events: how many events before the target it sees; None means all.
         k: length of the ranking.
         target: the event to be found: -1 a user's last, as in leave-one-out's test, -2 as in its validation.
@@ -180,7 +169,9 @@ def best_achievable(
         {"HR@k": ..., "NDCG@k": ..., "MRR@k": ...}, averaged over the users. They are expectations: a
         ranking's score on the one target that each user happens to have differs by chance.
     """
-    simulation = simulate(process)
+    process = simulation.process
+    if not 1 <= k <= process.num_items:
+        raise ValueError(f"k must lie in 1..{process.num_items}, got {k}")
     discounts = {
         f"HR@{k}": np.ones(k),
         f"NDCG@{k}": 1 / np.log2(np.arange(2, k + 2)),
@@ -201,6 +192,10 @@ def next_event_distribution(
 ) -> NDArray[np.float64]:
     """Probability of each item to be the target event, float64 ``[len(users), V]``; see `best_achievable`."""
     process = simulation.process
+    if not -process.min_events < target < 0:
+        raise ValueError(f"target must lie in {1 - process.min_events}..-1, got {target}")
+    if last_events is not None and last_events < 1:
+        raise ValueError(f"last_events must be at least 1, got {last_events}")
     time = simulation.lengths[users] + target
     rows = np.arange(len(users))
     chances = np.zeros((len(users), process.num_items))
@@ -209,9 +204,9 @@ def next_event_distribution(
     burst = np.where(simulation.in_burst[time - 1, users], process.burst_goes_on, process.burst_starts)
     chances[rows, _next_on_ring(process, simulation.items[time - 1, users])] += burst
 
-    due = simulation.turns[time, users] - process.period
-    returns = (1 - burst) * np.where(due >= 0, process.returns, 0.0)
-    source = simulation.turn_times[due, users]
+    source = np.maximum(time - process.period, 0)
+    can_return = (time >= process.period) & ~simulation.in_burst[source, users]
+    returns = np.where(can_return, (1 - burst) * process.returns, 0.0)
     seen = source >= _first_seen(simulation, users, time, last_events)
     chances[rows, simulation.items[source, users]] += np.where(seen, returns, 0.0)
     drawn_from = simulation.tastes[simulation.draws[source, users], users]
@@ -231,14 +226,17 @@ def _first_seen(
     if last_events is None:
         return np.zeros_like(time)
     edge = np.maximum(time - last_events, 0)
-    turns_so_far = simulation.turns[edge, users] + ~simulation.in_burst[edge, users]
-    return simulation.turn_times[turns_so_far - 1, users]
+    while (cut_burst := simulation.in_burst[edge, users]).any():
+        edge = edge - cut_burst
+    return edge
 
 
 def _draw_topics(process: SyntheticProcess, rng: np.random.Generator) -> NDArray[np.int32]:
-    weights = 1 / np.arange(1, process.num_topics + 1)
-    topics = rng.choice(process.num_topics, size=process.num_users, p=weights / weights.sum())
-    return topics.astype(np.int32)
+    shares = np.cumsum(1 / np.arange(1, process.num_topics + 1))
+    topics: NDArray[np.int32] = np.searchsorted(
+        shares, shares[-1] * rng.random(process.num_users), side="right"
+    ).astype(np.int32)
+    return topics
 
 
 def _next_on_ring(process: SyntheticProcess, items: NDArray[np.int32]) -> NDArray[np.int32]:

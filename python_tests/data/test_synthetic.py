@@ -1,0 +1,183 @@
+"""Synthetic histories: what the generator promises, and that its best achievable score is right."""
+
+import numpy as np
+import pytest
+
+from hyenarec.config import DataConfig
+from hyenarec.data import (
+    SyntheticProcess,
+    best_achievable,
+    leave_one_out,
+    load_histories,
+    split_histories,
+    synthetic_histories,
+)
+from hyenarec.data.synthetic import next_event_distribution, simulate
+
+PROCESS = SyntheticProcess(num_users=800)
+
+
+@pytest.fixture(scope="module")
+def simulation():
+    return simulate(PROCESS)
+
+
+def test_histories_follow_from_the_seed():
+    one, again, other = (synthetic_histories(num_users=20, seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(one.items, again.items) and np.array_equal(one.timestamps, again.timestamps)
+    assert not np.array_equal(one.items[:100], other.items[:100])
+
+
+def test_histories_have_the_promised_shape(simulation):
+    histories = simulation.histories()
+    assert (histories.num_users, histories.num_items) == (800, 1000)
+    assert 100 <= histories.lengths.min() < 110 and 590 < histories.lengths.max() <= 600
+    assert histories.items.min() >= 1 and np.unique(histories.items).size > 990
+    assert histories[3].tolist() == (simulation.items[: simulation.lengths[3], 3] + 1).tolist()
+
+
+def test_bursts_walk_the_ring_of_their_topic(simulation):
+    before, after = simulation.items[:-1], simulation.items[1:]
+    burst = simulation.in_burst[1:]
+    same_topic = before // PROCESS.topic_size == after // PROCESS.topic_size
+    step = (after - before) % PROCESS.topic_size
+    assert np.all(same_topic[burst]) and np.all(step[burst] == 1)
+    # share of bursts: starts / (starts + 1 - goes_on) = 1/5
+    assert abs(burst.mean() - 0.2) < 0.01
+
+
+def test_turns_return_after_a_period(simulation):
+    before, after = simulation.items[: -PROCESS.period], simulation.items[PROCESS.period :]
+    turn_before, turn_after = (
+        ~simulation.in_burst[part] for part in (np.s_[: -PROCESS.period], np.s_[PROCESS.period :])
+    )
+    share = (before == after)[turn_before & turn_after].mean()
+    assert 0.9 < share < 0.91  # some of the fresh draws meet their predecessor by chance
+
+
+def test_tastes_drift_into_what_returns(simulation):
+    topics = simulation.items // PROCESS.topic_size
+    fresh = simulation.draws == np.arange(PROCESS.max_events)[:, None]
+    assert np.array_equal(topics[fresh], simulation.tastes[fresh])
+    assert abs((topics == simulation.tastes)[400:].mean() - 0.5) < 0.3
+    changes = (simulation.tastes[1:] != simulation.tastes[:-1]).mean()
+    assert 0.005 < changes < 0.01
+
+
+def test_chances_are_a_distribution(simulation):
+    for last_events in (None, 10):
+        chances = next_event_distribution(simulation, np.arange(100), last_events)
+        assert chances.shape == (100, 1000)
+        assert chances.min() >= 0
+        np.testing.assert_allclose(chances.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("last_events", [None, 1, 10, 60, 80])
+def test_the_true_targets_come_as_often_as_their_chances_say(simulation, last_events):
+    """The chance of what came is, on average, the chance that it had: E[p(target)] = E[sum of p squared]."""
+    users = np.arange(PROCESS.num_users)
+    surprise = []
+    for target in (-1, -20, -40, -60, -80):
+        chances = next_event_distribution(simulation, users, last_events, target)
+        came = chances[users, simulation.items[simulation.lengths + target, users]]
+        surprise.append(came - (chances**2).sum(axis=1))
+    surprise = np.concatenate(surprise)
+    assert abs(surprise.mean()) < 3.5 * surprise.std() / np.sqrt(len(surprise))
+    assert surprise.std() > 0.1  # the test has something to see
+
+
+def test_the_best_score_is_what_the_best_ranking_gets(simulation):
+    users = np.arange(PROCESS.num_users)
+    chances = next_event_distribution(simulation, users)
+    rng = np.random.default_rng(0)
+    ranking = np.argsort(-(chances + 1e-9 * rng.random(chances.shape)), axis=1)[:, :10]
+    hits = ranking == simulation.items[simulation.lengths - 1, users][:, None]
+    best = best_achievable(simulation)
+    assert abs(hits.any(axis=1).mean() - best["HR@10"]) < 3.5 * np.sqrt(0.25 / len(users))
+    gains = hits / np.log2(np.arange(2, 12))
+    assert abs(gains.sum(axis=1).mean() - best["NDCG@10"]) < 0.05
+    reciprocal = hits / np.arange(1, 11)
+    assert abs(reciprocal.sum(axis=1).mean() - best["MRR@10"]) < 0.05
+
+
+def test_long_memory_is_worth_more_than_twice_the_last_events(simulation):
+    whole, *limited = (best_achievable(simulation, last_events) for last_events in (None, 1, 10, 40, 62))
+    assert whole["HR@10"] > 0.79 and whole["NDCG@10"] > 0.72
+    last_10 = limited[1]
+    assert last_10["HR@10"] < 0.38 and last_10["NDCG@10"] < 0.3
+    for name in whole:
+        scores = [score[name] for score in limited]
+        assert scores == sorted(scores) and scores[-1] < 0.6 * whole[name]
+    assert best_achievable(simulation, last_events=PROCESS.period) == whole
+
+
+def test_popularity_alone_gets_nowhere():
+    split = leave_one_out(synthetic_histories(num_users=800))
+    most_popular = np.argsort(-np.bincount(split.train.items))[:10]
+    assert np.isin(split.test.target_items, most_popular).mean() < 0.12
+
+
+@pytest.mark.parametrize(
+    "parameters, message",
+    [
+        ({"num_users": 0}, "num_users must be at least 1, got 0"),
+        ({"period": 0}, "period must be at least 1"),
+        ({"returns": 1.5}, "returns must be a probability, got 1.5"),
+        ({"min_events": 2}, "min_events must lie from 3 to max_events = 600, got 2"),
+        ({"min_events": 700}, "min_events must lie from 3"),
+    ],
+)
+def test_bad_parameters(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        SyntheticProcess(**parameters)
+
+
+def test_bad_arguments():
+    few = simulate(SyntheticProcess(num_users=5))
+    for arguments, message in (
+        ({"k": 0}, r"k must lie in 1\.\.1000"),
+        ({"last_events": 0}, "last_events must be at least 1"),
+        ({"target": 0}, r"target must lie in -99\.\.-1"),
+        ({"target": -100}, r"target must lie in -99\.\.-1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            best_achievable(few, **arguments)
+
+
+def test_the_smallest_processes_run():
+    process = SyntheticProcess(num_users=1, num_topics=1, topic_size=1, min_events=3, max_events=3, period=1)
+    simulation = simulate(process)
+    assert simulation.histories()[0].tolist() == [1, 1, 1]
+    assert best_achievable(simulation, k=1) == pytest.approx({"HR@1": 1, "NDCG@1": 1, "MRR@1": 1})
+
+
+def test_the_default_configuration_loads_and_splits():
+    config = DataConfig(synthetic_users=30)
+    histories = load_histories(config, seed=5)
+    assert np.array_equal(histories.items[:50], load_histories(config, seed=5).items[:50])
+    assert not np.array_equal(histories.items[:50], load_histories(config, seed=6).items[:50])
+    split = split_histories(histories, config)
+    assert (split.name, len(split.test)) == ("leave-one-out", 30)
+
+
+def test_a_configured_file_is_read_filtered_and_split(tmp_path):
+    path = tmp_path / "events.csv"
+    path.write_text(
+        "who,what,when\n" + "".join(f"u{n % 3},i{n % 7},{n}\n" for n in range(42)) + "u0,rare,99\n"
+    )
+    names = {"user_column": "who", "item_column": "what", "timestamp_column": "when"}
+    config = DataConfig(path=str(path), min_item_events=2, **names)
+    histories = load_histories(config)
+    assert (histories.num_events, histories.num_items) == (42, 7)
+    assert split_histories(histories, config).train.num_events == 36
+
+    temporal = DataConfig(path=str(path), min_item_events=2, split="temporal", **names)
+    histories = load_histories(temporal)
+    assert histories.num_events == 43  # the filter waits for the split: it may see training events alone
+    split = split_histories(histories, temporal)
+    assert (split.name, split.train.num_items) == ("temporal", 7)
+    assert split.train.timestamps.max() < 36
+
+    with pytest.raises(ValueError, match="needs timestamps"):
+        without = DataConfig(path=str(path), split="temporal", **{**names, "timestamp_column": None})
+        split_histories(load_histories(without), without)

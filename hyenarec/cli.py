@@ -79,15 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words or os.environ.get("HYENAREC_DEBUG", "0") not in ("", "0")
     words = [word for word in words if word != "--debug"]
-    parser = make_parser(saved_defaults(words))
-    options = parser.parse_args(words)
-    name = options.command
     try:
-        return COMMANDS[name](parser.instantiate(options)[name])
+        parser = make_parser(saved_defaults(words))
+        options = parser.parse_args(words)
+        return COMMANDS[options.command](parser.instantiate(options)[options.command])
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
-        print(f"hyenarec {name}: {error}", file=sys.stderr)
+        print(f"hyenarec: {error}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError) else 2
     except KeyboardInterrupt:
         return 130

@@ -20,7 +20,7 @@ from hyenarec.checkpoint import CHECKPOINT_FILE
 from hyenarec.config import TrainConfig, to_dict
 from hyenarec.data import Split, load_histories, split_histories
 from hyenarec.evaluate import Evaluation
-from hyenarec.model import HyenaRec
+from hyenarec.model import WEIGHTS_FILE, HyenaRec
 from hyenarec.report import REPORT_FILE, evaluate_floors, make_report, text_table, write_report
 from hyenarec.run_log import read_log
 from hyenarec.training_run import CHOICE, TrainingRun
@@ -71,7 +71,8 @@ def train(config: TrainConfig) -> TrainResult:
         run.train()
         return finish(run)
     finally:
-        AcceleratorState._reset_state()  # else this process's next run could not choose its own precision
+        # Else this process's next run could not choose its own precision and device.
+        AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)
 
 
 def finish(run: TrainingRun) -> TrainResult:
@@ -135,7 +136,8 @@ def with_catalogue(config: TrainConfig, num_items: int) -> TrainConfig:
 def require_usable_folder(config: TrainConfig) -> None:
     """Refuses to write over another run without being told to."""
     folder = Path(config.output_dir)
-    if (folder / CHECKPOINT_FILE).exists() and not (config.resume or config.overwrite):
+    has_run = any((folder / name).exists() for name in (CHECKPOINT_FILE, WEIGHTS_FILE))
+    if has_run and not (config.resume or config.overwrite):
         raise ValueError(
             f"output_dir must be a folder without a run, but {folder} has one: continue it with --resume, "
             "replace it with --overwrite, or choose another folder"

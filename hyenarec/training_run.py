@@ -323,7 +323,7 @@ class TrainingRun:
     def _leave(self) -> NoReturn:
         """Ends the run after a signal; the checkpoint is written."""
         where = f"after {self.progress.total_steps} steps"
-        self._say(f"stopped {where}; the same command with --resume continues the run in {self.folder}")
+        self._say(f"stopped {where}; --resume (in place of --overwrite) continues the run in {self.folder}")
         raise TrainingInterrupted(self._interrupt.number or signal.SIGTERM)
 
     # --- what the user sees ---

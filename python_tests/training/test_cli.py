@@ -99,15 +99,15 @@ def test_words_that_mean_nothing_are_errors(received, tmp_path, capsys, words, s
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("train --model.dim 0", "hyenarec train: model.dim must be an integer of at least 1, got 0\n"),
+        ("train --model.dim 0", "hyenarec: model.dim must be an integer of at least 1, got 0\n"),
         (
             "train --data.path nowhere.txt --output_dir {folder}",
-            "hyenarec train: path must be a file, got nowhere.txt\n",
+            "hyenarec: path must be a file, got nowhere.txt\n",
         ),
-        ("evaluate --model nowhere", "hyenarec evaluate: folder must hold config.json and"),
+        ("evaluate --model nowhere", "hyenarec: folder must hold config.json and"),
         (
             "recommend --model {run}",
-            "hyenarec recommend: either user or history must be given, got None and None\n",
+            "hyenarec: either user or history must be given, got None and None\n",
         ),
         ("recommend --model {run} --user nobody", "user must be one of the data's 40 users, got 'nobody'\n"),
         (
@@ -140,7 +140,7 @@ def test_a_diverging_run_is_told_in_one_sentence(monkeypatch, capsys):
 
     monkeypatch.setattr("hyenarec.train.train", diverge)
     assert cli.main(["train"]) == 1
-    assert capsys.readouterr().err == "hyenarec train: loss must stay finite, got nan at step 3\n"
+    assert capsys.readouterr().err == "hyenarec: loss must stay finite, got nan at step 3\n"
 
 
 def test_evaluate_repeats_the_reported_figures(trained, capsys):

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from hyenarec.checkpoint import load_checkpoint
+from hyenarec.config import to_dict
 from hyenarec.run_log import read_log
 from hyenarec.train import train
 
-# Two processes take one run to its end; then another, stopped by a signal to the second process, and resumed.
+# Two processes: a run stopped by a signal to the second one and resumed; the same whole; one by the command.
 PROGRAM = """
 import os, signal, sys, torch
 from dataclasses import replace
+from hyenarec.cli import main
 from hyenarec.config import *
 from hyenarec.interrupt import TrainingInterrupted
 from hyenarec.train import train
@@ -22,7 +24,6 @@ from hyenarec.training_run import TrainingRun
 
 torch.set_num_threads(1)
 config, folder = {config!r}, {folder!r}
-train(replace(config, output_dir=folder + "/two"))
 
 step = TrainingRun._step
 def interrupted(run, batch, events):
@@ -37,15 +38,18 @@ except TrainingInterrupted as stopped:
 TrainingRun._step = step
 train(replace(config, output_dir=folder + "/cut", model=replace(config.model, dropout=0.2), resume=True))
 train(replace(config, output_dir=folder + "/whole", model=replace(config.model, dropout=0.2)))
-torch.distributed.destroy_process_group()
+assert main(["train", "--config", folder + "/settings.json", "--output_dir", folder + "/two"]) == 0
+assert not torch.distributed.is_initialized()
 """
 
 
 @pytest.fixture
 def two_processes(make_config, tmp_path):
     """The folders of the runs of `PROGRAM`, and what it printed."""
+    config = make_config(dropout=0.0)
+    (tmp_path / "settings.json").write_text(json.dumps(to_dict(config)))
     program = tmp_path / "program.py"
-    program.write_text(PROGRAM.format(config=make_config(dropout=0.0), folder=str(tmp_path)))
+    program.write_text(PROGRAM.format(config=config, folder=str(tmp_path)))
     command = [
         sys.executable,
         "-m",

@@ -165,6 +165,10 @@ def test_mixed_precision_in_the_same_process(make_config):
 
 def test_another_run_is_not_written_over(make_config, tmp_path):
     train(make_config(epochs=1))
+    (tmp_path / "run" / "checkpoint.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"output_dir must be a folder without a run"):
+        train(make_config(epochs=1))  # the model alone is worth keeping, too
+    train(make_config(epochs=1, overwrite=True))
     with pytest.raises(ValueError, match=r"output_dir must be a folder without a run, but .*run has one"):
         train(make_config(epochs=1))
     result = train(make_config(epochs=2, overwrite=True))
@@ -184,3 +188,17 @@ def test_a_catalogue_of_another_size_is_refused(make_config):
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_items=7))
     with pytest.raises(ValueError, match=r"model\.num_items must be 30 as in the data, or null, got 7"):
         train(config)
+
+
+def test_all_windows_of_a_temporal_split(make_config, tmp_path):
+    path = tmp_path / "events.csv"
+    rows = [f"{user},{(user + step) % 12},{100 * step + user}\n" for user in range(40) for step in range(20)]
+    path.write_text("user,item,timestamp\n" + "".join(rows))
+    config = make_config(epochs=1)
+    data = dataclasses.replace(config.data, path=str(path), split="temporal", windows="all")
+    model = dataclasses.replace(config.model, max_len=6)
+    result = train(dataclasses.replace(config, data=data, model=model))
+    assert result.test.protocol.startswith("temporal test, 40 users")
+    split = split_histories(load_histories(data), data)
+    windows = -(-(split.train.lengths - 1) // 6)
+    assert result.log[0]["step"] == -(-windows.sum() // 16)

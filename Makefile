@@ -61,7 +61,7 @@ test: export PATH := $(BIN):$(PATH)
 test: $(VENV)/.installed
 	python -m pytest
 	cmake -S . -B $(BUILD_TREE) -DHYENAREC_TESTS=ON
-	cmake --build $(BUILD_TREE)
+	cmake --build $(BUILD_TREE) --target cpp_tests
 	ctest --test-dir $(BUILD_TREE) --output-on-failure
 
 lint: $(VENV)/.lint-installed

@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include <cstdlib>
 #include <functional>
 #include <optional>
 #include <string>
@@ -31,10 +30,7 @@ constexpr Precision kBFloat16{at::kBFloat16, at::kFloat, 1e-2};
 constexpr Precision kHalf{at::kHalf, at::kFloat, 2e-3};
 
 std::vector<oracle::Case> cases_of(const std::string& op) {
-  const char* folder = std::getenv("HYENAREC_ORACLE_TABLES");
-  if (folder == nullptr)
-    throw std::runtime_error("HYENAREC_ORACLE_TABLES is not set: run this through ctest");
-  return oracle::cases_of(folder, op);
+  return oracle::cases_of(HYENAREC_ORACLE_TABLES, op);
 }
 
 std::vector<at::Device> devices() {

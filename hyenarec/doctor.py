@@ -82,7 +82,7 @@ def evaluate(function: Callable[..., Tensor], arguments: Arguments) -> tuple[Ten
         if isinstance(value, Tensor) and value.is_floating_point()
     }
     out = function(**(arguments | leaves))
-    weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).reshape(out.shape)
+    weights = torch.linspace(0, 1, out.numel(), dtype=torch.float64).reshape(out.shape)
     grads = torch.autograd.grad(out, list(leaves.values()), weights.to(out.device, out.dtype))
     return out.detach(), list(grads)
 
@@ -124,7 +124,7 @@ def devices() -> list[torch.device]:
 
 
 def self_test_lines() -> Iterator[tuple[bool, str]]:
-    """Runs every operator in every dtype on every device; yields whether it passed, and a line that says so."""
+    """Runs every operator in every dtype on every device; yields whether it passed, and a line about it."""
     tests = self_tests()
     for device in devices():
         for test in tests:
@@ -159,8 +159,8 @@ def describe() -> Iterator[str]:
         yield f"GPU {index}: {torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
     if torch.cuda.device_count() and not EXTENSION.with_cuda:
         yield (
-            "the operators run on the CPU only: they were compiled without CUDA. With nvcc in PATH or CUDA_HOME, "
-            "reinstall with HYENAREC_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."
+            "the operators run on the CPU only: they were compiled without CUDA. With nvcc in PATH, "
+            "reinstall: HYENAREC_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."
         )
     for tool in ("c++", "nvcc"):
         yield f"{tool}: {tool_version(tool)}"

@@ -3,8 +3,8 @@
 //   consumer <file>
 //
 // Both are blocks of "name rank size... value..." separated by white space, as in ../oracle_tables.h.
+#include <ATen/ATen.h>
 #include <hyenarec/hyenarec.h>
-#include <torch/torch.h>
 
 #include <cstdio>
 #include <exception>
@@ -16,7 +16,7 @@
 #include "../oracle_tables.h"  // only reads the file
 
 static at::Tensor read_tensor(const oracle::Case& file, const std::string& name) {
-  return torch::tensor(file[name].as<float>()).view(file[name].sizes);
+  return at::tensor(file[name].as<float>()).view(file[name].sizes);
 }
 
 static void print_tensor(const std::string& name, const at::Tensor& tensor) {

@@ -65,6 +65,8 @@ def train(config: TrainConfig) -> TrainResult:
     config = with_catalogue(config, split.train.num_items)
     # Without `cpu`, accelerate takes the processes of a machine without GPUs for as many runs of one process.
     cpu = config.device == "cpu" or not torch.cuda.is_available()
+    if cpu and config.precision == "fp16":
+        raise ValueError("precision must be no or bf16 on a CPU, got 'fp16'")
     accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
     try:
         run = TrainingRun(config, split, accelerator)

@@ -163,6 +163,11 @@ def test_mixed_precision_in_the_same_process(make_config):
     assert losses["bf16"] == pytest.approx(losses["no"], rel=0.02) and losses["bf16"] != losses["no"]
 
 
+def test_half_precision_on_a_cpu_is_refused(make_config):
+    with pytest.raises(ValueError, match="precision must be no or bf16 on a CPU, got 'fp16'"):
+        train(make_config(precision="fp16"))
+
+
 def test_another_run_is_not_written_over(make_config, tmp_path):
     train(make_config(epochs=1))
     (tmp_path / "run" / "checkpoint.safetensors").unlink()

@@ -38,7 +38,7 @@ $(VENV)/.torch-installed: requirements/build.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch-installed $(BUILD_FILES) $(SOURCES)
-	$(BIN)/pip install --no-build-isolation --editable '.[test]'
+	$(BIN)/pip install --verbose --no-build-isolation --editable '.[test]'
 	touch $@
 
 $(VENV)/.lint-installed: requirements/lint.txt $(VENV)/.installed
@@ -71,7 +71,7 @@ lint: $(VENV)/.lint-installed
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FORMATTED)
 
 cuda-build: $(CUDA_VENV)/.torch-installed
-	HYENAREC_CUDA=1 $(CUDA_BIN)/pip install --no-build-isolation .
+	HYENAREC_CUDA=1 $(CUDA_BIN)/pip install --verbose --no-build-isolation .
 	cd scripts && $(CUDA_BIN)/python -P check_cuda_build.py
 
 gpu-check:

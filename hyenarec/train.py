@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 
 from hyenarec.checkpoint import CHECKPOINT_FILE
 from hyenarec.config import TrainConfig, to_dict
-from hyenarec.data import Split, load_histories, split_histories
+from hyenarec.data import load_histories, split_histories
 from hyenarec.evaluate import Evaluation
 from hyenarec.model import WEIGHTS_FILE, HyenaRec
 from hyenarec.report import REPORT_FILE, evaluate_floors, make_report, text_table, write_report
@@ -61,7 +61,6 @@ def train(config: TrainConfig) -> TrainResult:
     """
     require_usable_folder(config)
     split = split_histories(load_histories(config.data, config.seed), config.data)
-    require_targets(split)
     config = with_catalogue(config, split.train.num_items)
     # Without `cpu`, accelerate takes the processes of a machine without GPUs for as many runs of one process.
     cpu = config.device == "cpu" or not torch.cuda.is_available()
@@ -144,15 +143,6 @@ def require_usable_folder(config: TrainConfig) -> None:
             f"output_dir must be a folder without a run, but {folder} has one: continue it with --resume, "
             "replace it with --overwrite, or choose another folder"
         )
-
-
-def require_targets(split: Split) -> None:
-    """Refuses data on which no model could be chosen or judged."""
-    for name, targets in (("validation", split.validation), ("test", split.test)):
-        if len(targets) == 0:
-            raise ValueError(
-                f"data must leave at least one user for the {name} of the {split.name} split, got none"
-            )
 
 
 if __name__ == "__main__":

@@ -182,12 +182,6 @@ def test_another_run_is_not_written_over(make_config, tmp_path):
     assert settings["overwrite"] is False  # who starts from these settings must say it again
 
 
-def test_data_that_cannot_be_evaluated_are_refused(make_config, events):
-    events.write_text("1 1\n1 2\n2 1\n2 2\n")
-    with pytest.raises(ValueError, match="data must leave at least one user for the validation"):
-        train(make_config())
-
-
 def test_a_catalogue_of_another_size_is_refused(make_config):
     config = make_config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_items=7))

@@ -80,11 +80,15 @@ def leave_one_out(histories: Histories, min_events: int = 3) -> Split:
     """Each user's last event is the test target and the one before it the validation target.
 
     Users with fewer than ``min_events`` events (at least 3) stay in training whole and are not evaluated. The
-    catalogue is every item of the histories, as in the literature.
+    catalogue is every item of the histories, as in the literature. Raises ValueError if nobody is evaluated.
     """
     if min_events < 3:
         raise ValueError(f"min_events must be at least 3 (train, validation, test), got {min_events}")
     lengths = histories.lengths
+    if not np.any(lengths >= min_events):
+        raise ValueError(
+            f"histories must have a user with at least {min_events} events to evaluate, got none"
+        )
     held_out = np.where(lengths >= min_events, 2, 0)
     everyone = np.arange(histories.num_users, dtype=np.int64)
     evaluated = np.flatnonzero(held_out).astype(np.int64)
@@ -137,25 +141,29 @@ def temporal_split(
         min_item_events: items with fewer are not in the vocabulary; counted in training until both hold.
 
     Raises:
-        ValueError: without timestamps, with the cuts in the wrong order, or if training would be empty.
+        ValueError: without timestamps, with the cuts in the wrong order, or if nothing is left to train on, or
+            nobody to validate or test on.
     """
     if histories.timestamps is None:
         raise ValueError("histories must have timestamps for a temporal split, got None")
     if targets not in ("next", "all"):
         raise ValueError(f'targets must be "next" or "all", got {targets!r}')
-    if validation_start > test_start:
-        raise ValueError(
-            f"validation_start must not be after test_start = {test_start}, got {validation_start}"
-        )
+    if validation_start >= test_start:
+        raise ValueError(f"validation_start must be before test_start = {test_start}, got {validation_start}")
     past = histories.timestamps < validation_start
     if not past.any():
         raise ValueError(f"validation_start must leave events before it to train on, got {validation_start}")
     trained_on = core_events(histories, past, min_user_events, min_item_events)
     numbers = new_numbers(histories.items[trained_on], histories.num_items)
+    validation = _targets_between(histories, numbers, validation_start, test_start, targets)
+    test = _targets_between(histories, numbers, test_start, None, targets)
+    for name, period in (("validation", validation), ("test", test)):
+        if len(period) == 0:
+            raise ValueError(f"histories must have a user with known items before a {name} event")
     return Split(
         train=keep_events(histories, trained_on),
-        validation=_targets_between(histories, numbers, validation_start, test_start, targets),
-        test=_targets_between(histories, numbers, test_start, None, targets),
+        validation=validation,
+        test=test,
         name="temporal",
         leaks=(
             "The global temporal split leaks nothing: training, catalogue and minimum-count filters end "

@@ -82,12 +82,12 @@ def test_temporal_all_is_the_set_of_later_items():
 
 
 def test_two_different_unknown_targets_are_two_misses():
-    split = temporal_split(make([[1, 7, 8, 7]], [[1, 6, 7, 8]]), 3, 5, targets="all")
-    assert table(split.test) == [(0, [1], [0, 0])]
+    split = temporal_split(make([[1, 1, 7, 8, 7]], [[1, 4, 6, 7, 8]]), 3, 5, targets="all")
+    assert table(split.test) == [(0, [1, 1], [0, 0])]
 
 
 def test_temporal_filters_count_training_events_only():
-    rows, times = [[1, 1, 2, 2, 2], [1, 1]], [[1, 2, 3, 8, 9], [1, 8]]
+    rows, times = [[1, 1, 2, 2, 2], [1, 9, 1]], [[1, 2, 3, 8, 9], [1, 5, 8]]
     split = temporal_split(make(rows, times), 5, 7, min_item_events=2)
     assert split.train.vocabulary.item_ids.tolist() == [101]
     assert rows_of(split.train) == [[1, 1], [1]]
@@ -146,8 +146,11 @@ def test_moments_by_share_leave_the_shares():
     "call, message",
     [
         (lambda: temporal_split(make([[1]]), 1, 2), "histories must have timestamps"),
-        (lambda: temporal_split(make(*TIMED), 20, 10), "validation_start must not be after test_start = 10"),
+        (lambda: temporal_split(make(*TIMED), 20, 10), "validation_start must be before test_start = 10"),
         (lambda: temporal_split(make(*TIMED), 1, 10), "validation_start must leave events before it"),
+        (lambda: temporal_split(make(*TIMED), 6, 8), "before a validation event"),
+        (lambda: temporal_split(make(*TIMED), 10, 40), "before a test event"),
+        (lambda: leave_one_out(make([[1, 2]])), "a user with at least 3 events to evaluate, got none"),
         (lambda: temporal_split(make(*TIMED), 5, 10, targets="some"), 'targets must be "next" or "all"'),
         (lambda: moments_by_share(np.arange(9), 0.0, 0.5), "validation_fraction must lie between 0 and 1"),
         (lambda: moments_by_share(np.arange(9), 0.5, 0.5), "must be below 1, got 1.0"),

@@ -20,6 +20,7 @@
 #include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -203,6 +204,12 @@ class ThreadPool {
   std::atomic<uint32_t> launch_ = 0, left_ = 0;
 };
 
+// Whether CUDA_ON_CPU_REMOVED_BARRIER, as in "short_conv.cuh:237", names this place.
+inline bool is_removed_barrier(const std::string& file, int line) {
+  const char* removed = std::getenv("CUDA_ON_CPU_REMOVED_BARRIER");
+  return removed != nullptr && file.substr(file.rfind('/') + 1) + ":" + std::to_string(line) == removed;
+}
+
 // blockIdx from a running number, x fastest.
 inline dim3 block_index(uint64_t number, dim3 grid) {
   const uint64_t row = number / grid.x;
@@ -278,7 +285,12 @@ using Half = _Float16;
 
 }  // namespace cuda_on_cpu
 
-inline void __syncthreads() { cuda_on_cpu::current_block->barrier.wait(); }
+// A macro, so that a test of the tests can take one barrier away.
+#define __syncthreads()                                                                 \
+  do {                                                                                  \
+    static const bool is_removed = cuda_on_cpu::is_removed_barrier(__FILE__, __LINE__); \
+    if (!is_removed) cuda_on_cpu::current_block->barrier.wait();                        \
+  } while (false)
 inline void __syncwarp(unsigned int mask = 0xffffffffu) {
   cuda_on_cpu::require_full_mask(mask);
   cuda_on_cpu::warp().barrier.wait();

@@ -227,7 +227,7 @@ void check(const oracle::Case& expected) {
   };
   const auto whole = run(in, in.batch, in.channels, BlockOrder::ascending);
   verify(whole);
-  if (!std::is_same_v<scalar_t, float>) return;  // once is enough: the code is the same
+  if (!std::is_same_v<scalar_t, float> || is_large(expected)) return;  // once is enough: the code is the same
   EXPECT_EQ(whole, run(in, in.batch, in.channels, BlockOrder::descending));
   verify(run(in, 1, ceil_div(in.channels, 2), BlockOrder::ascending));
 }
@@ -236,6 +236,7 @@ class FftConvDevice : public testing::TestWithParam<oracle::Case> {};
 
 TEST_P(FftConvDevice, EqualsTheOracle) {
   check<float>(GetParam());
+  if (is_large(GetParam())) return;
   check<double>(GetParam());
   check<BFloat16>(GetParam());
   check<Half>(GetParam());

@@ -20,7 +20,8 @@ struct Table {
   template <typename scalar_t>
   std::vector<scalar_t> as() const {
     std::vector<scalar_t> converted(values.size());
-    std::transform(values.begin(), values.end(), converted.begin(), [](double v) { return static_cast<scalar_t>(v); });
+    std::transform(
+        values.begin(), values.end(), converted.begin(), [](double v) { return static_cast<scalar_t>(v); });
     return converted;
   }
 };

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-REBUILD = "rebuild it beside this torch: pip install --force-reinstall --no-deps --no-build-isolation hyenarec"
+REBUILD = "rebuild it: pip install --force-reinstall --no-deps --no-build-isolation hyenarec"
 
 
 def load_extension() -> ModuleType:
@@ -54,12 +54,12 @@ def check_build(built_torch: str, built_cuda: str, torch_version: str, torch_cud
         )
     if built_cuda and built_cuda.split(".")[0] != (torch_cuda or "none").split(".")[0]:
         raise ImportError(
-            f"hyenarec was compiled with CUDA {built_cuda}, but this torch has CUDA {torch_cuda or 'none'}: {REBUILD}"
+            f"hyenarec was compiled with CUDA {built_cuda}, but this torch has CUDA {torch_cuda}: {REBUILD}"
         )
     if not built_cuda and torch_cuda and "+cpu" in built_torch:
         warnings.warn(
-            f"hyenarec was compiled for torch {built_torch} without CUDA, but this torch has CUDA {torch_cuda}: "
-            f"its operators run on the CPU only. To use the GPU, {REBUILD}",
+            f"hyenarec was compiled without CUDA for torch {built_torch}, but this torch has CUDA "
+            f"{torch_cuda}: the operators run on the CPU only; for the GPU {REBUILD}",
             stacklevel=2,
         )
 

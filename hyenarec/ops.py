@@ -1,13 +1,14 @@
 """The operators: long convolutions along time, channels last.
 
-All of them run on CPU and CUDA, under `torch.compile` and `torch.export` with dynamic shapes, and are differentiable
-once: a second derivative raises. float32 and float64 work everywhere. bfloat16 (and, on CUDA, float16) activations
-go beside float32 parameters; sums are accumulated in float32. Any strides go in, results are contiguous.
+All of them run on CPU and CUDA, under `torch.compile` and `torch.export` with dynamic shapes, and are
+differentiable once: a second derivative raises. float32 and float64 work everywhere. bfloat16 (and, on
+CUDA, float16) activations go beside float32 parameters; sums are accumulated in float32. Any strides go in,
+results are contiguous.
 
-Shapes, dtypes and devices are always checked; values (decay, offsets) on the CPU only, since looking at them would
-make a GPU wait. A wrong argument raises RuntimeError, with a sentence that names it.
+Shapes, dtypes and devices are always checked; values (decay, offsets) on the CPU only, since looking at them
+would make a GPU wait. A wrong argument raises RuntimeError, with a sentence that names it.
 
-B sequences, L events, D channels, N coefficients. `hyenarec.reference` has a readable oracle for each operator.
+B sequences, L events, D channels, N coefficients. `hyenarec.reference` has a readable oracle for each one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def legendre_kernel(coeffs: Tensor, decay: Tensor, horizon: int, length: int) ->
 
     kernel[d, lag] = exp(-decay[d] lag) Σ_n coeffs[d, n] P_n(2 lag / (horizon - 1) - 1)
 
-    computed in float64 by the three-term recurrence, whatever the dtype. With `horizon` = 1 the only lag sits at -1.
+    computed in float64 by the three-term recurrence, whatever the dtype. With `horizon` = 1 the only lag is
+    at -1.
 
     Args:
         coeffs: [D, N], float32 or float64; differentiable. N may exceed the horizon.
@@ -58,8 +60,8 @@ def fft_conv(
 
     Args:
         u: [B, L, D], float32, float64, bfloat16 or (CUDA) float16; differentiable.
-        kernel: [D, K], float64 if `u` is, else float32; differentiable. Lags from L on are ignored, missing lags
-            are zero.
+        kernel: [D, K], float64 if `u` is, else float32; differentiable. Lags from L on are ignored, missing
+            lags are zero.
         skip: [D], dtype of `kernel`; differentiable. None: no skip term.
         pre_gate: shape and dtype of `u`; differentiable. None: ones.
         post_gate: shape and dtype of `u`; differentiable. None: ones.
@@ -81,23 +83,24 @@ def short_conv(
 ) -> Tensor:
     """Depthwise causal FIR filter over padded or packed sequences.
 
-    out[.., t, d] = bias[d] + Σ_w weight[d, w] u[.., t - w, d], so `weight[:, 0]` meets the current event (the last
-    tap of an `nn.Conv1d`). Events before the start of a sequence are zero; nothing crosses a packed boundary.
+    out[.., t, d] = bias[d] + Σ_w weight[d, w] u[.., t - w, d], so `weight[:, 0]` meets the current event (the
+    last tap of an `nn.Conv1d`). Events before the start of a sequence are zero; nothing crosses a packed
+    boundary.
 
     Args:
-        u: [B, L, D], or packed [total, D] together with `offsets`; float32, float64, bfloat16 or (CUDA) float16;
-            differentiable.
+        u: [B, L, D], or packed [total, D] together with `offsets`; float32, float64, bfloat16 or (CUDA)
+            float16; differentiable.
         weight: [D, W] with 1 <= W <= 8, float64 if `u` is, else float32; differentiable.
         bias: [D], dtype of `weight`; differentiable. None: no bias.
-        offsets: [S + 1], int64, on the device of `u`: sequence s is `u[offsets[s]:offsets[s + 1]]`, from 0 to total,
-            never decreasing. Empty sequences are fine.
+        offsets: [S + 1], int64, on the device of `u`: sequence s is `u[offsets[s]:offsets[s + 1]]`. They go
+            from 0 to total and never decrease; empty sequences are fine.
 
     Returns:
         Shape and dtype of `u`.
 
     Raises:
-        RuntimeError: a shape, dtype or device is wrong; on the CPU also offsets that decrease, do not start at 0 or
-            do not end at the number of events.
+        RuntimeError: a shape, dtype or device is wrong; on the CPU also offsets that decrease, do not start
+            at 0 or do not end at the number of events.
 
     Source: the short filter of Poli et al., "Hyena Hierarchy", ICML 2023, section 3.
     """

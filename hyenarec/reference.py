@@ -1,7 +1,7 @@
 """One oracle for each operator, in plain torch, written for reading: direct sums, no FFT, no tricks.
 
-They take any floating dtype (give them float64 for a reference), are differentiable by autograd as often as you
-like, and are slow: `fft_conv` holds a [D, L, L] matrix. Shapes and meaning are those of `hyenarec.ops`.
+They take any floating dtype (give them float64 for a reference), are differentiable by autograd as often as
+you like, and are slow: `fft_conv` holds a [D, L, L] matrix. Shapes and meaning are those of `hyenarec.ops`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def legendre_kernel(coeffs: Tensor, decay: Tensor, horizon: int, length: int) -> Tensor:
-    """kernel[d, lag] = exp(-decay[d] lag) sum_n coeffs[d, n] P_n(u(lag)), u(lag) = 2 lag / (horizon - 1) - 1."""
+    """Returns exp(-decay[d] lag) Σ_n coeffs[d, n] P_n(u(lag)) with u(lag) = 2 lag / (horizon - 1) - 1."""
     lag = torch.arange(length, dtype=coeffs.dtype, device=coeffs.device)
     u = 2 * lag / (horizon - 1) - 1 if horizon > 1 else -torch.ones_like(lag)
     basis = [torch.ones_like(u), u]
@@ -28,7 +28,7 @@ def fft_conv(
     pre_gate: Tensor | None = None,
     post_gate: Tensor | None = None,
 ) -> Tensor:
-    """out = post_gate (kernel * z + skip z) with z = pre_gate u, and * the causal convolution along time."""
+    """Returns post_gate (kernel * z + skip z), z = pre_gate u, with * the causal convolution along time."""
     length = u.shape[1]
     time = torch.arange(length, device=u.device)
     lag = time[:, None] - time[None, :]  # [to, from]
@@ -43,8 +43,10 @@ def fft_conv(
     return y if post_gate is None else post_gate * y
 
 
-def short_conv(u: Tensor, weight: Tensor, bias: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
-    """out[t] = bias + sum_w weight[:, w] u[t - w], events before the start of a sequence being zero."""
+def short_conv(
+    u: Tensor, weight: Tensor, bias: Tensor | None = None, offsets: Tensor | None = None
+) -> Tensor:
+    """Returns bias + Σ_w weight[:, w] u[t - w] for each t; events before the start of a sequence are zero."""
     if offsets is not None:
         sequences = torch.tensor_split(u, offsets[1:-1].cpu())
         filtered = [short_conv(sequence[None], weight, bias)[0] for sequence in sequences]

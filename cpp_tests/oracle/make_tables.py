@@ -1,11 +1,11 @@
-"""Writes the oracle tables that the C++ tests read: small cases, expected values in float64 from hyenarec.reference.
+"""Writes the oracle tables that the C++ tests read: small cases, solved in float64 by hyenarec.reference.
 
     python cpp_tests/oracle/make_tables.py <folder>
 
 One text file a case, `<op>.<case>.txt`, of blocks "name rank size... value..." separated by white space
-(oracle_tables.h reads them): the operator's arguments by name (absent ones are left out, integers have rank 0), `out`,
-`grad` (the gradient that arrives at `out`), and `grad_<argument>` for every differentiable argument. Inputs are exact
-in bfloat16, float16, float32 and float64, so that one table serves every dtype.
+(oracle_tables.h reads them): the operator's arguments by name (absent ones are left out, integers have
+rank 0), `out`, `grad` (the gradient that arrives at `out`), and `grad_<argument>` for every differentiable
+argument. Inputs are exact in bfloat16, float16, float32 and float64: one table serves every dtype.
 """
 
 from __future__ import annotations
@@ -60,7 +60,11 @@ def fft_conv_arguments(
 
 
 def short_conv_arguments(
-    generator: torch.Generator, sizes: tuple[int, ...], width: int, bias: bool, offsets: list[int] | None = None
+    generator: torch.Generator,
+    sizes: tuple[int, ...],
+    width: int,
+    bias: bool,
+    offsets: list[int] | None = None,
 ) -> Arguments:
     arguments: Arguments = {"u": random(generator, *sizes), "weight": random(generator, sizes[-1], width)}
     if bias:
@@ -111,7 +115,7 @@ def solve(reference: ModuleType, op: str, arguments: Arguments, generator: torch
     }
     out = getattr(reference, op)(**(arguments | leaves))
     grad = random(generator, *out.shape)
-    gradients = torch.autograd.grad(out, list(leaves.values()), grad, allow_unused=True, materialize_grads=True)
+    gradients = torch.autograd.grad(out, list(leaves.values()), grad, materialize_grads=True)
     named = {f"grad_{name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
     return arguments | {"out": out.detach(), "grad": grad} | named
 

@@ -1,4 +1,5 @@
-// Checks that several operators share. They throw one sentence: operator, argument, what was expected, what came.
+// Checks that several operators share. They throw one sentence: operator, argument, what was expected, what
+// came.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -31,7 +32,11 @@ void check_device(const Argument& argument, const Argument& other);
 void check_rank(const Argument& argument, int64_t rank, const char* layout);
 // `symbol` names the dimension that is compared, as in "D".
 void check_size(
-    const Argument& argument, int64_t dim, const c10::SymInt& expected, const char* layout, const char* symbol);
+    const Argument& argument,
+    int64_t dim,
+    const c10::SymInt& expected,
+    const char* layout,
+    const char* symbol);
 
 // Shape, dtype and device of `other`.
 void check_like(const Argument& argument, const Argument& other);

@@ -115,8 +115,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> fft_conv_
     return needed ? at::empty_symint(sizes, like.options()) : at::empty({0}, like.options());
   };
   return {
-      gradient(needs_grad[0], u, u.sym_sizes()),
-      gradient(needs_grad[1], kernel, kernel.sym_sizes()),
+      gradient(needs_grad[0], u, u.sym_sizes()), gradient(needs_grad[1], kernel, kernel.sym_sizes()),
       gradient(needs_grad[2] && skip, kernel, kernel.sym_sizes().slice(0, 1)),
       gradient(needs_grad[3] && pre_gate, u, u.sym_sizes()),
       gradient(needs_grad[4] && post_gate, u, u.sym_sizes())};

@@ -28,10 +28,11 @@ HYENAREC_API at::Tensor fft_conv(
     const std::optional<at::Tensor>& pre_gate = std::nullopt,
     const std::optional<at::Tensor>& post_gate = std::nullopt);
 
-// Gradients of fft_conv from grad (like u in shape and dtype, any strides): {u, kernel, skip, pre_gate, post_gate},
-// contiguous, each with its input's shape and dtype. needs_grad selects them in that order; one that is not
-// selected, or whose argument is absent, comes back as an empty tensor of shape [0] in its would-be dtype
-// (u's for u and gates, kernel's for kernel and skip). Not differentiable: a second derivative raises.
+// Gradients of fft_conv from grad (like u in shape and dtype, any strides): {u, kernel, skip, pre_gate,
+// post_gate}, contiguous, each with its input's shape and dtype. needs_grad selects them in that order; one
+// that is not selected, or whose argument is absent, comes back as an empty tensor of shape [0] in its
+// would-be dtype (u's for u and gates, kernel's for kernel and skip). Not differentiable: a second derivative
+// raises.
 HYENAREC_API std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> fft_conv_backward(
     const at::Tensor& grad,
     const at::Tensor& u,

@@ -32,7 +32,8 @@ void check_parameters(
   const Argument coeffs_argument{op, "coeffs", coeffs};
   const Argument decay_argument{op, "decay", decay};
   const auto type = coeffs.scalar_type();
-  TORCH_CHECK(type == c10::kFloat || type == c10::kDouble, op, ": coeffs must be float32 or float64, got ", type);
+  TORCH_CHECK(
+      type == c10::kFloat || type == c10::kDouble, op, ": coeffs must be float32 or float64, got ", type);
   check_rank(coeffs_argument, 2, "[D, N]");
   check_rank(decay_argument, 1, "[D]");
   check_size(decay_argument, 0, coeffs.sym_size(0), "[D]", "D");
@@ -50,7 +51,10 @@ void check_length(const char* op, const c10::SymInt& length, const c10::SymInt& 
 }  // namespace
 
 void check_legendre_kernel_arguments(
-    const at::Tensor& coeffs, const at::Tensor& decay, const c10::SymInt& horizon, const c10::SymInt& length) {
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    const c10::SymInt& horizon,
+    const c10::SymInt& length) {
   check_parameters("legendre_kernel", coeffs, decay, horizon);
   check_length("legendre_kernel", length, horizon);
 }
@@ -81,7 +85,8 @@ std::tuple<at::Tensor, at::Tensor> legendre_kernel_backward_meta(
     const at::Tensor& grad, const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon) {
   detail::check_legendre_kernel_backward_arguments(grad, coeffs, decay, horizon);
   return {
-      at::empty_symint(coeffs.sym_sizes(), coeffs.options()), at::empty_symint(decay.sym_sizes(), decay.options())};
+      at::empty_symint(coeffs.sym_sizes(), coeffs.options()),
+      at::empty_symint(decay.sym_sizes(), decay.options())};
 }
 
 }  // namespace

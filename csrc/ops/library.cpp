@@ -3,13 +3,16 @@
 
 TORCH_LIBRARY(hyenarec, m) {
   m.def("legendre_kernel(Tensor coeffs, Tensor decay, SymInt horizon, SymInt length) -> Tensor");
-  m.def("legendre_kernel_backward(Tensor grad, Tensor coeffs, Tensor decay, SymInt horizon) -> (Tensor, Tensor)");
+  m.def(
+      "legendre_kernel_backward(Tensor grad, Tensor coeffs, Tensor decay, SymInt horizon) -> (Tensor, "
+      "Tensor)");
 
   m.def(
       "fft_conv(Tensor u, Tensor kernel, Tensor? skip=None, Tensor? pre_gate=None, Tensor? post_gate=None) "
       "-> Tensor");
   m.def(
-      "fft_conv_backward(Tensor grad, Tensor u, Tensor kernel, Tensor? skip, Tensor? pre_gate, Tensor? post_gate, "
+      "fft_conv_backward(Tensor grad, Tensor u, Tensor kernel, Tensor? skip, Tensor? pre_gate, Tensor? "
+      "post_gate, "
       "bool[5] needs_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   m.def("short_conv(Tensor u, Tensor weight, Tensor? bias=None, Tensor? offsets=None) -> Tensor");

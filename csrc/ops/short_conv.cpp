@@ -13,8 +13,9 @@ at::Tensor short_conv(
     const at::Tensor& weight,
     const std::optional<at::Tensor>& bias,
     const std::optional<at::Tensor>& offsets) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("hyenarec::short_conv", "").typed<decltype(short_conv)>();
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("hyenarec::short_conv", "")
+                             .typed<decltype(short_conv)>();
   return op.call(u, weight, bias, offsets);
 }
 
@@ -44,7 +45,8 @@ void check_arguments(
     check_type(offsets_argument, c10::kLong, "");
     check_device(offsets_argument, u_argument);
     TORCH_SYM_CHECK(
-        offsets->sym_size(0).sym_ge(1), op, ": offsets must be [S + 1] with S >= 0, got ", offsets->sym_sizes());
+        offsets->sym_size(0).sym_ge(1), op, ": offsets must be [S + 1] with S >= 0, got ",
+        offsets->sym_sizes());
   } else {
     check_rank(u_argument, 3, "[B, L, D] when no offsets are given");
   }
@@ -54,8 +56,8 @@ void check_arguments(
   check_size(weight_argument, 0, u.sym_size(-1), "[D, W]", "D");
   const auto width = weight.sym_size(1);
   TORCH_SYM_CHECK(
-      width.sym_ge(1).sym_and(width.sym_le(kShortConvMaxWidth)),
-      op, ": weight must be [D, W] with 1 <= W <= ", kShortConvMaxWidth, ", got ", weight.sym_sizes());
+      width.sym_ge(1).sym_and(width.sym_le(kShortConvMaxWidth)), op,
+      ": weight must be [D, W] with 1 <= W <= ", kShortConvMaxWidth, ", got ", weight.sym_sizes());
   check_type(weight_argument, parameter_type(u.scalar_type()), "beside this u");
   check_device(weight_argument, u_argument);
 }
@@ -79,7 +81,10 @@ void check_short_conv_arguments(
 }
 
 void check_short_conv_backward_arguments(
-    const at::Tensor& grad, const at::Tensor& u, const at::Tensor& weight, const std::optional<at::Tensor>& offsets) {
+    const at::Tensor& grad,
+    const at::Tensor& u,
+    const at::Tensor& weight,
+    const std::optional<at::Tensor>& offsets) {
   const char* op = "short_conv_backward";
   check_arguments(op, u, weight, offsets);
   check_like({op, "grad", grad}, {op, "u", u});
@@ -106,8 +111,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_meta(
     const std::optional<at::Tensor>& offsets) {
   detail::check_short_conv_backward_arguments(grad, u, weight, offsets);
   return {
-      at::empty_symint(u.sym_sizes(), u.options()),
-      at::empty_symint(weight.sym_sizes(), weight.options()),
+      at::empty_symint(u.sym_sizes(), u.options()), at::empty_symint(weight.sym_sizes(), weight.options()),
       has_bias ? at::empty_symint({weight.sym_size(0)}, weight.options()) : at::empty({0}, weight.options())};
 }
 

@@ -1,5 +1,5 @@
-// hyenarec._C: how this build was made. The operators are no part of it: importing it loads libhyenarec_ops.so,
-// which it links, and that registers them with torch.
+// hyenarec._C: how this build was made. The operators are no part of it: importing it loads
+// libhyenarec_ops.so, which it links, and that registers them with torch.
 //
 // CMakeLists.txt defines HYENAREC_VERSION, HYENAREC_TORCH_VERSION (torch.__version__ compiled against, as in
 // "2.13.0+cpu"), HYENAREC_WITH_CUDA (0 or 1), HYENAREC_CUDA_VERSION (the toolkit's, as in "13.0", or "") and

@@ -1,4 +1,4 @@
-"""What the tests of every operator share: cases in float64, comparison with the oracle, odd strides, compilation."""
+"""What the tests of every operator share: comparison with the oracle, odd strides, errors, compilation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def random(*sizes: int, seed: int = 0) -> Tensor:
 
 
 def converted(arguments: Mapping[str, Any], dtype: torch.dtype, device: str) -> Arguments:
-    """The arguments in the dtypes the operator takes beside activations of `dtype`; floating ones need gradients."""
+    """The arguments in the dtypes that go beside activations of `dtype`; floating ones need gradients."""
     parameters = torch.float64 if dtype == torch.float64 else torch.float32
     result: Arguments = {}
     for name, value in arguments.items():
@@ -46,7 +46,9 @@ def converted(arguments: Mapping[str, Any], dtype: torch.dtype, device: str) -> 
 
 
 def differentiable(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: value for name, value in arguments.items() if isinstance(value, Tensor) and value.requires_grad}
+    return {
+        name: value for name, value in arguments.items() if isinstance(value, Tensor) and value.requires_grad
+    }
 
 
 def solve(
@@ -67,7 +69,9 @@ def error(actual: Tensor, expected: Tensor) -> float:
     if expected.numel() == 0:
         return 0.0
     expected = expected.detach().double().cpu()
-    return float((actual.detach().double().cpu() - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    return float(
+        (actual.detach().double().cpu() - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
+    )
 
 
 def assert_matches_oracle(

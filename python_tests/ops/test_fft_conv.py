@@ -30,13 +30,21 @@ OPTIONAL = ("skip", "pre_gate", "post_gate")
 
 
 def case(
-    batch: int = 2, length: int = 7, channels: int = 3, lags: int | None = None, optional: tuple[str, ...] = OPTIONAL
+    batch: int = 2,
+    length: int = 7,
+    channels: int = 3,
+    lags: int | None = None,
+    optional: tuple[str, ...] = OPTIONAL,
 ) -> Arguments:
     arguments: Arguments = {
         "u": random(batch, length, channels, seed=1),
         "kernel": random(channels, length if lags is None else lags, seed=2),
     }
-    sizes = {"skip": (channels,), "pre_gate": (batch, length, channels), "post_gate": (batch, length, channels)}
+    sizes = {
+        "skip": (channels,),
+        "pre_gate": (batch, length, channels),
+        "post_gate": (batch, length, channels),
+    }
     return arguments | {name: random(*sizes[name], seed=3 + OPTIONAL.index(name)) for name in optional}
 
 
@@ -57,7 +65,9 @@ def test_matches_oracle_in_16_bits(length: int, device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    "optional", [names for count in range(4) for names in itertools.combinations(OPTIONAL, count)], ids="+".join
+    "optional",
+    [names for count in range(4) for names in itertools.combinations(OPTIONAL, count)],
+    ids="+".join,
 )
 def test_optional_arguments(optional: tuple[str, ...], device: str) -> None:
     assert_matches_oracle("fft_conv", case(3, 30, 9, optional=optional), torch.float64, device)
@@ -70,7 +80,9 @@ def test_kernel_of_another_length(lags: int, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0), (2, 9, 1), (1, 1, 1), (70, 33, 130), (5, 200, 64)])
+@pytest.mark.parametrize(
+    "shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0), (2, 9, 1), (1, 1, 1), (70, 33, 130), (5, 200, 64)]
+)
 def test_shapes(shape: tuple[int, int, int], device: str) -> None:
     assert_matches_oracle("fft_conv", case(*shape), torch.float32, device)
 
@@ -101,7 +113,9 @@ def test_only_the_gradients_asked_for(wanted: tuple[int, ...], device: str) -> N
 def test_backward_op_leaves_out_what_is_not_needed(device: str) -> None:
     arguments = converted(case(2, 6, 4), torch.float32, device)
     u = arguments["u"].detach()
-    gradients = torch.ops.hyenarec.fft_conv_backward(u, *arguments.values(), [False, True, False, False, True])
+    gradients = torch.ops.hyenarec.fft_conv_backward(
+        u, *arguments.values(), [False, True, False, False, True]
+    )
     assert [tuple(g.shape) for g in gradients] == [(0,), (4, 6), (0,), (0,), (2, 6, 4)]
 
 
@@ -124,7 +138,9 @@ def test_slices_of_one_projection(device: str) -> None:
     expected = ops.fft_conv(v.contiguous(), kernel, None, k.contiguous(), q.contiguous())
     assert torch.equal(ops.fft_conv(v, kernel, None, k, q), expected)
     expanded = q[:1].expand(3, -1, -1)
-    assert torch.equal(ops.fft_conv(v, kernel, None, expanded), ops.fft_conv(v, kernel, None, expanded.contiguous()))
+    assert torch.equal(
+        ops.fft_conv(v, kernel, None, expanded), ops.fft_conv(v, kernel, None, expanded.contiguous())
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -180,7 +196,10 @@ U, KERNEL = torch.ones(2, 5, 4), torch.ones(4, 5)
         ({"kernel": torch.ones(4)}, r"kernel must be \[D, K\], got \[4\]"),
         ({"kernel": torch.ones(3, 5)}, r"kernel must be \[D, K\] with D = 4, got \[3, 5\]"),
         ({"kernel": KERNEL.double()}, "kernel must be Float beside this u, got Double"),
-        ({"u": U.bfloat16(), "kernel": KERNEL.bfloat16()}, "kernel must be Float beside this u, got BFloat16"),
+        (
+            {"u": U.bfloat16(), "kernel": KERNEL.bfloat16()},
+            "kernel must be Float beside this u, got BFloat16",
+        ),
         ({"kernel": KERNEL.to("meta")}, "kernel must be on cpu like u, got meta"),
         ({"skip": torch.ones(4, 1)}, r"skip must be \[D\], got \[4, 1\]"),
         ({"skip": torch.ones(3)}, r"skip must be \[D\] with D = 4, got \[3\]"),
@@ -200,7 +219,9 @@ def test_rejects(change: Arguments, message: str) -> None:
 class Mixer(torch.nn.Module):
     """Kernel and gated convolution as in the model: the kernel is as long as the batch."""
 
-    def forward(self, u: Tensor, pre: Tensor, post: Tensor, coeffs: Tensor, decay: Tensor, skip: Tensor) -> Tensor:
+    def forward(
+        self, u: Tensor, pre: Tensor, post: Tensor, coeffs: Tensor, decay: Tensor, skip: Tensor
+    ) -> Tensor:
         kernel = ops.legendre_kernel(coeffs, decay, 64, u.shape[1])
         return ops.fft_conv(u, kernel, skip, pre, post)
 

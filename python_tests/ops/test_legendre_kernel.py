@@ -44,7 +44,15 @@ def test_matches_oracle(length: int, dtype: torch.dtype, device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     "shape",
-    [(1, 1, 1, 1), (1, 33, 200, 200), (3, 9, 4, 4), (4, 6, 1, 1), (70, 17, 130, 65), (0, 4, 5, 5), (3, 0, 5, 5)],
+    [
+        (1, 1, 1, 1),
+        (1, 33, 200, 200),
+        (3, 9, 4, 4),
+        (4, 6, 1, 1),
+        (70, 17, 130, 65),
+        (0, 4, 5, 5),
+        (3, 0, 5, 5),
+    ],
     ids=["one", "one_channel", "more_coeffs_than_lags", "horizon_one", "part", "no_channels", "no_coeffs"],
 )
 def test_shapes(shape: tuple[int, int, int, int], device: str) -> None:
@@ -133,8 +141,14 @@ COEFFS, DECAY = torch.ones(4, 3), torch.ones(4)
         ({"decay": torch.ones(5)}, r"decay must be \[D\] with D = 4, got \[5\]"),
         ({"decay": DECAY.double()}, "decay must be Float like coeffs, got Double"),
         ({"decay": DECAY.to("meta")}, "decay must be on cpu like coeffs, got meta"),
-        ({"decay": torch.tensor([1, 1, float("nan"), 1])}, "decay must be finite and not negative, got nan for channel 2"),
-        ({"decay": torch.tensor([1, -0.5, 1, 1])}, "decay must be finite and not negative, got -0.5 for channel 1"),
+        (
+            {"decay": torch.tensor([1, 1, float("nan"), 1])},
+            "decay must be finite and not negative, got nan for channel 2",
+        ),
+        (
+            {"decay": torch.tensor([1, -0.5, 1, 1])},
+            "decay must be finite and not negative, got -0.5 for channel 1",
+        ),
         ({"decay": torch.tensor([1, 1, 1, torch.inf])}, "decay must be finite"),
         ({"horizon": 0, "length": 0}, "horizon must be at least 1, got 0"),
         ({"length": -1}, "length must be at least 0, got -1"),
@@ -142,7 +156,9 @@ COEFFS, DECAY = torch.ones(4, 3), torch.ones(4)
     ],
 )
 def test_rejects(change: Arguments, message: str) -> None:
-    assert_rejects("legendre_kernel", {"coeffs": COEFFS, "decay": DECAY, "horizon": 10, "length": 6} | change, message)
+    assert_rejects(
+        "legendre_kernel", {"coeffs": COEFFS, "decay": DECAY, "horizon": 10, "length": 6} | change, message
+    )
 
 
 class Kernel(torch.nn.Module):

@@ -59,14 +59,18 @@ def test_widths(width: int, bias: bool, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0), (2, 9, 1), (1, 1, 1), (40, 33, 130), (3, 2000, 64)])
+@pytest.mark.parametrize(
+    "shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0), (2, 9, 1), (1, 1, 1), (40, 33, 130), (3, 2000, 64)]
+)
 def test_shapes(shape: tuple[int, int, int], device: str) -> None:
     assert_matches_oracle("short_conv", case(*shape), torch.float32, device)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    "sizes", [(), (0,), (0, 0), (1,), (5,), (3, 0, 7, 1, 12), (0, 4, 0, 0, 2, 0), (1, 1, 1, 1), (700, 1, 2, 900)], ids=str
+    "sizes",
+    [(), (0,), (0, 0), (1,), (5,), (3, 0, 7, 1, 12), (0, 4, 0, 0, 2, 0), (1, 1, 1, 1), (700, 1, 2, 900)],
+    ids=str,
 )
 def test_packed_matches_oracle(sizes: tuple[int, ...], device: str) -> None:
     assert_matches_oracle("short_conv", packed_case(sizes), torch.float64, device)
@@ -96,7 +100,9 @@ def test_gradcheck(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("arguments", [case(), case(bias=False), packed_case()], ids=["bias", "no_bias", "packed"])
+@pytest.mark.parametrize(
+    "arguments", [case(), case(bias=False), packed_case()], ids=["bias", "no_bias", "packed"]
+)
 def test_opcheck(arguments: Arguments, device: str) -> None:
     run_opcheck("short_conv", arguments, device)
 
@@ -165,15 +171,27 @@ PACKED = {"u": torch.ones(10, 4)}
         ({"bias": torch.ones(3)}, r"bias must be \[D\] with D = 4, got \[3\]"),
         ({"bias": torch.ones(4).double()}, "bias must be Float like weight, got Double"),
         ({"bias": torch.ones(4, device="meta")}, "bias must be on cpu like u, got meta"),
-        ({"offsets": torch.tensor([0, 10])}, r"u must be \[total, D\] when offsets are given, got \[2, 5, 4\]"),
+        (
+            {"offsets": torch.tensor([0, 10])},
+            r"u must be \[total, D\] when offsets are given, got \[2, 5, 4\]",
+        ),
         (PACKED | {"offsets": torch.tensor([[0, 10]])}, r"offsets must be \[S \+ 1\], got \[1, 2\]"),
         (PACKED | {"offsets": torch.zeros(0).long()}, r"offsets must be \[S \+ 1\] with S >= 0, got \[0\]"),
         (PACKED | {"offsets": torch.tensor([0, 10]).int()}, "offsets must be Long, got Int"),
-        (PACKED | {"offsets": torch.tensor([0, 10], device="meta")}, "offsets must be on cpu like u, got meta"),
+        (
+            PACKED | {"offsets": torch.tensor([0, 10], device="meta")},
+            "offsets must be on cpu like u, got meta",
+        ),
         (PACKED | {"offsets": torch.tensor([1, 10])}, "offsets must start at 0, got 1"),
-        (PACKED | {"offsets": torch.tensor([0, 6, 4, 10])}, "offsets must not decrease, got 6 before 4 at sequence 1"),
+        (
+            PACKED | {"offsets": torch.tensor([0, 6, 4, 10])},
+            "offsets must not decrease, got 6 before 4 at sequence 1",
+        ),
         (PACKED | {"offsets": torch.tensor([0, 9])}, "offsets must end at the number of events = 10, got 9"),
-        (PACKED | {"offsets": torch.tensor([0, 11])}, "offsets must end at the number of events = 10, got 11"),
+        (
+            PACKED | {"offsets": torch.tensor([0, 11])},
+            "offsets must end at the number of events = 10, got 11",
+        ),
         (PACKED | {"offsets": torch.tensor([0])}, "offsets must end at the number of events = 10, got 0"),
     ],
 )

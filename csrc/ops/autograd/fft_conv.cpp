@@ -25,17 +25,16 @@ class FftConv : public torch::autograd::Function<FftConv> {
       const OptionalTensor& post_gate) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward(
-        {u,
-         kernel,
-         skip.value_or(at::Tensor()),
-         pre_gate.value_or(at::Tensor()),
+        {u, kernel, skip.value_or(at::Tensor()), pre_gate.value_or(at::Tensor()),
          post_gate.value_or(at::Tensor())});
     return fft_conv(u, kernel, skip, pre_gate, post_gate);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
-    const auto optional = [&](size_t i) { return saved[i].defined() ? OptionalTensor(saved[i]) : std::nullopt; };
+    const auto optional = [&](size_t i) {
+      return saved[i].defined() ? OptionalTensor(saved[i]) : std::nullopt;
+    };
 
     // Absent arguments have no edge in the graph, so edges are counted over those present.
     std::array<bool, 5> needs_grad{};

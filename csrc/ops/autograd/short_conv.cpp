@@ -38,7 +38,10 @@ class ShortConv : public torch::autograd::Function<ShortConv> {
 };
 
 at::Tensor short_conv_autograd(
-    const at::Tensor& u, const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& offsets) {
+    const at::Tensor& u,
+    const at::Tensor& weight,
+    const OptionalTensor& bias,
+    const OptionalTensor& offsets) {
   return ShortConv::apply(u, weight, bias, offsets);
 }
 

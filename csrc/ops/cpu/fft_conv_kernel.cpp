@@ -1,7 +1,7 @@
 // fft_conv on the CPU. Tiles of a few sequences and channels, small enough for the cache, go through
-// gate + pad + transpose, ATen's real FFT, the product of spectra, the inverse FFT, and crop + gate + transpose.
-// skip costs nothing: it is one more number at lag 0, so it joins the kernel before its FFT, and its gradient is
-// the kernel's at lag 0.
+// gate + pad + transpose, ATen's real FFT, the product of spectra, the inverse FFT, and crop + gate +
+// transpose. skip costs nothing: it is one more number at lag 0, so it joins the kernel before its FFT, and
+// its gradient is the kernel's at lag 0.
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
@@ -26,13 +26,21 @@ namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-// Padded numbers that one FFT call takes: few enough for the cache, many enough for the set-up each call repeats.
-constexpr int64_t kTileElements = 1 << 18;
-constexpr int64_t kTileChannels = 64;
-// The work is cut into about so many jobs whatever the number of threads, so results do not depend on it.
-constexpr int64_t kJobs = 64;
+// Padded numbers that one FFT call takes: few enough for the cache, enough to pay for each call's set-up.
+constexpr int64_t kTileElements = 1 << 17;
+constexpr int64_t kFewestTileChannels = 16;
+constexpr int64_t kMostTileChannels = 64;
+// The work is cut into 16 to 64 jobs whatever the number of threads, so that results do not depend on it.
+constexpr int64_t kFewestJobs = 16;
+constexpr int64_t kMostJobs = 64;
 
 constexpr int64_t kCorrelationGrain = 1 << 14;
+
+// Whole cache lines of channels; few of them when there are too few sequences to share out.
+int64_t channels_per_tile(int64_t batch, int64_t channels) {
+  const int64_t wanted = channels * batch / kFewestJobs / 16 * 16;
+  return std::min(channels, std::clamp(wanted, kFewestTileChannels, kMostTileChannels));
+}
 
 // How a call is cut. A job is a block of channels and a group of sequences, taken `tile_sequences` at a time.
 struct Plan {
@@ -46,23 +54,23 @@ struct Plan {
         lags(fft_conv_lags(length, kernel.size(1))),
         size(fft_conv_size(length, kernel.size(1))),
         bins(size / 2 + 1),
-        tile_channels(std::min(channels, kTileChannels)),
+        tile_channels(channels_per_tile(batch, channels)),
         channel_blocks(at::divup(channels, tile_channels)),
         tile_sequences(std::clamp<int64_t>(kTileElements / (size * tile_channels), 1, batch)),
-        groups(std::clamp<int64_t>(kJobs / channel_blocks, 1, at::divup(batch, tile_sequences))) {}
+        groups(std::clamp<int64_t>(kMostJobs / channel_blocks, 1, at::divup(batch, tile_sequences))) {}
 
   int64_t tile_rows() const { return tile_sequences * tile_channels; }
 };
 
-// A part of [B, L, D], all of the time. Its rows, one for each (sequence, channel), are padded to the FFT's size.
+// A part of [B, L, D], all of the time. Each (sequence, channel) of it is a row, padded to the FFT's size.
 struct Tile {
   int64_t first_sequence, sequences, first_channel, channels;
 
   int64_t rows() const { return sequences * channels; }
 };
 
-// Calls run(workspace, group, tile) for each tile. Tiles of one group and block of channels come in order, in one
-// thread. `workspace` is zero on first use, [signals * rows, size]; what lies past `length` must stay zero.
+// Calls run(workspace, group, tile) for each tile. Tiles of one group and block of channels come in order, in
+// one thread. `workspace` [signals * rows, size] is zero on first use, and past `length` it must stay so.
 template <typename compute_t, typename Run>
 void for_each_tile(const Plan& plan, int64_t signals, const Run& run) {
   at::parallel_for(0, plan.channel_blocks * plan.groups, 1, [&](int64_t first_job, int64_t last_job) {
@@ -107,11 +115,17 @@ Signal<scalar_t> result_of(const at::Tensor& tensor) {
 // rows[d][t] = from[t][d] gate[t][d] for one sequence.
 template <typename scalar_t, typename compute_t>
 HYENAREC_SIMD void gate_and_transpose(
-    const scalar_t* from, int64_t from_stride, const scalar_t* gate, int64_t gate_stride, compute_t* rows,
-    int64_t row_stride, int64_t length, int64_t channels) {
+    const scalar_t* from,
+    int64_t from_stride,
+    const scalar_t* gate,
+    int64_t gate_stride,
+    compute_t* rows,
+    int64_t row_stride,
+    int64_t length,
+    int64_t channels) {
   const int64_t whole_length = length / 8 * 8, whole_channels = channels / 8 * 8;
-  for (int64_t d = 0; d < whole_channels; d += 8) {
-    for (int64_t t = 0; t < whole_length; t += 8) {
+  for (int64_t t = 0; t < whole_length; t += 8) {
+    for (int64_t d = 0; d < whole_channels; d += 8) {
       simd::Vector<compute_t> block[8];
       for (int64_t i = 0; i < 8; ++i) {
         block[i] = simd::load(from + (t + i) * from_stride + d);
@@ -132,11 +146,17 @@ HYENAREC_SIMD void gate_and_transpose(
 // to[t][d] = rows[d][t] gate[t][d] for one sequence.
 template <typename scalar_t, typename compute_t>
 HYENAREC_SIMD void transpose_and_gate(
-    const compute_t* rows, int64_t row_stride, const scalar_t* gate, int64_t gate_stride, scalar_t* to,
-    int64_t to_stride, int64_t length, int64_t channels) {
+    const compute_t* rows,
+    int64_t row_stride,
+    const scalar_t* gate,
+    int64_t gate_stride,
+    scalar_t* to,
+    int64_t to_stride,
+    int64_t length,
+    int64_t channels) {
   const int64_t whole_length = length / 8 * 8, whole_channels = channels / 8 * 8;
-  for (int64_t d = 0; d < whole_channels; d += 8) {
-    for (int64_t t = 0; t < whole_length; t += 8) {
+  for (int64_t t = 0; t < whole_length; t += 8) {
+    for (int64_t d = 0; d < whole_channels; d += 8) {
       simd::Vector<compute_t> block[8];
       for (int64_t i = 0; i < 8; ++i) block[i] = simd::load(rows + (d + i) * row_stride + t);
       simd::transpose<compute_t>(block);
@@ -157,7 +177,8 @@ HYENAREC_SIMD void transpose_and_gate(
 
 // Complex numbers as pairs (real, imaginary). The sign is that of b's imaginary part: -1 takes its conjugate.
 template <typename compute_t>
-HYENAREC_SIMD void multiply_by(compute_t* __restrict a, const compute_t* __restrict b, compute_t sign, int64_t bins) {
+HYENAREC_SIMD void multiply_by(
+    compute_t* __restrict a, const compute_t* __restrict b, compute_t sign, int64_t bins) {
   for (int64_t i = 0; i < 2 * bins; i += 2) {
     const compute_t real = a[i], imaginary = a[i + 1], b_imaginary = sign * b[i + 1];
     a[i] = real * b[i] - imaginary * b_imaginary;
@@ -192,7 +213,8 @@ struct TileWork {
       gate_and_transpose(
           from.at(tile.first_sequence + s, tile.first_channel), from.event_stride,
           gate.at(tile.first_sequence + s, tile.first_channel), gate.event_stride,
-          rows.mutable_data_ptr<compute_t>() + s * tile.channels * plan.size, plan.size, plan.length, tile.channels);
+          rows.mutable_data_ptr<compute_t>() + s * tile.channels * plan.size, plan.size, plan.length,
+          tile.channels);
     }
   }
 
@@ -218,7 +240,8 @@ struct TileWork {
     auto* sum = numbers<compute_t>(sums) + (group * plan.channels + tile.first_channel) * 2 * plan.bins;
     const int64_t bins = tile.channels * plan.bins;
     for (int64_t s = 0; s < tile.sequences; ++s) {
-      add_conjugate_product(sum, numbers<compute_t>(z) + s * 2 * bins, numbers<compute_t>(h) + s * 2 * bins, bins);
+      add_conjugate_product(
+          sum, numbers<compute_t>(z) + s * 2 * bins, numbers<compute_t>(h) + s * 2 * bins, bins);
     }
   }
 };
@@ -291,7 +314,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> fft_conv_
   detail::check_cpu_activation_type({"fft_conv_backward", "u", u});
   const bool needs_u = needs_grad[0], needs_kernel = needs_grad[1], needs_skip = needs_grad[2] && skip;
   const bool needs_pre = needs_grad[3] && pre_gate, needs_post = needs_grad[4] && post_gate;
-  const auto like_u = [&](bool needed) { return needed ? at::empty(u.sizes(), u.options()) : at::empty({0}, u.options()); };
+  const auto like_u = [&](bool needed) {
+    return needed ? at::empty(u.sizes(), u.options()) : at::empty({0}, u.options());
+  };
   auto u_grad = like_u(needs_u), pre_grad = like_u(needs_pre), post_grad = like_u(needs_post);
   auto kernel_grad = at::zeros(needs_kernel ? kernel.sizes() : at::IntArrayRef({0}), kernel.options());
   auto skip_grad = at::zeros({needs_skip ? kernel.size(0) : 0}, kernel.options());

@@ -1,5 +1,5 @@
-// legendre_kernel on the CPU: everything in double. A tile of lags gets its basis P_n once, for all channels of a
-// thread; exp(-decay lag) comes from two short tables, so that no lag costs an exponential.
+// legendre_kernel on the CPU: everything in double. A tile of lags gets its basis P_n once, for all channels
+// of a thread; exp(-decay lag) comes from two short tables, so that no lag costs an exponential.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -25,8 +25,8 @@ void check_decay_values(const char* op, const at::Tensor& decay) {
     const auto* values = contiguous.const_data_ptr<scalar_t>();
     for (int64_t d = 0; d < decay.size(0); ++d) {
       TORCH_CHECK(
-          std::isfinite(values[d]) && values[d] >= 0,
-          op, ": decay must be finite and not negative, got ", values[d], " for channel ", d);
+          std::isfinite(values[d]) && values[d] >= 0, op, ": decay must be finite and not negative, got ",
+          values[d], " for channel ", d);
     }
   });
 }
@@ -53,7 +53,8 @@ HYENAREC_SIMD void combine(const double* coeffs, const double* basis, int64_t nu
 }
 
 // moments[n] += sum_i values[i] basis[n][i], in eight running sums a moment: a fixed order.
-HYENAREC_SIMD void add_moments(const double* values, const double* basis, int64_t num_coeffs, double* moments) {
+HYENAREC_SIMD void add_moments(
+    const double* values, const double* basis, int64_t num_coeffs, double* moments) {
   for (int64_t n = 0; n < num_coeffs; ++n) {
     double lanes[8] = {};
     for (int64_t i = 0; i < kTile; i += 8) {
@@ -96,12 +97,14 @@ void forward_channels(
       combine(weights.data() + d * num_coeffs, basis.data(), num_coeffs, sum);
       const double scale = decays[d].at_tile(first);
       scalar_t* row = out + (first_channel + d) * length + first;
-      for (int64_t i = 0; i < count; ++i) row[i] = static_cast<scalar_t>(scale * decays[d].within[i] * sum[i]);
+      for (int64_t i = 0; i < count; ++i)
+        row[i] = static_cast<scalar_t>(scale * decays[d].within[i] * sum[i]);
     }
   }
 }
 
-// d/dcoeffs[n] = sum_lag w P_n and d/ddecay = -sum_lag lag w sum_n coeffs[n] P_n, where w = grad exp(-decay lag).
+// d/dcoeffs[n] = sum_lag w P_n and d/ddecay = -sum_lag lag w sum_n coeffs[n] P_n, where w = grad exp(-decay
+// lag).
 template <typename scalar_t>
 void backward_channels(
     const scalar_t* grad,
@@ -128,18 +131,21 @@ void backward_channels(
     for (int64_t d = 0; d < channels; ++d) {
       const double scale = decays[d].at_tile(first);
       const scalar_t* row = grad + (first_channel + d) * length + first;
-      for (int64_t i = 0; i < count; ++i) weighted[i] = scale * decays[d].within[i] * static_cast<double>(row[i]);
+      for (int64_t i = 0; i < count; ++i)
+        weighted[i] = scale * decays[d].within[i] * static_cast<double>(row[i]);
       std::fill(weighted + count, weighted + kTile, 0.0);
       add_moments(weighted, basis.data(), num_coeffs, moments.data() + d * num_coeffs);
       combine(weights.data() + d * num_coeffs, basis.data(), num_coeffs, sum);
-      for (int64_t i = 0; i < count; ++i) lag_moments[d] -= static_cast<double>(first + i) * weighted[i] * sum[i];
+      for (int64_t i = 0; i < count; ++i)
+        lag_moments[d] -= static_cast<double>(first + i) * weighted[i] * sum[i];
     }
   }
   std::copy(moments.begin(), moments.end(), coeffs_grad + first_channel * num_coeffs);
   std::copy(lag_moments.begin(), lag_moments.end(), decay_grad + first_channel);
 }
 
-at::Tensor legendre_kernel_cpu(const at::Tensor& coeffs, const at::Tensor& decay, int64_t horizon, int64_t length) {
+at::Tensor legendre_kernel_cpu(
+    const at::Tensor& coeffs, const at::Tensor& decay, int64_t horizon, int64_t length) {
   detail::check_legendre_kernel_arguments(coeffs, decay, horizon, length);
   check_decay_values("legendre_kernel", decay);
   const auto rows = coeffs.contiguous();
@@ -173,8 +179,8 @@ std::tuple<at::Tensor, at::Tensor> legendre_kernel_backward_cpu(
     auto* decay_grad_data = decay_grad.mutable_data_ptr<scalar_t>();
     at::parallel_for(0, coeffs.size(0), kChannelGrain, [&](int64_t first, int64_t last) {
       backward_channels(
-          grad_data, coeffs_data, decay_data, coeffs.size(1), horizon, grad.size(1), first, last, coeffs_grad_data,
-          decay_grad_data);
+          grad_data, coeffs_data, decay_data, coeffs.size(1), horizon, grad.size(1), first, last,
+          coeffs_grad_data, decay_grad_data);
     });
   });
   return {coeffs_grad, decay_grad};

@@ -1,5 +1,5 @@
-// short_conv on the CPU: a row (one event, all channels) at a time, vectorised along the channels, rows shared among
-// the threads. The input gradient is the same filter run backwards in time.
+// short_conv on the CPU: a row (one event, all channels) at a time, vectorised along the channels, rows
+// shared among the threads. The input gradient is the same filter run backwards in time.
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
@@ -19,7 +19,8 @@
 namespace hyenarec {
 namespace {
 
-constexpr int64_t kBlockElements = 32768;  // a thread takes at least this many elements: it stays in its cache
+constexpr int64_t kBlockElements =
+    32768;  // a thread takes at least this many elements: it stays in its cache
 
 // Where the sequences lie among the rows of u, padded or packed.
 struct Sequences {
@@ -53,12 +54,12 @@ void check_offsets_values(const char* op, const Sequences& sequences) {
   TORCH_CHECK(offsets[0] == 0, op, ": offsets must start at 0, got ", offsets[0]);
   for (int64_t s = 0; s < sequences.count; ++s) {
     TORCH_CHECK(
-        offsets[s] <= offsets[s + 1],
-        op, ": offsets must not decrease, got ", offsets[s], " before ", offsets[s + 1], " at sequence ", s);
+        offsets[s] <= offsets[s + 1], op, ": offsets must not decrease, got ", offsets[s], " before ",
+        offsets[s + 1], " at sequence ", s);
   }
   TORCH_CHECK(
-      offsets[sequences.count] == sequences.rows,
-      op, ": offsets must end at the number of events = ", sequences.rows, ", got ", offsets[sequences.count]);
+      offsets[sequences.count] == sequences.rows, op,
+      ": offsets must end at the number of events = ", sequences.rows, ", got ", offsets[sequences.count]);
 }
 
 // `offsets` is a contiguous copy that outlives the result, or undefined.
@@ -83,7 +84,8 @@ struct Events {
 };
 
 template <typename scalar_t>
-Events<scalar_t> events_of(scalar_t* data, const at::Tensor& tensor, const Sequences& sequences, int64_t sequence) {
+Events<scalar_t> events_of(
+    scalar_t* data, const at::Tensor& tensor, const Sequences& sequences, int64_t sequence) {
   const bool packed = sequences.offsets != nullptr;
   const int64_t stride = tensor.stride(packed ? 0 : 1);
   return {data + (packed ? sequences.start(sequence) * stride : sequence * tensor.stride(0)), stride};
@@ -92,14 +94,22 @@ Events<scalar_t> events_of(scalar_t* data, const at::Tensor& tensor, const Seque
 // out(t) = bias + sum_{w < width} taps[w] u(t - w) for t in [first, last), first >= width - 1.
 template <typename scalar_t, typename param_t, int width>
 HYENAREC_SIMD void filter_rows(
-    const scalar_t* u, int64_t u_stride, const param_t* taps, const param_t* bias, scalar_t* out, int64_t out_stride,
-    int64_t first, int64_t last, int64_t channels) {
+    const scalar_t* u,
+    int64_t u_stride,
+    const param_t* taps,
+    const param_t* bias,
+    scalar_t* out,
+    int64_t out_stride,
+    int64_t first,
+    int64_t last,
+    int64_t channels) {
   for (int64_t t = first; t < last; ++t) {
     const scalar_t* __restrict from = u + t * u_stride;
     scalar_t* __restrict to = out + t * out_stride;
     for (int64_t d = 0; d < channels; ++d) {
       param_t sum = bias[d];
-      for (int w = 0; w < width; ++w) sum += taps[w * channels + d] * static_cast<param_t>(from[d - w * u_stride]);
+      for (int w = 0; w < width; ++w)
+        sum += taps[w * channels + d] * static_cast<param_t>(from[d - w * u_stride]);
       to[d] = static_cast<scalar_t>(sum);
     }
   }
@@ -108,15 +118,23 @@ HYENAREC_SIMD void filter_rows(
 // sums[w] += grad(t) u(t - w) for w < width, and sums[bias_row] += grad(t), for t in [first, last).
 template <typename scalar_t, typename param_t, int width>
 HYENAREC_SIMD void add_products(
-    const scalar_t* grad, int64_t grad_stride, const scalar_t* u, int64_t u_stride, param_t* __restrict sums,
-    int64_t bias_row, int64_t first, int64_t last, int64_t channels) {
+    const scalar_t* grad,
+    int64_t grad_stride,
+    const scalar_t* u,
+    int64_t u_stride,
+    param_t* __restrict sums,
+    int64_t bias_row,
+    int64_t first,
+    int64_t last,
+    int64_t channels) {
   param_t* __restrict bias_sums = sums + bias_row * channels;
   for (int64_t t = first; t < last; ++t) {
     const scalar_t* grad_row = grad + t * grad_stride;
     const scalar_t* u_row = u + t * u_stride;
     for (int64_t d = 0; d < channels; ++d) {
       const auto g = static_cast<param_t>(grad_row[d]);
-      for (int w = 0; w < width; ++w) sums[w * channels + d] += g * static_cast<param_t>(u_row[d - w * u_stride]);
+      for (int w = 0; w < width; ++w)
+        sums[w * channels + d] += g * static_cast<param_t>(u_row[d - w * u_stride]);
       bias_sums[d] += g;
     }
   }
@@ -144,8 +162,14 @@ void by_reach(int64_t width, int64_t first, int64_t last, const Run& run) {
 
 template <typename scalar_t, typename param_t>
 void filter_stretch(
-    Events<const scalar_t> u, const param_t* taps, const param_t* bias, Events<scalar_t> out, int64_t first,
-    int64_t last, int64_t width, int64_t channels) {
+    Events<const scalar_t> u,
+    const param_t* taps,
+    const param_t* bias,
+    Events<scalar_t> out,
+    int64_t first,
+    int64_t last,
+    int64_t width,
+    int64_t channels) {
   by_reach(width, first, last, [&](int64_t reach, int64_t from, int64_t to) {
     AllFilters<scalar_t, param_t>::filter[reach - 1](
         u.data, u.stride, taps, bias, out.data, out.stride, from, to, channels);
@@ -154,7 +178,12 @@ void filter_stretch(
 
 template <typename scalar_t, typename param_t>
 void add_stretch(
-    Events<const scalar_t> grad, Events<const scalar_t> u, param_t* sums, int64_t first, int64_t last, int64_t width,
+    Events<const scalar_t> grad,
+    Events<const scalar_t> u,
+    param_t* sums,
+    int64_t first,
+    int64_t last,
+    int64_t width,
     int64_t channels) {
   by_reach(width, first, last, [&](int64_t reach, int64_t from, int64_t to) {
     AllFilters<scalar_t, param_t>::products[reach - 1](
@@ -162,17 +191,23 @@ void add_stretch(
   });
 }
 
-// weight_grad[d, w] and bias_grad[d] from the blocks' sums [blocks, width + 1, channels], always in the same order.
+// weight_grad[d, w] and bias_grad[d] from the blocks' sums [blocks, width + 1, channels], always in the same
+// order.
 template <typename param_t>
 void add_up(
-    const param_t* partial, int64_t blocks, int64_t width, int64_t channels, param_t* weight_grad,
+    const param_t* partial,
+    int64_t blocks,
+    int64_t width,
+    int64_t channels,
+    param_t* weight_grad,
     param_t* bias_grad) {
   std::vector<double> sums((width + 1) * channels, 0.0);
   for (int64_t block = 0; block < blocks; ++block) {
     for (double& sum : sums) sum += *partial++;
   }
   for (int64_t d = 0; d < channels; ++d) {
-    for (int64_t w = 0; w < width; ++w) weight_grad[d * width + w] = static_cast<param_t>(sums[w * channels + d]);
+    for (int64_t w = 0; w < width; ++w)
+      weight_grad[d * width + w] = static_cast<param_t>(sums[w * channels + d]);
     if (bias_grad) bias_grad[d] = static_cast<param_t>(sums[width * channels + d]);
   }
 }
@@ -206,8 +241,8 @@ at::Tensor short_conv_cpu(
     at::parallel_for(0, sequences.rows, rows_per_block(channels), [&](int64_t first_row, int64_t last_row) {
       for_each_stretch(sequences, first_row, last_row, [&](int64_t s, int64_t first, int64_t last) {
         filter_stretch<scalar_t, param_t>(
-            events_of(u_data, rows, sequences, s), taps_data, bias_data, events_of(out_data, out, sequences, s),
-            first, last, width, channels);
+            events_of(u_data, rows, sequences, s), taps_data, bias_data,
+            events_of(out_data, out, sequences, s), first, last, width, channels);
       });
     });
   });

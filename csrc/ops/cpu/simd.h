@@ -9,8 +9,8 @@
 #include <type_traits>
 
 // Sanitizers start after the loader's choice, and other compilers and machines know other ways.
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__) && __GNUC__ >= 12 && \
-    !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__) && \
+    __GNUC__ >= 12 && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
 #define HYENAREC_SIMD __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define HYENAREC_SIMD
@@ -48,7 +48,9 @@ HYENAREC_INLINE Vector<float> load(const c10::BFloat16* from) {
 }
 
 HYENAREC_INLINE void store(const Vector<float>& lanes, float* to) { std::memcpy(to, &lanes, sizeof(lanes)); }
-HYENAREC_INLINE void store(const Vector<double>& lanes, double* to) { std::memcpy(to, &lanes, sizeof(lanes)); }
+HYENAREC_INLINE void store(const Vector<double>& lanes, double* to) {
+  std::memcpy(to, &lanes, sizeof(lanes));
+}
 // Rounds to nearest even and keeps NaN, as c10::BFloat16 does.
 HYENAREC_INLINE void store(const Vector<float>& lanes, c10::BFloat16* to) {
   const auto bits = (Vector<uint32_t>)lanes;

@@ -1,0 +1,44 @@
+"""The oracles themselves, against other people's implementations."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from op_checks import random
+
+from hyenarec import reference
+
+
+def test_legendre_kernel_is_numpy_legendre() -> None:
+    coeffs, decay = random(3, 9), random(3).abs()
+    expected = np.stack(
+        [np.polynomial.legendre.legval(np.linspace(-1, 1, 40), row) for row in coeffs.numpy()]
+    )
+    expected = expected * np.exp(-decay.numpy()[:, None] * np.arange(40))
+    np.testing.assert_allclose(reference.legendre_kernel(coeffs, decay, 40, 40), expected, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(
+        reference.legendre_kernel(coeffs, decay, 40, 13),
+        reference.legendre_kernel(coeffs, decay, 40, 40)[:, :13],
+    )
+
+
+def test_fft_conv_is_numpy_convolve() -> None:
+    u, pre, post = random(2, 20, 3), random(2, 20, 3, seed=1), random(2, 20, 3, seed=2)
+    kernel, skip = random(3, 8), random(3)
+    out = reference.fft_conv(u, kernel, skip, pre, post)
+    for b in range(2):
+        for d in range(3):
+            z = (pre * u)[b, :, d].numpy()
+            expected = np.convolve(z, kernel[d])[:20] + skip[d].item() * z
+            np.testing.assert_allclose(out[b, :, d], post[b, :, d].numpy() * expected, atol=1e-12)
+
+
+def test_short_conv_is_conv1d_with_taps_reversed() -> None:
+    u, weight, bias = random(2, 20, 3), random(3, 4), random(3)
+    padded = torch.nn.functional.pad(u.mT, (3, 0))
+    expected = torch.nn.functional.conv1d(padded, weight.flip(1)[:, None], bias, groups=3).mT
+    torch.testing.assert_close(reference.short_conv(u, weight, bias), expected)
+    offsets = torch.tensor([0, 20, 40])
+    torch.testing.assert_close(
+        reference.short_conv(u.flatten(0, 1), weight, bias, offsets), expected.flatten(0, 1)
+    )

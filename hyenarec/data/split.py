@@ -141,7 +141,7 @@ def temporal_split(
         min_item_events: items with fewer are not in the vocabulary; counted in training until both hold.
 
     Raises:
-        ValueError: without timestamps, with the cuts in the wrong order, or if nothing is left to train on, or
+        ValueError: without timestamps, with the cuts in the wrong order, or if nothing is left to train on or
             nobody to validate or test on.
     """
     if histories.timestamps is None:

@@ -74,6 +74,10 @@ cuda-build: $(CUDA_VENV)/.torch-installed
 	HYENAREC_CUDA=1 $(CUDA_BIN)/pip install --verbose --no-build-isolation .
 	cd scripts && $(CUDA_BIN)/python -P check_cuda_build.py
 
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/ops.py --output build/ops.json
+
+# With the machine's own Python and torch: it may have no network.
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py
 

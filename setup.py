@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -96,8 +97,8 @@ def cmake_definitions() -> list[str]:
     assert TORCH is not None
     import pybind11
 
-    # pip's isolated environment vanishes after the build; the torch in it must not be remembered.
-    torch_stays = str(TORCH).startswith(sys.prefix) and "pip-build-env" not in str(TORCH)
+    # An isolated build's environment vanishes after the build; a torch in it must not be remembered.
+    torch_stays = Path(tempfile.gettempdir()) not in TORCH.parents
     return [
         "-DHYENAREC_PYTHON=ON",
         f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",  # an isolated build's ninja vanishes, too

@@ -145,7 +145,7 @@ class OptimizerConfig:
         gradient_clip: largest global norm of the gradient; None leaves it alone.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.98)
     warmup_steps: int = 100
@@ -189,7 +189,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     epochs: int = 20
-    batch_size: int = 128
+    batch_size: int = 64
     patience: int | None = 10
     evaluate_every: int = 1
     seed: int = 0

@@ -35,7 +35,7 @@ class SyntheticProcess:
 
     Attributes:
         num_users: U.
-        num_topics: topics; a fresh draw is of topic ``i`` with probability proportional to 1 / (i + 1).
+        num_topics: topics; a fresh draw is of topic ``i`` with probability proportional to 1 / sqrt(i + 1).
         topic_size: items on a topic's ring, so V = num_topics * topic_size.
         min_events: fewest events of a user.
         max_events: most; lengths are uniform between the two.
@@ -49,13 +49,13 @@ class SyntheticProcess:
 
     num_users: int = 3000
     num_topics: int = 20
-    topic_size: int = 50
+    topic_size: int = 15
     min_events: int = 100
     max_events: int = 600
     burst_starts: float = 0.2
     burst_goes_on: float = 0.6
-    favourites: int = 24
-    rest: int = 16
+    favourites: int = 16
+    rest: int = 10
     fresh: float = 0.08
     seed: int = 0
 
@@ -81,7 +81,7 @@ class SyntheticProcess:
     @property
     def popularity(self) -> NDArray[np.float64]:
         """Probability of each item, from 0, in a fresh draw: float64 ``[V]``, summing to 1."""
-        topics = 1 / np.arange(1, self.num_topics + 1)
+        topics = 1 / np.sqrt(np.arange(1, self.num_topics + 1))
         return np.repeat(topics / topics.sum() / self.topic_size, self.topic_size)
 
 
@@ -134,7 +134,7 @@ class Simulation:
 def synthetic_histories(num_users: int = 3000, seed: int = 0, **parameters: Any) -> Histories:
     """Histories from `SyntheticProcess`, whose other parameters may be given by name.
 
-    With the defaults: 3000 users of 100 to 600 events, 1000 items, about a million events.
+    With the defaults: 3000 users of 100 to 600 events, 300 items, about a million events.
     """
     return simulate(SyntheticProcess(num_users=num_users, seed=seed, **parameters)).histories()
 

@@ -31,9 +31,9 @@ def test_histories_follow_from_the_seed():
 
 def test_histories_have_the_promised_shape(simulation):
     histories = simulation.histories()
-    assert (histories.num_users, histories.num_items) == (800, 1000)
+    assert (histories.num_users, histories.num_items) == (800, 300)
     assert 100 <= histories.lengths.min() < 110 and 590 < histories.lengths.max() <= 600
-    assert histories.items.min() >= 1 and np.unique(histories.items).size > 990
+    assert histories.items.min() >= 1 and np.unique(histories.items).size == 300
     assert histories[3].tolist() == (simulation.items[: simulation.lengths[3], 3] + 1).tolist()
 
 
@@ -62,8 +62,10 @@ def test_favourites_return_after_a_rest_and_not_before(simulation):
                 gaps.append(number - last[item])
             last[item] = number
     gaps = np.array(gaps)
-    assert (gaps <= PROCESS.rest).mean() < 0.06
-    assert abs(np.median(gaps) - (PROCESS.rest + 6)) <= 1  # then 1/8 at every turn: half of them after 6 more
+    assert (gaps <= PROCESS.rest).mean() < 0.08
+    assert (
+        abs(np.median(gaps) - (PROCESS.rest + 5)) <= 1
+    )  # then 1/6 at every turn: half of them after 4 or 5 more
     assert (gaps > 2 * PROCESS.rest).mean() > 0.1
 
 
@@ -84,7 +86,7 @@ def test_tastes_drift_slowly(simulation):
 def test_chances_are_a_distribution(simulation):
     for last_events in (None, 10):
         chances = next_event_distribution(simulation, np.arange(100), last_events)
-        assert chances.shape == (100, 1000)
+        assert chances.shape == (100, 300)
         assert chances.min() >= 0
         np.testing.assert_allclose(chances.sum(axis=1), 1)
 
@@ -117,21 +119,21 @@ def test_the_best_score_is_what_the_best_ranking_gets(simulation):
     assert abs(reciprocal.sum(axis=1).mean() - best["MRR@10"]) < 0.05
 
 
-def test_long_memory_is_worth_more_than_twice_the_last_events(simulation):
+def test_long_memory_is_worth_twice_the_last_ten_events(simulation):
     whole, *limited = (best_achievable(simulation, last_events) for last_events in (None, 1, 10, 20, 40, 80))
     assert whole["HR@10"] > 0.9 and whole["NDCG@10"] > 0.55
     last_10 = limited[1]
-    assert last_10["HR@10"] < 0.4 and last_10["NDCG@10"] < 0.37
+    assert last_10["HR@10"] < 0.43 and last_10["NDCG@10"] < 0.38
     for name in whole:
         scores = [score[name] for score in (*limited, whole)]
         assert scores == sorted(scores)
-    assert limited[3]["HR@10"] < 0.85  # the last 40 events do not tell all either
+    assert limited[2]["HR@10"] < 0.72 and limited[3]["HR@10"] < 0.93  # nor do the last 20 or 40 tell all
 
 
 def test_popularity_alone_gets_nowhere():
     split = leave_one_out(synthetic_histories(num_users=800))
     most_popular = np.argsort(-np.bincount(split.train.items))[:10]
-    assert np.isin(split.test.target_items, most_popular).mean() < 0.12
+    assert np.isin(split.test.target_items, most_popular).mean() < 0.15
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_popularity_alone_gets_nowhere():
     [
         ({"num_users": 0}, "num_users must be at least 1, got 0"),
         ({"favourites": 0}, "favourites must be at least 1"),
-        ({"rest": 24}, r"rest must lie in 0..favourites - 1 = 23, got 24"),
+        ({"rest": 16}, r"rest must lie in 0..favourites - 1 = 15, got 16"),
         ({"fresh": 1.5}, "fresh must be a probability, got 1.5"),
         ({"min_events": 2}, "min_events must lie from 3 to max_events = 600, got 2"),
         ({"min_events": 700}, "min_events must lie from 3"),
@@ -153,7 +155,7 @@ def test_bad_parameters(parameters, message):
 def test_bad_arguments():
     few = simulate(SyntheticProcess(num_users=5))
     for arguments, message in (
-        ({"k": 0}, r"k must lie in 1\.\.1000"),
+        ({"k": 0}, r"k must lie in 1\.\.300"),
         ({"last_events": 0}, "last_events must be at least 1"),
         ({"target": 0}, r"target must be one of those simulated, \[-2, -1\], got 0"),
     ):

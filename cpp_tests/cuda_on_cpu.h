@@ -1,12 +1,14 @@
 // Runs CUDA kernels on the CPU, without a CUDA toolkit: include this first, then a .cuh, and call launch().
 //
-// Blocks run one after another, each with one CPU thread for every CUDA thread, so that ThreadSanitizer sees a
-// missing barrier and AddressSanitizer a bad index, and the results can be compared with an oracle. It is no
-// substitute for a GPU: speed, the memory model between blocks, register and shared memory limits are not checked.
+// Blocks run one after another, each with one CPU thread for every CUDA thread, so that ThreadSanitizer sees
+// a missing barrier and AddressSanitizer a bad index, and the results can be compared with an oracle. It is
+// no substitute for a GPU: speed, the memory model between blocks, register and shared memory limits are not
+// checked.
 //
 // What it is strict about: a barrier that part of a block never reaches, a shuffle that part of a warp never
-// reaches or that reads a lane that doesn't exist, and shared memory read before it is written (it starts as NaN).
-// Where it is blind: a shuffle orders memory within its warp here, which it doesn't on a GPU; and half a warp in
+// reaches or that reads a lane that doesn't exist, and shared memory read before it is written (it starts as
+// NaN). Where it is blind: a shuffle orders memory within its warp here, which it doesn't on a GPU; and half
+// a warp in
 // __syncthreads beside half in a shuffle hangs until the test's time limit.
 #pragma once
 
@@ -70,7 +72,8 @@ class Barrier {
     } else {
       phase_.wait(phase);
     }
-    if (broken_) throw std::runtime_error("cuda_on_cpu: some threads left the kernel while others were to wait");
+    if (broken_)
+      throw std::runtime_error("cuda_on_cpu: some threads left the kernel while others were to wait");
   }
 
   void leave() {
@@ -148,7 +151,8 @@ T exchange(unsigned int mask, T value, unsigned int source) {
   static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= sizeof(Warp::slot[0]));
   require_full_mask(mask);
   Warp& mine = warp();
-  if (source >= mine.lanes) throw std::runtime_error("cuda_on_cpu: a shuffle reads a lane that doesn't exist");
+  if (source >= mine.lanes)
+    throw std::runtime_error("cuda_on_cpu: a shuffle reads a lane that doesn't exist");
   std::memcpy(mine.slot[lane()], &value, sizeof(T));
   mine.barrier.wait();
   std::memcpy(&value, mine.slot[source], sizeof(T));
@@ -156,7 +160,8 @@ T exchange(unsigned int mask, T value, unsigned int source) {
   return value;
 }
 
-// CPU threads that wait for kernels: making new ones for each launch would take longer than most kernels here.
+// CPU threads that wait for kernels: making new ones for each launch would take longer than most kernels
+// here.
 class ThreadPool {
  public:
   static ThreadPool& instance() {
@@ -214,8 +219,7 @@ inline bool is_removed_barrier(const std::string& file, int line) {
 inline dim3 block_index(uint64_t number, dim3 grid) {
   const uint64_t row = number / grid.x;
   return dim3(
-      static_cast<unsigned int>(number % grid.x),
-      static_cast<unsigned int>(row % grid.y),
+      static_cast<unsigned int>(number % grid.x), static_cast<unsigned int>(row % grid.y),
       static_cast<unsigned int>(row / grid.y));
 }
 
@@ -230,7 +234,8 @@ void launch(
     const Arguments&... arguments) {
   const unsigned int threads = block.x * block.y * block.z;
   const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
-  if (threads < 1 || threads > kMaxThreads) throw std::invalid_argument("cuda_on_cpu: 1 to 1024 threads a block");
+  if (threads < 1 || threads > kMaxThreads)
+    throw std::invalid_argument("cuda_on_cpu: 1 to 1024 threads a block");
   if (blocks < 1 || grid.y > 65535 || grid.z > 65535) throw std::invalid_argument("cuda_on_cpu: bad grid");
 
   Block state(threads, shared_bytes);

@@ -49,7 +49,8 @@ TEST(CudaOnCpu, FreshSharedMemoryIsNaN) {
 }
 
 __global__ void shuffle_all(int* out) {
-  const int lane = static_cast<int>(threadIdx.x % 32), value = 100 * static_cast<int>(threadIdx.x / 32) + lane;
+  const int lane = static_cast<int>(threadIdx.x % 32),
+            value = 100 * static_cast<int>(threadIdx.x / 32) + lane;
   int* mine = out + 4 * threadIdx.x;
   mine[0] = __shfl_sync(0xffffffffu, value, 5);
   mine[1] = __shfl_xor_sync(0xffffffffu, value, 3);
@@ -69,7 +70,9 @@ TEST(CudaOnCpu, ShufflesStayInTheirWarp) {
   }
 }
 
-__global__ void sum_warp(double* out) { out[threadIdx.x] = hyenarec::warp_sum(static_cast<double>(threadIdx.x)); }
+__global__ void sum_warp(double* out) {
+  out[threadIdx.x] = hyenarec::warp_sum(static_cast<double>(threadIdx.x));
+}
 
 TEST(CudaOnCpu, WarpSumGivesEveryLaneTheTotal) {
   std::vector<double> out(32);
@@ -93,16 +96,18 @@ TEST(CudaOnCpu, RefusesWhatAGpuMayNotDo) {
   std::vector<int> out(64);
   const auto order = BlockOrder::ascending;
   EXPECT_THROW(launch(dim3(3), dim3(64), 0, order, half_of_the_block_synchronises), std::runtime_error);
-  EXPECT_THROW(launch(dim3(1), dim3(32), 0, order, half_of_the_warp_shuffles, out.data()), std::runtime_error);
+  EXPECT_THROW(
+      launch(dim3(1), dim3(32), 0, order, half_of_the_warp_shuffles, out.data()), std::runtime_error);
   EXPECT_THROW(launch(dim3(1), dim3(16), 0, order, reads_a_missing_lane, out.data()), std::runtime_error);
-  EXPECT_THROW(launch(dim3(1), dim3(32), 0, order, shuffles_with_half_a_mask, out.data()), std::runtime_error);
+  EXPECT_THROW(
+      launch(dim3(1), dim3(32), 0, order, shuffles_with_half_a_mask, out.data()), std::runtime_error);
   EXPECT_THROW(launch(dim3(4), dim3(8), 0, order, throws_in_block_two), std::runtime_error);
   EXPECT_THROW(launch(dim3(1), dim3(1025), 0, order, throws_in_block_two), std::invalid_argument);
   EXPECT_THROW(launch(dim3(1, 65536), dim3(1), 0, order, throws_in_block_two), std::invalid_argument);
 }
 
 TEST(CudaOnCpu, BFloat16RoundsToNearestEven) {
-  EXPECT_EQ(static_cast<float>(BFloat16(1.0f + 1.0f / 256)), 1.0f);              // a tie: down to even
+  EXPECT_EQ(static_cast<float>(BFloat16(1.0f + 1.0f / 256)), 1.0f);               // a tie: down to even
   EXPECT_EQ(static_cast<float>(BFloat16(1.0f + 3.0f / 256)), 1.0f + 4.0f / 256);  // a tie: up to even
   EXPECT_EQ(static_cast<float>(BFloat16(-3.140625f)), -3.140625f);
   EXPECT_TRUE(std::isnan(static_cast<float>(BFloat16(std::nanf("")))));

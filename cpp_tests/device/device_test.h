@@ -19,14 +19,19 @@ using hyenarec::LaunchShape;
 
 // As the .cu files launch it.
 template <typename... Parameters, typename... Arguments>
-void launch(const LaunchShape& shape, BlockOrder order, void (*kernel)(Parameters...), const Arguments&... arguments) {
+void launch(
+    const LaunchShape& shape,
+    BlockOrder order,
+    void (*kernel)(Parameters...),
+    const Arguments&... arguments) {
   ASSERT_LE(shape.blocks, 1 << 20);
   cuda_on_cpu::launch(
-      dim3(static_cast<unsigned int>(shape.blocks)), shape.threads, shape.shared_bytes, order, kernel, arguments...);
+      dim3(static_cast<unsigned int>(shape.blocks)), shape.threads, shape.shared_bytes, order, kernel,
+      arguments...);
 }
 
-// Numbers on the heap, exactly as many as there are, so that AddressSanitizer sees an index beyond them; NaN until
-// written, so that a number that no thread writes is seen.
+// Numbers on the heap, exactly as many as there are, so that AddressSanitizer sees an index beyond them; NaN
+// until written, so that a number that no thread writes is seen.
 template <typename T>
 class Buffer {
  public:
@@ -76,7 +81,8 @@ inline constexpr double kTolerance<cuda_on_cpu::BFloat16> = 1.0 / 256;
 template <>
 inline constexpr double kTolerance<cuda_on_cpu::Half> = 1.0 / 2048;
 
-// Cases that take many blocks run once, in float: every variant of them would take minutes under ThreadSanitizer.
+// Cases that take many blocks run once, in float: every variant of them would take minutes under
+// ThreadSanitizer.
 inline bool is_large(const oracle::Case& expected) { return expected["out"].values.size() > 3000; }
 
 // "fft_conv.all" without what GoogleTest does not take in a name.

@@ -1,5 +1,6 @@
-// fft_conv's kernels beside the oracle: the whole chain forward and backward, with a plain discrete Fourier transform
-// in cuFFT's place (same layout, same missing factor 1/n), cut into parts of the batch and of the channels.
+// fft_conv's kernels beside the oracle: the whole chain forward and backward, with a plain discrete Fourier
+// transform in cuFFT's place (same layout, same missing factor 1/n), cut into parts of the batch and of the
+// channels.
 #include "device_test.h"
 
 #include <numbers>
@@ -89,7 +90,8 @@ template <typename scalar_t>
 class Steps {
  public:
   using T = accumulate_t<scalar_t>;
-  Steps(const Inputs<scalar_t>& in, BlockOrder order) : in_(in), order_(order), pitch_(signal_pitch(in.size)) {}
+  Steps(const Inputs<scalar_t>& in, BlockOrder order)
+      : in_(in), order_(order), pitch_(signal_pitch(in.size)) {}
 
   Activation<const scalar_t> source(const Buffer<scalar_t>& tensor, const Part& part) const {
     if (tensor.size() == 0) return {nullptr, 0, 0};
@@ -105,7 +107,8 @@ class Steps {
     for (int64_t c = 0; c < part.channels; ++c) {
       const int64_t channel = part.first_channel + c;
       for (int64_t lag = 0; lag < in_.lags; ++lag)
-        signal[c * pitch_ + lag] = static_cast<T>(in_.kernel[static_cast<size_t>(channel * in_.all_lags + lag)]);
+        signal[c * pitch_ + lag] =
+            static_cast<T>(in_.kernel[static_cast<size_t>(channel * in_.all_lags + lag)]);
       if (!in_.skip.empty()) signal[c * pitch_] += static_cast<T>(in_.skip[static_cast<size_t>(channel)]);
     }
     transform(signal, in_.size, true);
@@ -130,8 +133,9 @@ class Steps {
       Buffer<T>* grad_kernel) const {
     launch(
         product_shape<T>(part.batch, part.channels, spectrum_size(in_.size)), order_, fft_conv_product<T>,
-        part.batch, part.channels, spectrum_size(in_.size), static_cast<T>(1.0 / static_cast<double>(in_.size)),
-        wanted, reinterpret_cast<const Complex<T>*>(kernel.data()), complex(z), complex(y), complex(grad_kernel));
+        part.batch, part.channels, spectrum_size(in_.size),
+        static_cast<T>(1.0 / static_cast<double>(in_.size)), wanted,
+        reinterpret_cast<const Complex<T>*>(kernel.data()), complex(z), complex(y), complex(grad_kernel));
   }
 
   void unpack(
@@ -173,7 +177,8 @@ Results run(const Inputs<scalar_t>& in, int64_t batch_step, int64_t channel_step
   const int64_t pitch = signal_pitch(in.size);
   const Buffer<scalar_t> none(0);
   Buffer<scalar_t> no_target(0);
-  Buffer<scalar_t> out(in.u.size()), grad_u(in.u.size()), grad_pre(in.pre_gate.size()), grad_post(in.post_gate.size());
+  Buffer<scalar_t> out(in.u.size()), grad_u(in.u.size()), grad_pre(in.pre_gate.size()),
+      grad_post(in.post_gate.size());
   std::vector<double> grad_kernel(in.kernel.size(), 0.0), grad_skip(in.skip.size());
 
   for (int64_t channel = 0; channel < in.channels; channel += channel_step) {
@@ -198,7 +203,8 @@ Results run(const Inputs<scalar_t>& in, int64_t batch_step, int64_t channel_step
       for (int64_t lag = 0; lag < in.lags; ++lag)
         grad_kernel[static_cast<size_t>((channel + c) * in.all_lags + lag)] =
             static_cast<double>(grad_weight[c * pitch + lag]);
-      if (!in.skip.empty()) grad_skip[static_cast<size_t>(channel + c)] = static_cast<double>(grad_weight[c * pitch]);
+      if (!in.skip.empty())
+        grad_skip[static_cast<size_t>(channel + c)] = static_cast<double>(grad_weight[c * pitch]);
     }
   }
   return {out.values(), grad_u.values(), grad_kernel, grad_skip, grad_pre.values(), grad_post.values()};
@@ -243,7 +249,9 @@ TEST_P(FftConvDevice, EqualsTheOracle) {
 }
 
 INSTANTIATE_TEST_SUITE_P(
-    Cases, FftConvDevice, testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "fft_conv")),
+    Cases,
+    FftConvDevice,
+    testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "fft_conv")),
     [](const auto& info) { return case_name(info.param); });
 
 }  // namespace

@@ -43,13 +43,12 @@ Gradients backward(const Inputs<T>& in, BlockOrder order) {
   Buffer<double> moments(shape.segments * 2 * in.channels * in.degrees);
   Buffer<T> grad_coeffs(in.channels * in.degrees), grad_decay(in.channels);
   launch(
-      shape.launch, order, legendre_kernel_backward<T>,
-      in.channels, in.degrees, in.horizon, in.length, shape.degree_tiles, shape.tile_degrees, shape.segments,
-      shape.segment_lags, in.grad.data(), in.decay.data(), moments.data());
+      shape.launch, order, legendre_kernel_backward<T>, in.channels, in.degrees, in.horizon, in.length,
+      shape.degree_tiles, shape.tile_degrees, shape.segments, shape.segment_lags, in.grad.data(),
+      in.decay.data(), moments.data());
   launch(
-      legendre_kernel_finish_shape(in.channels), order, legendre_kernel_backward_finish<T>,
-      in.channels, in.degrees, shape.segments, moments.data(), in.coeffs.data(), grad_coeffs.data(),
-      grad_decay.data());
+      legendre_kernel_finish_shape(in.channels), order, legendre_kernel_backward_finish<T>, in.channels,
+      in.degrees, shape.segments, moments.data(), in.coeffs.data(), grad_coeffs.data(), grad_decay.data());
   return {grad_coeffs.values(), grad_decay.values()};
 }
 
@@ -77,7 +76,9 @@ TEST_P(LegendreKernelDevice, EqualsTheOracle) {
 }
 
 INSTANTIATE_TEST_SUITE_P(
-    Cases, LegendreKernelDevice, testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "legendre_kernel")),
+    Cases,
+    LegendreKernelDevice,
+    testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "legendre_kernel")),
     [](const auto& info) { return case_name(info.param); });
 
 }  // namespace

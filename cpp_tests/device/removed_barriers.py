@@ -1,4 +1,4 @@
-"""Runs the device tests once for every __syncthreads() of the kernels, without it: ThreadSanitizer must notice.
+"""Runs the device tests once for every barrier of the kernels, without it: ThreadSanitizer must notice.
 
     python removed_barriers.py <the device tests, built with ThreadSanitizer>
 

@@ -1,5 +1,5 @@
-// short_conv's kernels beside the oracle: padded and packed, one channel or 16 bytes of them at a time, rows with
-// gaps between them, both orders of blocks.
+// short_conv's kernels beside the oracle: padded and packed, one channel or 16 bytes of them at a time, rows
+// with gaps between them, both orders of blocks.
 #include "device_test.h"
 
 #include "ops/cuda/short_conv.cuh"
@@ -58,8 +58,8 @@ std::vector<double> forward(const Inputs<scalar_t>& in, int64_t run, BlockOrder 
   Buffer<scalar_t> out(in.rows.rows * in.channels);
   const auto shape = short_conv_shape(in.rows.rows, in.channels, kVector, run, 0);
   launch(
-      shape.launch, order, short_conv_forward<scalar_t, kVector, kTaps>,
-      in.rows, in.channels, in.width, shape.channel_tiles, shape.run, in.u.data(), in.stride, in.weight.data(),
+      shape.launch, order, short_conv_forward<scalar_t, kVector, kTaps>, in.rows, in.channels, in.width,
+      shape.channel_tiles, shape.run, in.u.data(), in.stride, in.weight.data(),
       in.has_bias ? in.bias.data() : nullptr, out.data());
   return out.values();
 }
@@ -77,13 +77,12 @@ Gradients backward(const Inputs<scalar_t>& in, int64_t run, BlockOrder order) {
   Buffer<T> partial(shape.groups * (in.width + 1) * in.channels);
   Buffer<T> grad_weight(in.channels * in.width), grad_bias(in.has_bias ? in.channels : 0);
   launch(
-      shape.launch, order, short_conv_backward<scalar_t, kVector, kTaps>,
-      in.rows, in.channels, in.width, shape.channel_tiles, shape.run, in.grad.data(), in.stride, in.u.data(),
-      in.stride, in.weight.data(), grad_u.data(), partial.data());
+      shape.launch, order, short_conv_backward<scalar_t, kVector, kTaps>, in.rows, in.channels, in.width,
+      shape.channel_tiles, shape.run, in.grad.data(), in.stride, in.u.data(), in.stride, in.weight.data(),
+      grad_u.data(), partial.data());
   launch(
-      short_conv_sum_shape(in.channels, in.width), order, short_conv_sum_groups<T>,
-      shape.groups, in.channels, in.width, partial.data(), grad_weight.data(),
-      in.has_bias ? grad_bias.data() : nullptr);
+      short_conv_sum_shape(in.channels, in.width), order, short_conv_sum_groups<T>, shape.groups, in.channels,
+      in.width, partial.data(), grad_weight.data(), in.has_bias ? grad_bias.data() : nullptr);
   return {grad_u.values(), grad_weight.values(), grad_bias.values()};
 }
 
@@ -93,7 +92,8 @@ void check(const oracle::Case& expected) {
   const Inputs<scalar_t> in(expected, kVector);
   if (in.rows.rows == 0) return;  // the launcher returns before
   if (in.width > kTaps || in.channels % kVector != 0) return;
-  SCOPED_TRACE(expected.name() + ", " + std::to_string(kVector) + " channels, " + std::to_string(kTaps) + " taps");
+  SCOPED_TRACE(
+      expected.name() + ", " + std::to_string(kVector) + " channels, " + std::to_string(kTaps) + " taps");
 
   const auto out = forward<scalar_t, kVector, kTaps>(in, 5, BlockOrder::ascending);
   EXPECT_LT(relative_error(out, expected["out"].values), kTolerance<scalar_t>);
@@ -132,7 +132,9 @@ TEST_P(ShortConvDevice, EqualsTheOracle) {
 }
 
 INSTANTIATE_TEST_SUITE_P(
-    Cases, ShortConvDevice, testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "short_conv")),
+    Cases,
+    ShortConvDevice,
+    testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "short_conv")),
     [](const auto& info) { return case_name(info.param); });
 
 // Offsets that lie about the rows (unsorted, negative, beyond the end) must not lead outside of the buffers.
@@ -143,8 +145,8 @@ TEST(ShortConvDeviceOffsets, BadValuesGiveNoBadAddress) {
     Buffer<float> u(20 * 4), weight(4 * 3), out(20 * 4);
     const auto shape = short_conv_shape(20, 4, 4, 5, 0);
     launch(
-        shape.launch, BlockOrder::ascending, short_conv_forward<float, 4, 4>,
-        rows, int64_t{4}, 3, shape.channel_tiles, shape.run, u.data(), int64_t{4}, weight.data(),
+        shape.launch, BlockOrder::ascending, short_conv_forward<float, 4, 4>, rows, int64_t{4}, 3,
+        shape.channel_tiles, shape.run, u.data(), int64_t{4}, weight.data(),
         static_cast<const float*>(nullptr), out.data());
   }
 }

@@ -15,15 +15,13 @@ namespace {
 
 void check(cufftResult status, const char* call, const CufftPlanKey& key) {
   TORCH_CHECK(
-      status == CUFFT_SUCCESS,
-      "fft_conv: ", call, " failed with cuFFT error ", static_cast<int>(status), " for ", key.batch,
-      " transforms of length ", key.length, " on cuda:", static_cast<int>(key.device));
+      status == CUFFT_SUCCESS, "fft_conv: ", call, " failed with cuFFT error ", static_cast<int>(status),
+      " for ", key.batch, " transforms of length ", key.length, " on cuda:", static_cast<int>(key.device));
 }
 
 struct KeyHash {
   size_t operator()(const CufftPlanKey& key) const {
-    return c10::get_hash(
-        static_cast<int>(key.device), key.length, key.batch, static_cast<int>(key.type));
+    return c10::get_hash(static_cast<int>(key.device), key.length, key.batch, static_cast<int>(key.type));
   }
 };
 
@@ -47,17 +45,21 @@ class CufftPlan {
   void execute(void* data) {
     const auto options = at::TensorOptions().device(at::Device(at::kCUDA, key_.device)).dtype(at::kByte);
     const auto work_area = at::empty({static_cast<int64_t>(work_bytes_)}, options);
-    // A handle remembers stream and work area between the calls below: one thread at a time. The launches themselves
-    // carry their own copies, so executions on several streams may overlap on the GPU.
+    // A handle remembers stream and work area between the calls below: one thread at a time. The launches
+    // themselves carry their own copies, so executions on several streams may overlap on the GPU.
     const std::lock_guard<std::mutex> lock(mutex_);
     check(cufftSetStream(handle_, c10::cuda::getCurrentCUDAStream(key_.device)), "cufftSetStream", key_);
     check(cufftSetWorkArea(handle_, work_area.mutable_data_ptr()), "cufftSetWorkArea", key_);
     switch (key_.type) {
       case CUFFT_R2C:
-        check(cufftExecR2C(handle_, static_cast<float*>(data), static_cast<cufftComplex*>(data)), "cufftExecR2C", key_);
+        check(
+            cufftExecR2C(handle_, static_cast<float*>(data), static_cast<cufftComplex*>(data)),
+            "cufftExecR2C", key_);
         break;
       case CUFFT_C2R:
-        check(cufftExecC2R(handle_, static_cast<cufftComplex*>(data), static_cast<float*>(data)), "cufftExecC2R", key_);
+        check(
+            cufftExecC2R(handle_, static_cast<cufftComplex*>(data), static_cast<float*>(data)),
+            "cufftExecC2R", key_);
         break;
       case CUFFT_D2Z:
         check(
@@ -81,12 +83,13 @@ class CufftPlan {
     long long length = key_.length;
     long long coefficients = key_.length / 2 + 1;
     long long reals = 2 * coefficients;
-    // Distances count elements of the side they belong to. The embed sizes only matter in two dimensions and more,
-    // but without them cuFFT ignores the distances.
+    // Distances count elements of the side they belong to. The embed sizes only matter in two dimensions and
+    // more, but without them cuFFT ignores the distances.
     check(
         cufftMakePlanMany64(
             handle_, 1, &length, forward ? &reals : &coefficients, 1, forward ? reals : coefficients,
-            forward ? &coefficients : &reals, 1, forward ? coefficients : reals, key_.type, key_.batch, &work_bytes_),
+            forward ? &coefficients : &reals, 1, forward ? coefficients : reals, key_.type, key_.batch,
+            &work_bytes_),
         "cufftMakePlanMany64", key_);
   }
 

@@ -9,8 +9,8 @@
 
 namespace hyenarec {
 
-// What a plan depends on. The transform is in place, on `batch` signals that lie 2 (length / 2 + 1) reals apart:
-// `length` reals and their length / 2 + 1 complex coefficients share the space.
+// What a plan depends on. The transform is in place, on `batch` signals that lie 2 (length / 2 + 1) reals
+// apart: `length` reals and their length / 2 + 1 complex coefficients share the space.
 struct CufftPlanKey {
   c10::DeviceIndex device;
   int64_t length;
@@ -22,13 +22,14 @@ struct CufftPlanKey {
 
 class CufftPlan;
 
-// The plan of `key`, from the cache or made now (milliseconds; not while a CUDA graph is captured). The cache keeps
-// the kCufftPlanCacheSize plans used last; one that is dropped lives until its last user lets go of it.
+// The plan of `key`, from the cache or made now (milliseconds; not while a CUDA graph is captured). The cache
+// keeps the kCufftPlanCacheSize plans used last; one that is dropped lives until its last user lets go of it.
 constexpr size_t kCufftPlanCacheSize = 128;
 std::shared_ptr<CufftPlan> get_cufft_plan(const CufftPlanKey& key);
 
-// Transforms `data` in place on the current stream of the plan's device, which must be current. Not normalised.
-// The work area comes from torch's caching allocator and goes back with the call, as other temporaries do.
+// Transforms `data` in place on the current stream of the plan's device, which must be current. Not
+// normalised. The work area comes from torch's caching allocator and goes back with the call, as other
+// temporaries do.
 void execute_cufft_plan(CufftPlan& plan, void* data);
 
 }  // namespace hyenarec

@@ -1,5 +1,5 @@
-// What the kernels of this folder share. Device code only needs a CUDA compiler, no torch; cpp_tests/cuda_on_cpu.h
-// runs the same files with a host compiler.
+// What the kernels of this folder share. Device code only needs a CUDA compiler, no torch;
+// cpp_tests/cuda_on_cpu.h runs the same files with a host compiler.
 #pragma once
 
 #include <math.h>
@@ -9,8 +9,9 @@
 
 namespace hyenarec {
 
-// How a kernel is launched, kept beside it so that the launch and the test without a GPU use the same numbers.
-// Grids have one dimension (up to 2^31 - 1 blocks; y and z stop at 65535); kernels split blockIdx.x themselves.
+// How a kernel is launched, kept beside it so that the launch and the test without a GPU use the same
+// numbers. Grids have one dimension (up to 2^31 - 1 blocks; y and z stop at 65535); kernels split blockIdx.x
+// themselves.
 struct LaunchShape {
   int64_t blocks;
   dim3 threads;
@@ -48,8 +49,8 @@ __device__ inline T warp_sum(T value) {
 
 }  // namespace hyenarec
 
-// A block's dynamic shared memory as `type* name`. (One name for the bytes: two kernels of one file may not declare
-// an extern array with two types.)
+// A block's dynamic shared memory as `type* name`. (One name for the bytes: two kernels of one file may not
+// declare an extern array with two types.)
 #if defined(__CUDACC__)
 #define HYENAREC_SHARED_MEMORY(type, name)                               \
   extern __shared__ __align__(16) unsigned char hyenarec_shared_bytes[]; \

@@ -1,15 +1,16 @@
-// Device code of fft_conv around cuFFT: pack (gate, pad, transpose), the complex products, unpack (crop, gate,
-// transpose back). skip needs no pass of its own: it is one more number at lag 0, so it is added to the kernel there
-// before its transform, and its gradient is the kernel's at lag 0. (Adding it on the way out would read u and
-// pre_gate once more.)
+// Device code of fft_conv around cuFFT: pack (gate, pad, transpose), the complex products, unpack (crop,
+// gate, transpose back). skip needs no pass of its own: it is one more number at lag 0, so it is added to the
+// kernel there before its transform, and its gradient is the kernel's at lag 0. (Adding it on the way out
+// would read u and pre_gate once more.)
 //
 // Activations are [B, L, D], channels fastest; cuFFT wants each channel's time in a row: a "signal" is
-// [batch, channel, pitch] with pitch = 2 (size / 2 + 1), `size` reals on the way in, size / 2 + 1 complex numbers in
-// place on the way out. Both transposing kernels go through a 32 x 32 tile in shared memory so that they read and
-// write 32 neighbours on both sides.
+// [batch, channel, pitch] with pitch = 2 (size / 2 + 1), `size` reals on the way in, size / 2 + 1 complex
+// numbers in place on the way out. Both transposing kernels go through a 32 x 32 tile in shared memory so
+// that they read and write 32 neighbours on both sides.
 //
-// A launch handles `batch` sequences and `channels` of the D channels (what the workspace limit allows at a time);
-// the caller offsets the pointers. Bytes that must move, per sequence and channel, T the type of the sums:
+// A launch handles `batch` sequences and `channels` of the D channels (what the workspace limit allows at a
+// time); the caller offsets the pointers. Bytes that must move, per sequence and channel, T the type of the
+// sums:
 //   pack     L (u, and its gate) + size T;   product  2 (size + 2) T (in place);
 //   unpack   L T + L (the factors and outputs that are there)
 #pragma once
@@ -48,7 +49,8 @@ struct TransposePlace {
   int64_t batch, time, channel;
 };
 __device__ inline TransposePlace transpose_place(int64_t channels, int64_t times) {
-  const int64_t channel_tiles = ceil_div(channels, kTransposeTile), time_tiles = ceil_div(times, kTransposeTile);
+  const int64_t channel_tiles = ceil_div(channels, kTransposeTile),
+                time_tiles = ceil_div(times, kTransposeTile);
   const int64_t row = blockIdx.x / channel_tiles;
   return {row / time_tiles, row % time_tiles * kTransposeTile, blockIdx.x % channel_tiles * kTransposeTile};
 }
@@ -96,9 +98,9 @@ __global__ void __launch_bounds__(kTransposeTile* kTransposeRows) fft_conv_pack(
   }
 }
 
-// out[b, t, d] = signal[b, d, t] factor[b, t, d] and, if it is wanted, second_out = signal second_factor, t < length.
-// Launch over transpose_shape(batch, channels, length). With z = pre_gate u, y = post_gate grad, and skip in the
-// kernel (below):
+// out[b, t, d] = signal[b, d, t] factor[b, t, d] and, if it is wanted, second_out = signal second_factor, t <
+// length. Launch over transpose_shape(batch, channels, length). With z = pre_gate u, y = post_gate grad, and
+// skip in the kernel (below):
 //   forward               signal: kernel convolved with z    out = post_gate signal
 //   grad_u, grad_pre_gate signal: kernel correlated with y   out = pre_gate signal, second_out = u signal
 //   grad_post_gate        signal: kernel convolved with z    out = grad signal
@@ -121,7 +123,8 @@ __global__ void __launch_bounds__(kTransposeTile* kTransposeRows) fft_conv_unpac
   for (int i = threadIdx.y; i < kTransposeTile; i += kTransposeRows) {
     const int64_t row = place.channel + i;
     if (row_time < length && row < channels)
-      tile[i * (kTransposeTile + 1) + threadIdx.x] = signal[(place.batch * channels + row) * pitch + row_time];
+      tile[i * (kTransposeTile + 1) + threadIdx.x] =
+          signal[(place.batch * channels + row) * pitch + row_time];
   }
   __syncthreads();
 
@@ -165,8 +168,9 @@ struct SpectralProducts {
 constexpr int kProductThreads = 128;
 constexpr int kProductMaxLanes = 8;
 
-// Blocks are (threads.y lanes of sequences, threads.x frequencies); a thread keeps its frequency of one channel and
-// takes every threads.y-th sequence, so grad_kernel needs no atomics: the lanes are summed in order.
+// Blocks are (threads.y lanes of sequences, threads.x frequencies); a thread keeps its frequency of one
+// channel and takes every threads.y-th sequence, so grad_kernel needs no atomics: the lanes are summed in
+// order.
 template <typename T>
 LaunchShape product_shape(int64_t batch, int64_t channels, int64_t frequencies) {
   unsigned int lanes = 1;
@@ -176,9 +180,9 @@ LaunchShape product_shape(int64_t batch, int64_t channels, int64_t frequencies) 
       channels * ceil_div(frequencies, columns), dim3(columns, lanes), kProductThreads * sizeof(Complex<T>)};
 }
 
-// z, y  [batch, channels, frequencies]: spectra of pre_gate u and of post_gate grad; may be nullptr if not needed
-// kernel, grad_kernel  [channels, frequencies]; each may be nullptr if not needed
-// scale  1 / transform size, since cuFFT's transforms are not normalised
+// z, y  [batch, channels, frequencies]: spectra of pre_gate u and of post_gate grad; may be nullptr if not
+// needed kernel, grad_kernel  [channels, frequencies]; each may be nullptr if not needed scale  1 / transform
+// size, since cuFFT's transforms are not normalised
 template <typename T>
 __global__ void __launch_bounds__(kProductThreads) fft_conv_product(
     int64_t batch,

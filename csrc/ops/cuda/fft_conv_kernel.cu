@@ -1,5 +1,5 @@
-// fft_conv on CUDA: cuFFT between the kernels of fft_conv.cuh. The batch (and, for very long sequences, the channels)
-// is cut so that the buffers below stay within a limit.
+// fft_conv on CUDA: cuFFT between the kernels of fft_conv.cuh. The batch (and, for very long sequences, the
+// channels) is cut so that the buffers below stay within a limit.
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -23,7 +23,8 @@ namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-// Bytes that one call may hold beside its inputs and outputs, in 2^20; HYENAREC_FFT_WORKSPACE_MIB overrides it.
+// Bytes that one call may hold beside its inputs and outputs, in 2^20; HYENAREC_FFT_WORKSPACE_MIB overrides
+// it.
 constexpr int64_t kWorkspaceMiB = 256;
 
 int64_t workspace_limit() {
@@ -49,7 +50,7 @@ struct Geometry {
         length(u.size(1)),
         channels(u.size(2)),
         lags(fft_conv_lags(length, kernel.size(1))),
-        size(fft_conv_size(length, kernel.size(1))),
+        size(std::max<int64_t>(fft_conv_size(length, kernel.size(1)), 2)),  // no transforms of one number
         frequencies(spectrum_size(size)),
         pitch(signal_pitch(size)) {
     constexpr int64_t kKernelBuffers = 3;  // per channel: the kernel, its gradient, cuFFT's work area
@@ -114,8 +115,8 @@ class Transformer {
   at::Tensor spectrum(const Source& input, const Source& gate, const Part& part) const {
     auto signal = empty(part.batch * part.channels);
     launch(
-        transpose_shape<T>(part.batch, part.channels, geometry_.size), fft_conv_pack<scalar_t>,
-        part.channels, geometry_.length, geometry_.size, geometry_.pitch, input.part<scalar_t>(part),
+        transpose_shape<T>(part.batch, part.channels, geometry_.size), fft_conv_pack<scalar_t>, part.channels,
+        geometry_.length, geometry_.size, geometry_.pitch, input.part<scalar_t>(part),
         gate.part<scalar_t>(part), signal.template mutable_data_ptr<T>());
     transform(signal, true);
     return signal;
@@ -130,9 +131,9 @@ class Transformer {
       const at::Tensor& y,
       const at::Tensor& grad_kernel) const {
     launch(
-        product_shape<T>(part.batch, part.channels, geometry_.frequencies), fft_conv_product<T>,
-        part.batch, part.channels, geometry_.frequencies, T(1) / static_cast<T>(geometry_.size), wanted,
-        complex(kernel), complex(z), complex(y), complex(grad_kernel));
+        product_shape<T>(part.batch, part.channels, geometry_.frequencies), fft_conv_product<T>, part.batch,
+        part.channels, geometry_.frequencies, T(1) / static_cast<T>(geometry_.size), wanted, complex(kernel),
+        complex(z), complex(y), complex(grad_kernel));
   }
 
   // signal (spectra when called) times the factors, cropped, into out and second_out where they are wanted.
@@ -168,8 +169,8 @@ class Transformer {
   const at::TensorOptions options_;
 };
 
-// Calls start(part) for each range of channels (its batch is empty), then run(part) for its parts of the batch in
-// order, then finish(part).
+// Calls start(part) for each range of channels (its batch is empty), then run(part) for its parts of the
+// batch in order, then finish(part).
 template <typename Start, typename Run, typename Finish>
 void for_each_part(const Geometry& geometry, const Start& start, const Run& run, const Finish& finish) {
   for (int64_t channel = 0; channel < geometry.channels; channel += geometry.channel_step) {
@@ -202,8 +203,9 @@ at::Tensor fft_conv_cuda(
         geometry, [&](const Part& range) { weight = fft.kernel_spectrum(kernel, skip, range); },
         [&](const Part& part) {
           const auto z = fft.spectrum(input, pre, part);
-          fft.product({.convolve = true, .correlate = false, .reduce = false, .accumulate = false},
-                      part, weight, z, {}, {});
+          fft.product(
+              {.convolve = true, .correlate = false, .reduce = false, .accumulate = false}, part, weight, z,
+              {}, {});
           fft.unpack(z, part, post, out, none, at::Tensor());
         },
         [](const Part&) {});
@@ -233,20 +235,25 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> fft_conv_
   detail::check_fft_conv_backward_arguments(grad, u, kernel, skip, pre_gate, post_gate);
   const c10::cuda::CUDAGuard guard(u.device());
   const WantedGradients wanted{
-      needs_grad[0], needs_grad[1], needs_grad[2] && skip, needs_grad[3] && pre_gate, needs_grad[4] && post_gate};
+      needs_grad[0], needs_grad[1], needs_grad[2] && skip, needs_grad[3] && pre_gate,
+      needs_grad[4] && post_gate};
   const auto like = [](bool is_wanted, const at::Tensor& tensor) {
     return is_wanted ? at::empty(tensor.sizes(), tensor.options()) : at::empty({0}, tensor.options());
   };
-  auto grad_u = like(wanted.input, u), grad_pre = like(wanted.pre_gate, u), grad_post = like(wanted.post_gate, u);
+  auto grad_u = like(wanted.input, u), grad_pre = like(wanted.pre_gate, u),
+       grad_post = like(wanted.post_gate, u);
   // Zeros: lags beyond the sequence don't matter.
-  auto grad_kernel = wanted.kernel ? at::zeros(kernel.sizes(), kernel.options()) : at::empty({0}, kernel.options());
-  auto grad_skip = wanted.skip ? at::zeros({kernel.size(0)}, kernel.options()) : at::empty({0}, kernel.options());
+  auto grad_kernel =
+      wanted.kernel ? at::zeros(kernel.sizes(), kernel.options()) : at::empty({0}, kernel.options());
+  auto grad_skip =
+      wanted.skip ? at::zeros({kernel.size(0)}, kernel.options()) : at::empty({0}, kernel.options());
   if (u.numel() == 0 || !(wanted.needs_z() || wanted.needs_y()))
     return {grad_u, grad_kernel, grad_skip, grad_pre, grad_post};
 
   const Source input(u), output(grad), pre(pre_gate), post(post_gate), none(std::nullopt);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "fft_conv_backward", [&] {
-    const Geometry geometry(u, kernel, 1 + wanted.needs_z() + wanted.needs_y(), sizeof(accumulate_t<scalar_t>));
+    const Geometry geometry(
+        u, kernel, 1 + wanted.needs_z() + wanted.needs_y(), sizeof(accumulate_t<scalar_t>));
     const Transformer<scalar_t> fft(geometry, kernel.options());
     at::Tensor weight, grad_weight;
     for_each_part(
@@ -260,8 +267,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> fft_conv_
           if (wanted.needs_z()) z = fft.spectrum(input, pre, part);
           if (wanted.needs_y()) y = fft.spectrum(output, post, part);
           const bool accumulate = part.first_batch > 0;
-          fft.product({wanted.convolve(), wanted.correlate(), wanted.reduce(), accumulate},
-                      part, weight, z, y, grad_weight);
+          fft.product(
+              {wanted.convolve(), wanted.correlate(), wanted.reduce(), accumulate}, part, weight, z, y,
+              grad_weight);
           if (wanted.correlate()) fft.unpack(y, part, pre, grad_u, input, grad_pre);
           if (wanted.convolve()) fft.unpack(z, part, output, grad_post, none, at::Tensor());
         },
@@ -269,7 +277,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> fft_conv_
           if (!wanted.reduce()) return;
           fft.transform(grad_weight, false);
           if (wanted.kernel)
-            grad_kernel.narrow(0, range.first_channel, range.channels).narrow(1, 0, geometry.lags)
+            grad_kernel.narrow(0, range.first_channel, range.channels)
+                .narrow(1, 0, geometry.lags)
                 .copy_(grad_weight.narrow(1, 0, geometry.lags));
           if (wanted.skip)
             grad_skip.narrow(0, range.first_channel, range.channels).copy_(grad_weight.select(1, 0));

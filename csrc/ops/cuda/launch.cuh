@@ -17,12 +17,14 @@ void launch(const LaunchShape& shape, void (*kernel)(Parameters...), Arguments..
   TORCH_CHECK(
       shape.blocks <= std::numeric_limits<int32_t>::max(),
       "hyenarec: the input is too large for one CUDA launch: ", shape.blocks, " blocks, at most 2^31 - 1");
-  kernel<<<static_cast<unsigned int>(shape.blocks), shape.threads, shape.shared_bytes,
-           c10::cuda::getCurrentCUDAStream()>>>(static_cast<Parameters>(arguments)...);
+  kernel<<<
+      static_cast<unsigned int>(shape.blocks), shape.threads, shape.shared_bytes,
+      c10::cuda::getCurrentCUDAStream()>>>(static_cast<Parameters>(arguments)...);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// The tensor itself if its last dimension lies contiguously (as a slice of channels does), else a contiguous copy.
+// The tensor itself if its last dimension lies contiguously (as a slice of channels does), else a contiguous
+// copy.
 inline at::Tensor with_unit_channel_stride(const at::Tensor& tensor) {
   return tensor.stride(-1) == 1 || tensor.size(-1) == 1 ? tensor : tensor.contiguous();
 }

@@ -1,14 +1,14 @@
 // Device code of legendre_kernel: kernel[d, lag] = exp(-decay[d] lag) sum_n coeffs[d, n] P_n(u(lag)), see
 // ../legendre_kernel.h.
 //
-// The polynomials depend on the lag only, so a thread that walks the recurrence for one lag uses each P_n for a
-// whole tile of channels. The recurrence runs in double whatever T is: in float it alone costs 4e-6 relative at
-// degree 32. Shared by a tile of channels that is two or three double operations beside 8 to 32 in T, so the sums
-// over n and the exponential stay in T: they lose no more than float has (the sum of N rounded terms; and
-// x exp(-x) 6e-8 <= 2.3e-8 for the rounded exponent).
+// The polynomials depend on the lag only, so a thread that walks the recurrence for one lag uses each P_n for
+// a whole tile of channels. The recurrence runs in double whatever T is: in float it alone costs 4e-6
+// relative at degree 32. Shared by a tile of channels that is two or three double operations beside 8 to 32
+// in T, so the sums over n and the exponential stay in T: they lose no more than float has (the sum of N
+// rounded terms; and x exp(-x) 6e-8 <= 2.3e-8 for the rounded exponent).
 //
-// Bytes that must move: D length values written (forward) or read (backward); coeffs and decay are small. N has no
-// limit: degrees come in tiles.
+// Bytes that must move: D length values written (forward) or read (backward); coeffs and decay are small. N
+// has no limit: degrees come in tiles.
 #pragma once
 
 #include "../legendre_math.h"
@@ -16,9 +16,9 @@
 
 namespace hyenarec {
 
-constexpr int kLegendreForwardThreads = 128;   // lags of a block
-constexpr int kLegendreForwardChannels = 8;    // channels of a block
-constexpr int kLegendreForwardDegrees = 64;    // degrees that shared memory holds at a time
+constexpr int kLegendreForwardThreads = 128;  // lags of a block
+constexpr int kLegendreForwardChannels = 8;   // channels of a block
+constexpr int kLegendreForwardDegrees = 64;   // degrees that shared memory holds at a time
 
 // A thread has one lag and sums kLegendreForwardChannels channels; blocks: lag tiles within channel tiles.
 template <typename T>
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kLegendreForwardThreads) legendre_kernel_forwa
     const T* __restrict__ decay,
     T* __restrict__ kernel) {
   constexpr int kChannels = kLegendreForwardChannels, kDegrees = kLegendreForwardDegrees;
-  HYENAREC_SHARED_MEMORY(double, ratios);            // [kDegrees]: n / (n + 1)
+  HYENAREC_SHARED_MEMORY(double, ratios);             // [kDegrees]: n / (n + 1)
   T* tile = reinterpret_cast<T*>(ratios + kDegrees);  // [kDegrees, kChannels]: coeffs, zero outside
 
   const int64_t lag_tiles = ceil_div(length, kLegendreForwardThreads);
@@ -81,27 +81,28 @@ LaunchShape legendre_kernel_forward_shape(int64_t channels, int64_t length) {
       kLegendreForwardDegrees * (sizeof(double) + kLegendreForwardChannels * sizeof(T))};
 }
 
-// Backward, first stage: moments[segment, 0, d, n] = sum_lag w[d, lag] P_n(u(lag)) over the lags of the segment and
-// moments[segment, 1, d, n] = sum_lag lag w[d, lag] P_n(u(lag)), w = grad exp(-decay lag). The first is grad_coeffs;
-// the second, contracted with -coeffs, grad_decay. (Getting it from the first by lag P_n = combinations of P_{n-1},
-// P_n, P_{n+1} would cancel: a burst's few lags against the whole horizon.)
+// Backward, first stage: moments[segment, 0, d, n] = sum_lag w[d, lag] P_n(u(lag)) over the lags of the
+// segment and moments[segment, 1, d, n] = sum_lag lag w[d, lag] P_n(u(lag)), w = grad exp(-decay lag). The
+// first is grad_coeffs; the second, contracted with -coeffs, grad_decay. (Getting it from the first by lag
+// P_n = combinations of P_{n-1}, P_n, P_{n+1} would cancel: a burst's few lags against the whole horizon.)
 //
-// It is a matrix product [channels, lags] x [lags, degrees]. A block takes one tile of channels and of degrees and
-// walks along its segment of lags: it computes P (one lag a thread) and w in shared memory, then each thread sums
-// one degree for four channels.
+// It is a matrix product [channels, lags] x [lags, degrees]. A block takes one tile of channels and of
+// degrees and walks along its segment of lags: it computes P (one lag a thread) and w in shared memory, then
+// each thread sums one degree for four channels.
 constexpr int kLegendreBackwardChannels = 16;
 constexpr int kLegendreBackwardDegrees = 36;  // at most; 33 = 2^5 + 1 fits
 constexpr int kLegendreBackwardPerThread = 4;
 template <typename T>
-constexpr int kLegendreBackwardLags = 512 / sizeof(T);  // lags at a time, so that shared memory stays below 48 KiB
+constexpr int kLegendreBackwardLags = 512 /
+                                      sizeof(T);  // lags at a time, so that shared memory stays below 48 KiB
 constexpr int kLegendreBackwardPitch = kLegendreBackwardDegrees + 1;         // odd: fewer bank conflicts
 constexpr int kLegendreBackwardWeightPitch = kLegendreBackwardChannels + 4;  // keeps four channels aligned
 
 struct LegendreBackwardShape {
   int64_t degree_tiles;
-  int64_t tile_degrees;   // degrees of a tile
-  int64_t segments;       // segments of lags
-  int64_t segment_lags;   // lags of a segment, a multiple of kLegendreBackwardLags
+  int64_t tile_degrees;  // degrees of a tile
+  int64_t segments;      // segments of lags
+  int64_t segment_lags;  // lags of a segment, a multiple of kLegendreBackwardLags
   LaunchShape launch;
 };
 
@@ -124,8 +125,8 @@ LegendreBackwardShape legendre_kernel_backward_shape(int64_t channels, int64_t d
 }
 
 // P_n(u(lag)) of the degrees [first_degree, first_degree + tile_degrees) and the lags from first_lag on into
-// polynomials[lag, n]; lags from last_lag on repeat the last, finite, to be multiplied by zero. Lower degrees are walked
-// through, not kept. All threads of the block take part.
+// polynomials[lag, n]; lags from last_lag on repeat the last, finite, to be multiplied by zero. Lower degrees
+// are walked through, not kept. All threads of the block take part.
 template <typename T>
 __device__ inline void fill_polynomials(
     int64_t first_lag,
@@ -172,7 +173,7 @@ __global__ void legendre_kernel_backward(
     double* __restrict__ moments) {
   constexpr int kLags = kLegendreBackwardLags<T>, kChannels = kLegendreBackwardChannels;
   constexpr int kPerThread = kLegendreBackwardPerThread;
-  HYENAREC_SHARED_MEMORY(double, ratios);                                // [kLegendreBackwardDegrees]
+  HYENAREC_SHARED_MEMORY(double, ratios);                                    // [kLegendreBackwardDegrees]
   T* polynomials = reinterpret_cast<T*>(ratios + kLegendreBackwardDegrees);  // [kLags, pitch]
   T* weights = polynomials + kLags * kLegendreBackwardPitch;                 // [kLags, weight pitch]
 
@@ -181,7 +182,8 @@ __global__ void legendre_kernel_backward(
   const int64_t first_channel = blockIdx.x / segments / degree_tiles * kChannels;
   const int64_t last_lag = smaller((segment + 1) * segment_lags, length);
 
-  // This thread's degree of the tile and its first channel of the tile; beyond the channels it only helps to fill.
+  // This thread's degree of the tile and its first channel of the tile; beyond the channels it only helps to
+  // fill.
   const int degree = static_cast<int>(threadIdx.x % tile_degrees);
   const int channel = static_cast<int>(threadIdx.x / tile_degrees) * kPerThread;
   double plain[kPerThread] = {}, by_lag[kPerThread] = {};

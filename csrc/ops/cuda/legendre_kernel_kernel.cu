@@ -1,5 +1,5 @@
-// legendre_kernel on CUDA: one launch forward, two backward (moments by segments of lags, then their sum in a fixed
-// order), no atomics: deterministic.
+// legendre_kernel on CUDA: one launch forward, two backward (moments by segments of lags, then their sum in a
+// fixed order), no atomics: deterministic.
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -13,7 +13,8 @@
 namespace hyenarec {
 namespace {
 
-at::Tensor legendre_kernel_cuda(const at::Tensor& coeffs, const at::Tensor& decay, int64_t horizon, int64_t length) {
+at::Tensor legendre_kernel_cuda(
+    const at::Tensor& coeffs, const at::Tensor& decay, int64_t horizon, int64_t length) {
   detail::check_legendre_kernel_arguments(coeffs, decay, horizon, length);
   const c10::cuda::CUDAGuard guard(coeffs.device());
   const int64_t channels = coeffs.size(0), degrees = coeffs.size(1);
@@ -48,13 +49,13 @@ std::tuple<at::Tensor, at::Tensor> legendre_kernel_backward_cuda(
     const auto shape = legendre_kernel_backward_shape<scalar_t>(channels, degrees, length);
     auto moments = at::empty({shape.segments, 2, channels, degrees}, coeffs.options().dtype(at::kDouble));
     launch(
-        shape.launch, legendre_kernel_backward<scalar_t>,
-        channels, degrees, horizon, length, shape.degree_tiles, shape.tile_degrees, shape.segments,
-        shape.segment_lags, grads.const_data_ptr<scalar_t>(), rates.const_data_ptr<scalar_t>(),
+        shape.launch, legendre_kernel_backward<scalar_t>, channels, degrees, horizon, length,
+        shape.degree_tiles, shape.tile_degrees, shape.segments, shape.segment_lags,
+        grads.const_data_ptr<scalar_t>(), rates.const_data_ptr<scalar_t>(),
         moments.mutable_data_ptr<double>());
     launch(
-        legendre_kernel_finish_shape(channels), legendre_kernel_backward_finish<scalar_t>,
-        channels, degrees, shape.segments, moments.const_data_ptr<double>(), rows.const_data_ptr<scalar_t>(),
+        legendre_kernel_finish_shape(channels), legendre_kernel_backward_finish<scalar_t>, channels, degrees,
+        shape.segments, moments.const_data_ptr<double>(), rows.const_data_ptr<scalar_t>(),
         grad_coeffs.mutable_data_ptr<scalar_t>(), grad_decay.mutable_data_ptr<scalar_t>());
   });
   return {grad_coeffs, grad_decay};

@@ -1,11 +1,12 @@
 // Device code of short_conv: a depthwise causal FIR filter of up to 8 taps over rows of channels.
 //
 // Padded [B, L, D] and packed [total, D] are the same thing here: rows of D channels, cut into sequences.
-// A thread holds kVector neighbouring channels and slides along a run of consecutive rows with the last taps in
-// registers, so each row is loaded once (and up to width - 1 rows once more, as the run's halo, mostly from L2).
-// A warp's lanes lie along channels: 16-byte loads, coalesced.
+// A thread holds kVector neighbouring channels and slides along a run of consecutive rows with the last taps
+// in registers, so each row is loaded once (and up to width - 1 rows once more, as the run's halo, mostly
+// from L2). A warp's lanes lie along channels: 16-byte loads, coalesced.
 //
-// Bytes that must move: forward 2 D a row (read u, write out), backward 3 D a row (read grad and u, write grad_u).
+// Bytes that must move: forward 2 D a row (read u, write out), backward 3 D a row (read grad and u, write
+// grad_u).
 #pragma once
 
 #include "device.cuh"
@@ -18,7 +19,8 @@ constexpr int kShortConvAhead = 4;
 // Row groups that sums over rows are split into, at most: what the second stage adds up per channel.
 constexpr int64_t kShortConvMaxGroups = 256;
 
-// Rows and where sequences begin: at multiples of `length`, or at offsets[0 .. sequences] if offsets isn't null.
+// Rows and where sequences begin: at multiples of `length`, or at offsets[0 .. sequences] if offsets isn't
+// null.
 struct SequenceRows {
   int64_t rows;
   int64_t length;
@@ -32,7 +34,8 @@ struct SequenceBounds {
 };
 
 // Binary search for the packed case: offsets[found] <= row < offsets[found + 1]. The values of offsets aren't
-// checked on CUDA, so the result is clamped to rows that exist: bad offsets give bad numbers, never a bad address.
+// checked on CUDA, so the result is clamped to rows that exist: bad offsets give bad numbers, never a bad
+// address.
 __device__ inline SequenceBounds find_sequence(const SequenceRows& rows, int64_t row) {
   if (rows.offsets == nullptr) {
     const int64_t begin = row / rows.length * rows.length;
@@ -51,16 +54,19 @@ __device__ inline SequenceBounds find_sequence(const SequenceRows& rows, int64_t
   return {smaller(larger(begin, 0), row), smaller(larger(end, row + 1), rows.rows)};
 }
 
-// The launch of both kernels: lanes along channels, then runs of rows; a block is one channel tile of one row group.
+// The launch of both kernels: lanes along channels, then runs of rows; a block is one channel tile of one row
+// group.
 struct ShortConvShape {
   int64_t channel_tiles;
-  int64_t groups;     // row groups: rows / (threads.y * run)
-  int64_t run;        // rows a thread slides over
+  int64_t groups;  // row groups: rows / (threads.y * run)
+  int64_t run;     // rows a thread slides over
   LaunchShape launch;
 };
 
-// run = 0 chooses the shortest run that keeps groups <= kShortConvMaxGroups (backward); forward passes its own.
-inline ShortConvShape short_conv_shape(int64_t rows, int64_t channels, int vector, int64_t run, size_t sum_bytes) {
+// run = 0 chooses the shortest run that keeps groups <= kShortConvMaxGroups (backward); forward passes its
+// own.
+inline ShortConvShape short_conv_shape(
+    int64_t rows, int64_t channels, int vector, int64_t run, size_t sum_bytes) {
   const int64_t vectors = ceil_div(channels, vector);
   unsigned int lanes = 1;
   while (lanes < 32 && lanes < vectors) lanes *= 2;
@@ -70,7 +76,8 @@ inline ShortConvShape short_conv_shape(int64_t rows, int64_t channels, int vecto
   shape.run = run;
   shape.channel_tiles = ceil_div(vectors, lanes);
   shape.groups = ceil_div(rows, run * runs);
-  shape.launch = {shape.channel_tiles * shape.groups, dim3(lanes, runs), kShortConvThreads * vector * sum_bytes};
+  shape.launch = {
+      shape.channel_tiles * shape.groups, dim3(lanes, runs), kShortConvThreads * vector * sum_bytes};
   return shape;
 }
 
@@ -85,7 +92,8 @@ __device__ inline Vector<accumulate_t<scalar_t>, kVector> load_channels(const sc
 }
 
 template <typename scalar_t, int kVector>
-__device__ inline void store_channels(scalar_t* target, const Vector<accumulate_t<scalar_t>, kVector>& value) {
+__device__ inline void store_channels(
+    scalar_t* target, const Vector<accumulate_t<scalar_t>, kVector>& value) {
   Vector<scalar_t, kVector> raw;
 #pragma unroll
   for (int i = 0; i < kVector; ++i) raw.value[i] = static_cast<scalar_t>(value.value[i]);
@@ -112,8 +120,9 @@ struct TapWindow {
   }
 };
 
-// Slides over the rows [first, last), upwards, or downwards if kReverse, and calls visit(row, window) on each with
-// the window of `source`. `source` points at the thread's channels of row 0; rows lie `stride` elements apart.
+// Slides over the rows [first, last), upwards, or downwards if kReverse, and calls visit(row, window) on each
+// with the window of `source`. `source` points at the thread's channels of row 0; rows lie `stride` elements
+// apart.
 template <bool kReverse, int kVector, int kTaps, typename scalar_t, typename Visit>
 __device__ inline void slide(
     const SequenceRows& rows,
@@ -132,8 +141,7 @@ __device__ inline void slide(
 
   // Halo: the farthest row that the first one reaches, then towards it.
   const int64_t reach = width - 1;
-  const int64_t halo =
-      kReverse ? smaller(reach, bounds.end - 1 - row) : smaller(reach, row - bounds.begin);
+  const int64_t halo = kReverse ? smaller(reach, bounds.end - 1 - row) : smaller(reach, row - bounds.begin);
   for (int64_t lag = halo; lag > 0; --lag)
     window.push(load_channels<scalar_t, kVector>(source + (row - kStep * lag) * stride));
 
@@ -158,7 +166,8 @@ __device__ inline void slide(
   }
 }
 
-// The taps of kVector channels, weight[lag]; zero for lag >= width (never multiplied: 0 times infinity is NaN).
+// The taps of kVector channels, weight[lag]; zero for lag >= width (never multiplied: 0 times infinity is
+// NaN).
 template <typename T, int kVector, int kTaps>
 __device__ inline void load_taps(
     Vector<T, kVector> (&taps)[kTaps], const T* __restrict__ weight, int width, int64_t channel) {
@@ -230,24 +239,27 @@ __global__ void __launch_bounds__(kShortConvThreads) short_conv_forward(
       });
 }
 
-// Writes the block's sum of `mine` over its runs (threadIdx.y), in their order, to target[0 .. lanes * kVector).
+// Writes the block's sum of `mine` over its runs (threadIdx.y), in their order, to target[0 .. lanes *
+// kVector).
 template <typename T, int kVector>
-__device__ inline void store_group_sum(const Vector<T, kVector>& mine, T* shared, T* target, int64_t channels_left) {
+__device__ inline void store_group_sum(
+    const Vector<T, kVector>& mine, T* shared, T* target, int64_t channels_left) {
   const int width = blockDim.x * kVector;
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kVector; ++i) shared[threadIdx.y * width + threadIdx.x * kVector + i] = mine.value[i];
   __syncthreads();
-  for (int column = threadIdx.y * blockDim.x + threadIdx.x; column < width; column += blockDim.x * blockDim.y) {
+  for (int column = threadIdx.y * blockDim.x + threadIdx.x; column < width;
+       column += blockDim.x * blockDim.y) {
     T sum = T(0);
     for (unsigned int run = 0; run < blockDim.y; ++run) sum += shared[run * width + column];
     if (column < channels_left) target[column] = sum;
   }
 }
 
-// grad_u[row, d] = sum_lag weight[d, lag] grad[row + lag, d] within the sequence: the same slide, downwards. On the
-// way, with the same window: partial[group, lag, d] = sum_row u[row, d] grad[row + lag, d], the row group's share of
-// grad_weight, and partial[group, width, d] = sum_row grad[row, d], its share of grad_bias.
+// grad_u[row, d] = sum_lag weight[d, lag] grad[row + lag, d] within the sequence: the same slide, downwards.
+// On the way, with the same window: partial[group, lag, d] = sum_row u[row, d] grad[row + lag, d], the row
+// group's share of grad_weight, and partial[group, width, d] = sum_row grad[row, d], its share of grad_bias.
 template <typename scalar_t, int kVector, int kTaps>
 __global__ void __launch_bounds__(kShortConvThreads) short_conv_backward(
     SequenceRows rows,
@@ -276,7 +288,8 @@ __global__ void __launch_bounds__(kShortConvThreads) short_conv_backward(
     slide<true, kVector, kTaps>(
         rows, grad + place.channel, grad_stride, width, place.first, place.last,
         [&](int64_t row, const TapWindow<T, kVector, kTaps>& window) {
-          const Vector<T, kVector> input = load_channels<scalar_t, kVector>(u + row * u_stride + place.channel);
+          const Vector<T, kVector> input =
+              load_channels<scalar_t, kVector>(u + row * u_stride + place.channel);
           Vector<T, kVector> sum;
 #pragma unroll
           for (int i = 0; i < kVector; ++i) {
@@ -299,13 +312,14 @@ __global__ void __launch_bounds__(kShortConvThreads) short_conv_backward(
   T* target = partial + place.group * (width + 1) * channels + tile_channel;
 #pragma unroll
   for (int lag = 0; lag < kTaps; ++lag) {
-    if (lag < width) store_group_sum(grad_taps.value[lag], shared, target + lag * channels, channels - tile_channel);
+    if (lag < width)
+      store_group_sum(grad_taps.value[lag], shared, target + lag * channels, channels - tile_channel);
   }
   store_group_sum(grad_bias, shared, target + width * channels, channels - tile_channel);
 }
 
-// The second stage, one thread a number: grad_weight[d, lag] and grad_bias[d] from the groups' shares, in order.
-// Sums in double: it costs nothing here.
+// The second stage, one thread a number: grad_weight[d, lag] and grad_bias[d] from the groups' shares, in
+// order. Sums in double: it costs nothing here.
 template <typename T>
 __global__ void __launch_bounds__(kShortConvThreads) short_conv_sum_groups(
     int64_t groups,
@@ -318,7 +332,8 @@ __global__ void __launch_bounds__(kShortConvThreads) short_conv_sum_groups(
   const int64_t numbers = (width + 1) * channels;
   if (number >= numbers) return;
   double sum = 0;
-  for (int64_t group = 0; group < groups; ++group) sum += static_cast<double>(partial[group * numbers + number]);
+  for (int64_t group = 0; group < groups; ++group)
+    sum += static_cast<double>(partial[group * numbers + number]);
   const int64_t lag = number / channels, channel = number % channels;
   if (lag < width) {
     grad_weight[channel * width + lag] = static_cast<T>(sum);

@@ -1,5 +1,5 @@
-// short_conv on CUDA: one launch forward; backward one that writes grad_u and sums the parameters' gradients by
-// groups of rows, and one that adds the groups up in a fixed order: no atomics, deterministic.
+// short_conv on CUDA: one launch forward; backward one that writes grad_u and sums the parameters' gradients
+// by groups of rows, and one that adds the groups up in a fixed order: no atomics, deterministic.
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -13,17 +13,19 @@
 namespace hyenarec {
 namespace {
 
-constexpr int64_t kForwardRun = 16;  // rows a thread slides over: enough to hide the halo, short enough to fill a GPU
+constexpr int64_t kForwardRun =
+    16;  // rows a thread slides over: enough to hide the halo, short enough to fill a GPU
 
-// An activation as rows of channels: its pointer and the distance of its rows. [B, L, D] and [total, D] alike; a
-// copy is made unless channels are contiguous and all rows evenly spaced.
+// An activation as rows of channels: its pointer and the distance of its rows. [B, L, D] and [total, D]
+// alike; a copy is made unless channels are contiguous and all rows evenly spaced.
 struct Rows {
   at::Tensor tensor;
   int64_t stride;
 
   explicit Rows(const at::Tensor& source) : tensor(with_unit_channel_stride(source)) {
     const int64_t dims = tensor.dim();
-    const bool even = dims == 2 || tensor.size(0) == 1 || tensor.stride(0) == tensor.size(1) * tensor.stride(1);
+    const bool even =
+        dims == 2 || tensor.size(0) == 1 || tensor.stride(0) == tensor.size(1) * tensor.stride(1);
     if (!even) tensor = tensor.contiguous();
     stride = tensor.stride(dims - 2);
   }
@@ -85,10 +87,10 @@ at::Tensor short_conv_cuda(
     choose<scalar_t>(aligned<scalar_t>(input, channels), width, [&](auto vector, auto tap_count) {
       const auto shape = short_conv_shape(rows.rows, channels, vector(), kForwardRun, 0);
       launch(
-          shape.launch, short_conv_forward<scalar_t, vector(), tap_count()>,
-          rows, channels, width, shape.channel_tiles, shape.run, input.tensor.const_data_ptr<scalar_t>(),
-          input.stride, taps.const_data_ptr<param_t>(),
-          shifts.defined() ? shifts.const_data_ptr<param_t>() : nullptr, out.mutable_data_ptr<scalar_t>());
+          shape.launch, short_conv_forward<scalar_t, vector(), tap_count()>, rows, channels, width,
+          shape.channel_tiles, shape.run, input.tensor.const_data_ptr<scalar_t>(), input.stride,
+          taps.const_data_ptr<param_t>(), shifts.defined() ? shifts.const_data_ptr<param_t>() : nullptr,
+          out.mutable_data_ptr<scalar_t>());
     });
   });
   return out;
@@ -121,14 +123,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_cuda(
       const auto shape = short_conv_shape(rows.rows, channels, vector(), 0, sizeof(param_t));
       const at::Tensor partial = at::empty({shape.groups, width + 1, channels}, weight.options());
       launch(
-          shape.launch, short_conv_backward<scalar_t, vector(), tap_count()>,
-          rows, channels, width, shape.channel_tiles, shape.run, output.tensor.const_data_ptr<scalar_t>(),
-          output.stride, input.tensor.const_data_ptr<scalar_t>(), input.stride, taps.const_data_ptr<param_t>(),
+          shape.launch, short_conv_backward<scalar_t, vector(), tap_count()>, rows, channels, width,
+          shape.channel_tiles, shape.run, output.tensor.const_data_ptr<scalar_t>(), output.stride,
+          input.tensor.const_data_ptr<scalar_t>(), input.stride, taps.const_data_ptr<param_t>(),
           grad_u.mutable_data_ptr<scalar_t>(), partial.mutable_data_ptr<param_t>());
       launch(
-          short_conv_sum_shape(channels, width), short_conv_sum_groups<param_t>,
-          shape.groups, channels, width, partial.const_data_ptr<param_t>(),
-          grad_weight.mutable_data_ptr<param_t>(), has_bias ? grad_bias.mutable_data_ptr<param_t>() : nullptr);
+          short_conv_sum_shape(channels, width), short_conv_sum_groups<param_t>, shape.groups, channels,
+          width, partial.const_data_ptr<param_t>(), grad_weight.mutable_data_ptr<param_t>(),
+          has_bias ? grad_bias.mutable_data_ptr<param_t>() : nullptr);
     });
   });
   return {grad_u, grad_weight, grad_bias};

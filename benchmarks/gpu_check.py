@@ -1,0 +1,165 @@
+"""Checks the CUDA operators on a GPU machine, with its own torch and without network, within ten minutes.
+
+    python benchmarks/gpu_check.py        (or: make gpu-check)
+
+Builds the package into the results folder, runs the Python tests of the operators on the GPU,
+compute-sanitizer's memcheck and racecheck over a small case of every kernel, the timings of ops.py, and the
+C++ tests where GoogleTest is there. Logs, `ops.json` and `summary.json` go to $OUT, else to build/gpu-check.
+A step that fails does not stop the others; the exit status is 1 if any failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+BUDGET = 590.0  # seconds for everything
+PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a step ended; `note` says why where that is not plain."""
+
+    step: str
+    status: str
+    seconds: float
+    note: str = ""
+
+
+class Check:
+    """Runs steps one after another within the budget and remembers how they ended."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.site = out / "site"  # for the package: the machine's own packages stay as they are
+        self.started = time.monotonic()
+        self.results: list[Result] = []
+        out.mkdir(parents=True, exist_ok=True)
+
+    def run(self, step: str, command: list[str], limit: float, **environment: str) -> bool:
+        """Runs a command, its output in <step>.log; False if it fails or takes over `limit` seconds."""
+        start = time.monotonic()
+        limit = min(limit, BUDGET - (start - self.started))
+        if limit <= 0:
+            return self.record(Result(step, FAILED, 0, "no time left"))
+        print(f"== {step}: {' '.join(command)}", flush=True)
+        variables = os.environ | {"PYTHONPATH": str(self.site), "PYTHONUNBUFFERED": "1"} | environment
+        log = self.out / f"{step}.log"
+        with log.open("w") as file:
+            run = partial(subprocess.run, command, cwd=ROOT, env=variables)
+            try:
+                run(stdout=file, stderr=subprocess.STDOUT, timeout=limit, check=True)
+                problem = ""
+            except (OSError, subprocess.SubprocessError) as error:
+                problem = str(error)
+        seconds = time.monotonic() - start
+        if not problem:
+            return self.record(Result(step, PASSED, seconds))
+        print("\n".join(log.read_text(errors="replace").splitlines()[-40:]))
+        return self.record(Result(step, FAILED, seconds, problem))
+
+    def skip(self, step: str, why: str) -> None:
+        self.record(Result(step, SKIPPED, 0, why))
+
+    def record(self, result: Result) -> bool:
+        self.results.append(result)
+        print(f"   {result.status} in {result.seconds:.0f} s {result.note}", flush=True)
+        return result.status == PASSED
+
+    def finish(self) -> int:
+        """Writes and prints the summary; the exit status."""
+        summary = {
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "torch": torch.__version__,
+            "steps": [asdict(result) for result in self.results],
+        }
+        (self.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        print("\n== summary")
+        for result in self.results:
+            print(f"{result.status:8} {result.seconds:6.0f} s  {result.step}  {result.note}")
+        return 1 if any(result.status == FAILED for result in self.results) else 0
+
+
+def build(check: Check) -> bool:
+    """The package with CUDA for this machine's GPU, in check.site."""
+    shutil.rmtree(check.site, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"]
+    return check.run("build", [*command, "--target", str(check.site), "."], 240, HYENAREC_CUDA="1")
+
+
+def python_tests(check: Check) -> None:
+    # -P: the installed package, not the source tree's folder of the same name.
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "python_tests/ops"]
+    check.run("python_tests", command, 240)
+
+
+def has_googletest() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "CMakeLists.txt").write_text(
+            "cmake_minimum_required(VERSION 3.25)\nproject(probe CXX)\nfind_package(GTest REQUIRED)\n"
+        )
+        command = ["cmake", "-S", folder, "-B", f"{folder}/build"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def cpp_tests(check: Check) -> None:
+    if not has_googletest():
+        check.skip("cpp_tests", "GoogleTest is not installed")
+        return
+    tree = str(check.out / "cmake")
+    torch_folder = str(Path(torch.__file__).parent)
+    configure = ["cmake", "-S", ".", "-B", tree, f"-DHYENAREC_LIBTORCH={torch_folder}", "-DHYENAREC_TESTS=ON"]
+    python = f"-DPython_EXECUTABLE={sys.executable}"
+    build_tests = ["cmake", "--build", tree, "--parallel", "--target", "cpp_tests"]
+    if not check.run("cpp_configure", [*configure, python], 60, HYENAREC_CUDA="1"):
+        return
+    if check.run("cpp_build", build_tests, 240):
+        check.run("cpp_tests", ["ctest", "--test-dir", tree, "--output-on-failure"], 180)
+
+
+def sanitizers(check: Check) -> None:
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    # Our own kernels only; and without torch's cache, so that memcheck knows where each tensor ends.
+    options = ["--kernel-name", "kns=hyenarec", "--error-exitcode", "1"]
+    program = [sys.executable, "-P", "benchmarks/small_cases.py"]
+    for tool in ("memcheck", "racecheck"):
+        command = [sanitizer, "--tool", tool, *options, *program]
+        check.run(tool, command, 120, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    check.run("cut_batches", program, 60, HYENAREC_FFT_WORKSPACE_MIB="0")
+
+
+def timings(check: Check) -> None:
+    command = [sys.executable, "-P", "benchmarks/ops.py", "--device", "cuda"]
+    check.run("timings", [*command, "--output", str(check.out / "ops.json")], 180)
+    log = check.out / "timings.log"
+    if log.exists():
+        print(log.read_text(errors="replace"))
+
+
+def main() -> int:
+    check = Check(Path(os.environ.get("OUT") or ROOT / "build" / "gpu-check").resolve())
+    if not torch.cuda.is_available():
+        check.record(Result("gpu", FAILED, 0, "torch sees no GPU on this machine"))
+        return check.finish()
+    if build(check):
+        python_tests(check)
+        sanitizers(check)
+        timings(check)
+        cpp_tests(check)  # last: it compiles everything once more
+    return check.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

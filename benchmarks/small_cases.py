@@ -1,0 +1,60 @@
+"""Runs every CUDA kernel once on small inputs: what compute-sanitizer watches.
+
+    compute-sanitizer --tool memcheck python benchmarks/small_cases.py
+
+Sizes are chosen so that each kernel has full and ragged tiles, several blocks, and both its vector and scalar
+paths; HYENAREC_FFT_WORKSPACE_MIB=0 makes fft_conv take one sequence and one channel at a time.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+from hyenarec import ops
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def leaf(*sizes: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*sizes, device="cuda", dtype=torch.float64).to(dtype).requires_grad_()
+
+
+def backward(out: Tensor) -> None:
+    torch.autograd.backward(out, torch.randn_like(out))
+
+
+def run(dtype: torch.dtype) -> None:
+    """Every operator forward and backward with activations of one dtype."""
+    parameters = torch.float64 if dtype == torch.float64 else torch.float32
+    for channels in (5, 40):  # 40: rows of 16 bytes in every dtype
+        skip = leaf(channels, dtype=parameters)
+        gates = [leaf(3, 50, channels, dtype=dtype) for _ in range(2)]
+        u, kernel = leaf(3, 50, channels, dtype=dtype), leaf(channels, 50, dtype=parameters)
+        backward(ops.fft_conv(u, kernel, skip, *gates))
+
+        for width in (3, 8):
+            weight, bias = leaf(channels, width, dtype=parameters), leaf(channels, dtype=parameters)
+            backward(ops.short_conv(leaf(3, 50, channels, dtype=dtype), weight, bias))
+            offsets = torch.tensor([0, 0, 7, 8, 150, 150], device="cuda")
+            backward(ops.short_conv(leaf(150, channels, dtype=dtype), weight, bias, offsets))
+
+        if dtype == parameters:
+            for coefficients in (17, 75):
+                decay = torch.rand(channels, device="cuda", dtype=dtype).requires_grad_()
+                backward(ops.legendre_kernel(leaf(channels, coefficients, dtype=dtype), decay, 700, 650))
+
+
+def main() -> int:
+    torch.manual_seed(0)
+    for dtype in DTYPES:
+        run(dtype)
+    torch.cuda.synchronize()
+    print("every kernel has run")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

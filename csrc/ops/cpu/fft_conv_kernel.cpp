@@ -28,18 +28,17 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 // Padded numbers that one FFT call takes: few enough for the cache, enough to pay for each call's set-up.
 constexpr int64_t kTileElements = 1 << 17;
-constexpr int64_t kFewestTileChannels = 16;
+constexpr int64_t kFewestTileChannels = 32;
 constexpr int64_t kMostTileChannels = 64;
-// The work is cut into 16 to 64 jobs whatever the number of threads, so that results do not depend on it.
-constexpr int64_t kFewestJobs = 16;
+// The work is cut into 4 to 64 jobs whatever the number of threads, so that results do not depend on it.
+constexpr int64_t kFewestJobs = 4;
 constexpr int64_t kMostJobs = 64;
 
 constexpr int64_t kCorrelationGrain = 1 << 14;
 
-// Whole cache lines of channels; few of them when there are too few sequences to share out.
+// Fewer channels when there are too few sequences to share out.
 int64_t channels_per_tile(int64_t batch, int64_t channels) {
-  const int64_t wanted = channels * batch / kFewestJobs / 16 * 16;
-  return std::min(channels, std::clamp(wanted, kFewestTileChannels, kMostTileChannels));
+  return std::min(channels, batch < kFewestJobs ? kFewestTileChannels : kMostTileChannels);
 }
 
 // How a call is cut. A job is a block of channels and a group of sequences, taken `tile_sequences` at a time.
@@ -175,6 +174,12 @@ HYENAREC_SIMD void transpose_and_gate(
   }
 }
 
+// Rows to spectra and back. Copies nothing: ATen returns rows one after another, but does not promise to.
+at::Tensor forward_fft(const at::Tensor& rows) { return at::fft_rfft(rows).contiguous(); }
+at::Tensor inverse_fft(const at::Tensor& spectra, int64_t size) {
+  return at::fft_irfft(spectra, size).contiguous();
+}
+
 // Complex numbers as pairs (real, imaginary). The sign is that of b's imaginary part: -1 takes its conjugate.
 template <typename compute_t>
 HYENAREC_SIMD void multiply_by(
@@ -251,7 +256,7 @@ at::Tensor kernel_spectrum(const Plan& plan, const at::Tensor& kernel, const Opt
   auto padded = at::zeros({plan.channels, plan.size}, kernel.options());
   padded.narrow(1, 0, plan.lags).copy_(kernel.narrow(1, 0, plan.lags));
   if (skip) padded.select(1, 0).add_(*skip);
-  return at::fft_rfft(padded);
+  return forward_fft(padded);
 }
 
 at::Tensor channels_last(const OptionalTensor& tensor) {
@@ -278,9 +283,9 @@ at::Tensor fft_conv_cpu(
       const TileWork<scalar_t> work{plan, tile};
       const auto rows = workspace.narrow(0, 0, tile.rows());
       work.read(signal_of<scalar_t>(input), signal_of<scalar_t>(pre), rows);
-      const auto spectra = at::fft_rfft(rows);
+      const auto spectra = forward_fft(rows);
       work.filter(spectra, spectrum, 1);
-      work.write(at::fft_irfft(spectra, plan.size), signal_of<scalar_t>(post), result_of<scalar_t>(out));
+      work.write(inverse_fft(spectra, plan.size), signal_of<scalar_t>(post), result_of<scalar_t>(out));
     });
   });
   return out;
@@ -296,7 +301,7 @@ at::Tensor correlation(const Plan& plan, const at::Tensor& sums) {
       for (int64_t i = first; i < last; ++i) total[i] += total[group * count + i];
     }
   });
-  return at::fft_irfft(sums.select(0, 0), plan.size);
+  return inverse_fft(sums.select(0, 0), plan.size);
 }
 
 // With z = pre u, y = kernel * z + skip z, out = post y and h = post grad:
@@ -338,23 +343,24 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> fft_conv_
     for_each_tile<compute_t>(
         plan, needs_z + needs_h, [&](const at::Tensor& workspace, int64_t group, const Tile& tile) {
           const TileWork<scalar_t> work{plan, tile};
-          const int64_t h_row = needs_z ? tile.rows() : 0;
+          const int64_t h_row = needs_z && needs_h ? tile.rows() : 0;
           if (needs_z) work.read(x, pre_signal, workspace.narrow(0, 0, tile.rows()));
           if (needs_h) work.read(g, post_signal, workspace.narrow(0, h_row, tile.rows()));
-          const auto spectra = at::fft_rfft(workspace.narrow(0, 0, (needs_z + needs_h) * tile.rows()));
+          const auto spectra = forward_fft(workspace.narrow(0, 0, (needs_z + needs_h) * tile.rows()));
           const auto z = spectra.narrow(0, 0, tile.rows());
-          if (needs_correlation) work.correlate(z, spectra.narrow(0, h_row, tile.rows()), sums, group);
-          if (needs_post) {
-            work.filter(z, spectrum, 1);
-            work.write(at::fft_irfft(z, plan.size), g, result_of<scalar_t>(post_grad));
-          }
-          if (needs_z_grad) {
-            const auto h = spectra.narrow(0, h_row, tile.rows());
-            work.filter(h, spectrum, -1);
-            const auto z_grad = at::fft_irfft(h, plan.size);
-            if (needs_u) work.write(z_grad, pre_signal, result_of<scalar_t>(u_grad));
-            if (needs_pre) work.write(z_grad, x, result_of<scalar_t>(pre_grad));
-          }
+          const auto h = spectra.narrow(0, h_row, tile.rows());
+          if (needs_correlation) work.correlate(z, h, sums, group);
+          if (!needs_post && !needs_z_grad) return;
+          if (needs_post) work.filter(z, spectrum, 1);
+          if (needs_z_grad) work.filter(h, spectrum, -1);
+          // One call for both, since each sets up its transform anew.
+          const int64_t first = needs_post ? 0 : h_row;
+          const int64_t count = (needs_post + needs_z_grad) * tile.rows();
+          const auto results = inverse_fft(spectra.narrow(0, first, count), plan.size);
+          if (needs_post) work.write(results.narrow(0, 0, tile.rows()), g, result_of<scalar_t>(post_grad));
+          const auto z_grad = results.narrow(0, count - tile.rows(), tile.rows());
+          if (needs_u) work.write(z_grad, pre_signal, result_of<scalar_t>(u_grad));
+          if (needs_pre) work.write(z_grad, x, result_of<scalar_t>(pre_grad));
         });
     if (needs_correlation) {
       const auto lag_sums = correlation<compute_t>(plan, sums);

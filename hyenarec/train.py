@@ -123,7 +123,8 @@ def device_name(device: torch.device) -> str:
     """What a reader can compare with: the GPU's name, or the CPU and its threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def with_catalogue(config: TrainConfig, num_items: int) -> TrainConfig:

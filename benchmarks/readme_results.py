@@ -1,0 +1,105 @@
+"""Writes the README's results from the files in benchmarks/results, so that no figure is typed by hand.
+
+python benchmarks/readme_results.py           rewrites what stands between the README's markers
+python benchmarks/readme_results.py --check   only says whether it is up to date, by exit status
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results: written by benchmarks/readme_results.py -->", "<!-- end of results -->"
+NOT_RUN = "not yet run"
+OPS = ("legendre_kernel", "short_conv", "fft_conv")
+
+
+def load(name: str) -> dict[str, Any] | None:
+    """A results file, or None where there has been no run."""
+    path = RESULTS / name
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def ranking_table() -> list[str]:
+    """MovieLens-1M: ours beside the floors, from the report that training wrote."""
+    report = load("ml1m/report.json")
+    if report is None:
+        return [f"MovieLens-1M: {NOT_RUN}."]
+    results = report["results"]
+    figures = ["HR@10", "NDCG@10", "MRR@10"]
+    any_result = next(iter(results.values()))
+    rows = [
+        f"MovieLens-1M, {any_result['split']}, {any_result['num_users']:,} users, all "
+        f"{any_result['num_items']:,} items ranked, history excluded, 95% bootstrap intervals; "
+        f"{report['epochs']} epochs in {report['wall_seconds'] / 60:.0f} minutes on {report['device']}:",
+        "",
+        "| | " + " | ".join(figures) + " |",
+        "|---|" + "---|" * len(figures),
+    ]
+    for name, result in results.items():
+        cells = [
+            "{mean:.4f} [{low:.4f}, {high:.4f}]".format(**result["figures"][figure]) for figure in figures
+        ]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return [*rows, "", report["leaks"]]
+
+
+def ops_table(name: str, title: str) -> list[str]:
+    """Each operator against the plain formulation in torch and a copy of the same bytes, at every size."""
+    run = load(name)
+    if run is None:
+        return [f"{title}: {NOT_RUN}."]
+    rows = [
+        f"{title} ({run['device']}, torch {run['torch']}, commit {run['commit'][:10]}): how many times faster "
+        "than plain torch / how many times as long as a copy of the same bytes.",
+        "",
+        "| dtype | L | D | "
+        + " | ".join(f"{op} {way}" for op in OPS for way in ("forward", "backward"))
+        + " |",
+        "|---|---|---|" + "---|" * 2 * len(OPS),
+    ]
+    table: dict[tuple[str, int, int], dict[tuple[str, str], str]] = {}
+    for figure in run["figures"]:
+        cell = f"{figure['plain_over_ours']:.1f} / {figure['ours_over_copy']:.1f}"
+        row = table.setdefault((figure["dtype"], figure["length"], figure["channels"]), {})
+        row[figure["op"], figure["direction"]] = cell
+    for (dtype, length, channels), cells in table.items():
+        columns = [cells.get((op, way), "") for op in OPS for way in ("forward", "backward")]
+        rows.append(f"| {dtype} | {length} | {channels} | " + " | ".join(columns) + " |")
+    return rows
+
+
+def section() -> str:
+    """Everything between the markers."""
+    parts = [
+        ranking_table(),
+        ops_table("ops_cpu.json", "Operators on a CPU"),
+        ops_table("ops_cuda.json", "Operators on a GPU"),
+    ]
+    return "\n\n".join("\n".join(part) for part in parts)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Writes the README's results from benchmarks/results.")
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 if the README is out of date")
+    check = parser.parse_args().check
+    text = README.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"README.md must hold the markers {BEGIN} and {END}, but it does not")
+    written = f"{before}{BEGIN}\n\n{section()}\n\n{END}{after}"
+    if check:
+        return int(written != text)
+    README.write_text(written)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

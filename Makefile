@@ -8,6 +8,7 @@ CUDA_TORCH ?= torch==2.14.1
 
 VENV := .venv
 CUDA_VENV := .venv-cuda
+DEMO := runs/demo
 BIN := $(CURDIR)/$(VENV)/bin
 CUDA_BIN := $(CURDIR)/$(CUDA_VENV)/bin
 
@@ -53,7 +54,9 @@ $(CUDA_VENV)/.torch-installed: requirements/build.txt
 # --- what the targets do ------------------------------------------------------------------------------------------
 
 demo: $(VENV)/.installed
-	$(BIN)/hyenarec train
+	$(BIN)/hyenarec train --epochs 6 --batch_size 32 --optimizer.learning_rate 3e-3 --model.dropout 0.1 \
+		--output_dir $(DEMO) --overwrite
+	$(BIN)/hyenarec recommend --model $(DEMO) --user 1 --k 10
 
 # The C++ tests are built in pip's build tree, beside the library that they test.
 test: BUILD_TREE = $(shell $(BIN)/python build_backend/hyenarec_environment.py)/cmake

@@ -56,7 +56,7 @@ def ops_table(name: str, title: str) -> list[str]:
     if run is None:
         return [f"{title}: {NOT_RUN}."]
     rows = [
-        f"{title} ({run['device']}, torch {run['torch']}, commit {run['commit'][:10]}): how many times faster "
+        f"{title} ({run['device']}, torch {run['torch']}, commit {run['commit'][:10]}): times faster "
         "than plain torch / how many times as long as a copy of the same bytes.",
         "",
         "| dtype | L | D | "

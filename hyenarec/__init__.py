@@ -1,4 +1,4 @@
-"""HyenaRec: sequential recommendation for long histories, with Legendre long convolutions instead of attention.
+"""HyenaRec: sequential recommendation for long histories, by Legendre convolutions instead of attention.
 
 The parts, in the order in which an event passes them:
 
@@ -45,7 +45,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Loads a submodule at its first use: inference and the operators need neither pyarrow nor accelerate."""
+    """Loads a submodule at its first use: the model and the operators need neither pyarrow nor accelerate."""
     if name in __all__:
         return importlib.import_module(f"hyenarec.{name}")
     raise AttributeError(f"module 'hyenarec' has no attribute {name!r}")

@@ -1,16 +1,18 @@
 """Every setting of the package, one frozen dataclass a subject.
 
-The command line, YAML files and Python all build these same classes; a value is checked once, here,
-when the object is made, so the code behind it never checks again.
+The command line, YAML files and Python all build these same classes; a value is checked here, when the object
+is made, before any work is done with it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 KernelFamily = Literal["legendre", "mlp", "free"]
+Format = Literal["auto", "text", "csv", "parquet", "inter"]
 BadRows = Literal["error", "skip"]
 SplitName = Literal["leave-one-out", "temporal"]
 Windows = Literal["last", "all"]
@@ -61,7 +63,7 @@ class DataConfig:
     """
 
     path: str = SYNTHETIC
-    format: Literal["auto", "text", "csv", "parquet", "inter"] = "auto"
+    format: Format = "auto"
     user_column: str = "user"
     item_column: str = "item"
     timestamp_column: str | None = "timestamp"
@@ -79,6 +81,7 @@ class DataConfig:
         _require_count("data.min_user_events", self.min_user_events)
         _require_count("data.min_item_events", self.min_item_events)
         _require_count("data.synthetic_users", self.synthetic_users)
+        _require_choice("data.format", Format, self.format)
         _require_choice("data.on_bad_rows", BadRows, self.on_bad_rows)
         _require_choice("data.split", SplitName, self.split)
         _require_choice("data.windows", Windows, self.windows)
@@ -125,9 +128,8 @@ class ModelConfig:
             _require_count(f"model.{name}", getattr(self, name))
         _require_count("model.order", self.order, least=2)
         _require_choice("model.kernel", KernelFamily, self.kernel)
-        _require(
-            1 <= self.short_conv_width <= 8, "model.short_conv_width", "from 1 to 8", self.short_conv_width
-        )
+        _require_count("model.short_conv_width", self.short_conv_width)
+        _require(self.short_conv_width <= 8, "model.short_conv_width", "from 1 to 8", self.short_conv_width)
         _require(0 <= self.dropout < 1, "model.dropout", "at least 0 and below 1", self.dropout)
 
 
@@ -154,9 +156,10 @@ class OptimizerConfig:
     gradient_clip: float | None = 1.0
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, "optimizer.learning_rate", "positive", self.learning_rate)
+        _require(0 < self.learning_rate < math.inf, "optimizer.learning_rate", "positive", self.learning_rate)
         _require(self.weight_decay >= 0, "optimizer.weight_decay", "at least 0", self.weight_decay)
-        _require(all(0 <= b < 1 for b in self.betas), "optimizer.betas", "two numbers in [0, 1)", self.betas)
+        pair = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
+        _require(pair, "optimizer.betas", "two numbers in [0, 1)", self.betas)
         _require_count("optimizer.warmup_steps", self.warmup_steps, least=0)
         _require_choice("optimizer.schedule", Schedule, self.schedule)
         _require(0 <= self.final_rate <= 1, "optimizer.final_rate", "between 0 and 1", self.final_rate)

@@ -74,7 +74,7 @@ def self_tests() -> list[SelfTest]:
     ]
 
 
-def evaluate(function: Callable[..., Tensor], arguments: Arguments) -> tuple[Tensor, list[Tensor]]:
+def run_with_gradients(function: Callable[..., Tensor], arguments: Arguments) -> tuple[Tensor, list[Tensor]]:
     """The output, and the gradients of its weighted sum with respect to every floating argument."""
     leaves = {
         name: value.detach().requires_grad_()
@@ -105,8 +105,8 @@ def largest_error(test: SelfTest, device: torch.device, dtype: torch.dtype) -> t
         else value
         for name, value in rounded.items()
     }
-    got, got_grads = evaluate(test.operator, rounded)
-    expected, expected_grads = evaluate(test.oracle, exact)
+    got, got_grads = run_with_gradients(test.operator, rounded)
+    expected, expected_grads = run_with_gradients(test.oracle, exact)
     backward = [relative_error(*pair) for pair in zip(got_grads, expected_grads, strict=True)]
     return relative_error(got, expected), float(torch.tensor(backward).max())
 

@@ -1,11 +1,13 @@
-"""Softmax cross-entropy over the whole catalogue, a block of events at a time."""
+"""What training lowers: softmax cross-entropy over the whole catalogue, a block of events at a time."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from hyenarec.model import HyenaRec
 
 ROWS_PER_BLOCK = 256
 """Events whose scores exist at one time; small enough that a block of 256 x 4,000 float32 stays in cache."""
@@ -86,3 +88,25 @@ def cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tens
     with torch.autocast(hidden.device.type, enabled=False):
         loss: Tensor = _BlockedCrossEntropy.apply(hidden, weight, bias, target)  # type: ignore[no-untyped-call]
     return loss
+
+
+class NextItemLoss(nn.Module):
+    """A model's loss as a module's forward: what mixed precision and gradient synchronisation wrap."""
+
+    def __init__(self, model: HyenaRec) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, items: Tensor, offsets: Tensor | None, targets: Tensor) -> Tensor:
+        """Sum of the cross-entropy over the positions whose target is an item; targets of 0 are left out.
+
+        Args:
+            items: int64, `[B, L]` or packed `[total]`, as the model takes them.
+            offsets: int64 `[B + 1]` of packed sequences.
+            targets: int64 like `items`, the item that came next, 1..V, or 0.
+        """
+        hidden = self.model(items, offsets)
+        real = targets > 0
+        return cross_entropy_sum(
+            hidden[real], self.model.item_weight, self.model.item_bias, targets[real] - 1
+        )

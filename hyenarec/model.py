@@ -16,14 +16,14 @@ import math
 import os
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from hyenarec import ops
 from hyenarec.config import ModelConfig, model_config_from_dict
-from hyenarec.files import replacing, write_atomically
-from hyenarec.loss import cross_entropy_sum
+from hyenarec.files import write_atomically
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -113,7 +113,11 @@ class MLPKernel(nn.Module):
             self.gain.div_(self(config.max_len).norm(dim=1))
 
     def forward(self, length: int) -> Tensor:
-        """The kernel's first `length` lags, `[channels, length]`."""
+        """The kernel's first `length` lags, `[channels, length]`; in full precision even under autocast."""
+        with torch.autocast(self.gain.device.type, enabled=False):
+            return self._evaluate(length)
+
+    def _evaluate(self, length: int) -> Tensor:
         lag = torch.arange(min(length, self.horizon), device=self.gain.device, dtype=self.gain.dtype)
         time = lag[:, None] / max(self.horizon - 1, 1)
         angle = (
@@ -206,9 +210,9 @@ class Mixer(nn.Module):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """`x` `[..., D]` -> `[..., D]`."""
         x = ops.short_conv(self.in_proj(x), self.short_weight, self.short_bias, layout.offsets)
-        v, k, *queries = layout.pad(x).chunk(len(self.convs) + 2, dim=-1)
+        *queries, k, v = layout.pad(x).chunk(len(self.convs) + 2, dim=-1)
         pre_gate: Tensor | None = k
-        for conv, q in zip(self.convs, queries, strict=True):
+        for conv, q in zip(self.convs, reversed(queries), strict=True):
             v, pre_gate = conv(v, pre_gate, q), None
         y: Tensor = self.out_proj(layout.pack(v))
         return y
@@ -290,17 +294,14 @@ class HyenaRec(nn.Module):
         """The output layer's rows `[V, D]`: row j belongs to item j + 1."""
         return self.items.weight[1:]
 
-    def loss(self, items: Tensor, offsets: Tensor | None, targets: Tensor) -> Tensor:
-        """Sum of the cross-entropy over the positions whose target is an item; targets of 0 are left out."""
-        hidden = self(items, offsets)
-        real = targets > 0
-        return cross_entropy_sum(hidden[real], self.item_weight, self.item_bias, targets[real] - 1)
-
     def score(self, items: Tensor, offsets: Tensor) -> Tensor:
         """Scores of the next event after each packed history: `[B, V]`, column j for item j + 1.
 
-        Every history must hold at least one event.
+        Every history must hold at least one event; an empty one raises ValueError on the CPU, and on a GPU,
+        where a check would wait for all earlier work, gives another row's scores.
         """
+        if offsets.device.type == "cpu" and bool((offsets.diff() < 1).any()):
+            raise ValueError("offsets must describe histories of at least one event, got an empty one")
         last = self(items, offsets)[offsets[1:] - 1]
         return torch.addmm(self.item_bias, last, self.item_weight.t())
 
@@ -310,8 +311,7 @@ class HyenaRec(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         text = json.dumps(dataclasses.asdict(self.config), indent=2) + "\n"
-        with replacing(folder / WEIGHTS_FILE) as partial:
-            safetensors.torch.save_file(weights, partial)
+        write_atomically(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
         write_atomically(folder / CONFIG_FILE, text.encode())
 
     @classmethod
@@ -324,5 +324,11 @@ class HyenaRec(nn.Module):
                     f"folder must hold {CONFIG_FILE} and {WEIGHTS_FILE}, but {folder} has no {name}"
                 )
         model = cls(model_config_from_dict(json.loads((folder / CONFIG_FILE).read_text())))
-        model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
+        try:
+            model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
+        except (safetensors.SafetensorError, RuntimeError) as error:
+            message = " ".join(str(error).split())
+            raise ValueError(
+                f"{folder / WEIGHTS_FILE} must be what {CONFIG_FILE} describes: {message}"
+            ) from None
         return model.eval()

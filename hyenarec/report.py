@@ -34,8 +34,9 @@ def evaluate_floors(
 ) -> dict[str, Evaluation]:
     """What popularity and first-order Markov counts reach on the same targets by the same protocol.
 
-    Counted is what is known before the targets, which includes the validation events when the test targets
-    are ranked, as in published floors. The targets themselves are never counted.
+    Counted is what is known before the targets of the evaluated users, which includes their validation
+    events when the test targets are ranked, as in published floors, and the training events of all others.
+    The targets themselves are never counted.
 
     Args:
         train: the histories the model learns from.

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from hyenarec.checkpoint import (
@@ -34,6 +34,7 @@ from hyenarec.data import Batch, Split, Targets, TrainingBatches
 from hyenarec.evaluate import Evaluation, evaluate
 from hyenarec.files import write_atomically
 from hyenarec.interrupt import Interrupt, TrainingInterrupted
+from hyenarec.loss import NextItemLoss
 from hyenarec.model import HyenaRec
 from hyenarec.optimizer import learning_rate, make_optimizer
 from hyenarec.run_log import RunLog
@@ -46,18 +47,6 @@ CONFIG_OF_RUN = "train_config.json"
 
 STEPS_BETWEEN_POINTS = 10
 """Steps from one point of TensorBoard's curve of the loss within an epoch to the next."""
-
-
-class TrainingLoss(nn.Module):
-    """A model's loss as a module's forward: what mixed precision and gradient synchronisation wrap."""
-
-    def __init__(self, model: HyenaRec) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, items: Tensor, offsets: Tensor, targets: Tensor) -> Tensor:
-        """Sum of the cross-entropy over the real targets of one packed batch."""
-        return self.model.loss(items, offsets, targets)
 
 
 class TrainingRun:
@@ -94,7 +83,7 @@ class TrainingRun:
         self.model = HyenaRec(config.model)
         optimizer = make_optimizer(self.model.to(accelerator.device), config.optimizer)
         # The batches are not prepared: ours are the same number on every process, and exactly resumable.
-        self.loss, self.optimizer = accelerator.prepare(TrainingLoss(self.model), optimizer)
+        self.loss, self.optimizer = accelerator.prepare(NextItemLoss(self.model), optimizer)
         torch.manual_seed(config.seed + 1 + accelerator.process_index)  # each process drops out its own
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}

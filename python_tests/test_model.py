@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hyenarec import reference
 from hyenarec.config import ModelConfig
+from hyenarec.loss import NextItemLoss
 from hyenarec.model import CONFIG_FILE, KERNELS, WEIGHTS_FILE, HyenaRec
 
 SMALL = ModelConfig(num_items=50, dim=8, num_blocks=2, max_len=24, num_coeffs=5, dropout=0.1)
@@ -48,9 +49,9 @@ def by_hand(model: HyenaRec, items: Tensor) -> Tensor:
         p = f"blocks.{block}."
         h = layer_norm(x, w, p + "mixer_norm") @ w[p + "mixer.in_proj.weight"].T + w[p + "mixer.in_proj.bias"]
         h = reference.short_conv(h[None], w[p + "mixer.short_weight"], w[p + "mixer.short_bias"])
-        v, k, *queries = h.split(config.dim, dim=-1)
+        *queries, k, v = h.split(config.dim, dim=-1)
         z = k * v
-        for i, q in enumerate(queries):
+        for i, q in enumerate(reversed(queries)):
             c = f"{p}mixer.convs.{i}."
             kernel = reference.legendre_kernel(
                 w[c + "kernel.coeffs"], w[c + "kernel.log_decay"].exp(), config.max_len, config.max_len
@@ -116,7 +117,7 @@ def test_loss_is_the_summed_cross_entropy_of_the_real_targets() -> None:
     targets[[2, 11]] = 0
     scores = model(items, offsets) @ model.items.weight[1:].T + model.item_bias
     expected = torch.nn.functional.cross_entropy(scores, targets - 1, ignore_index=-1, reduction="sum")
-    torch.testing.assert_close(model.loss(items, offsets, targets), expected)
+    torch.testing.assert_close(NextItemLoss(model)(items, offsets, targets), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -147,7 +148,7 @@ def test_a_fresh_deep_model_trains_stably() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses = []
     for _ in range(25):
-        loss = model.loss(items, None, targets) / items.numel()
+        loss = NextItemLoss(model)(items, None, targets) / items.numel()
         optimizer.zero_grad()
         loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -178,6 +179,26 @@ def test_a_saved_model_with_an_unknown_setting_is_refused(tmp_path: Path) -> Non
         HyenaRec.from_pretrained(tmp_path)
 
 
+def test_a_kernel_is_as_exact_under_autocast() -> None:
+    torch.manual_seed(0)
+    kernel = KERNELS["mlp"](16, ModelConfig(max_len=300, kernel="mlp"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = kernel(300)
+    assert torch.equal(rounded, kernel(300))
+
+
+def test_a_damaged_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    make_model().float().save_pretrained(tmp_path)
+    other = json.loads((tmp_path / CONFIG_FILE).read_text()) | {"dim": 16}
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(other))
+    with pytest.raises(ValueError, match=r"model\.safetensors must be what config\.json describes") as error:
+        HyenaRec.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+    (tmp_path / WEIGHTS_FILE).write_bytes(b"not tensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors must be what config\.json describes"):
+        HyenaRec.from_pretrained(tmp_path)
+
+
 def test_errors_name_the_argument(tmp_path: Path) -> None:
     model = make_model()
     items, offsets = packed([3, 2])
@@ -187,6 +208,8 @@ def test_errors_name_the_argument(tmp_path: Path) -> None:
         model(items[None], offsets)
     with pytest.raises(ValueError, match="at most max_len = 24 events, got one of 25"):
         model(*packed([25]))
+    with pytest.raises(ValueError, match="histories of at least one event, got an empty one"):
+        model.score(items, torch.tensor([0, 3, 3, 5]))
     with pytest.raises(ValueError, match="num_items must be set"):
         HyenaRec(ModelConfig())
     with pytest.raises(ValueError, match=f"has no {CONFIG_FILE}"):

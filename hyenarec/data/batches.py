@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hyenarec.config import Windows
 from hyenarec.data.histories import Histories, Int32Array, Int64Array, offsets_of, ragged_indices
 from hyenarec.data.split import Targets
-
-Windows = Literal["last", "all"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,16 +15,15 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 from numpy.typing import NDArray
 
+from hyenarec.config import BadRows
 from hyenarec.data.columns import TIMESTAMP_LIMIT, EventColumns, IdColumn
-
-BadRows = Literal["error", "skip"]
 
 _BLOCK_BYTES = 1 << 23
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
@@ -33,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """How a file is laid out, and at which positions its columns are.
 
     Attributes:
@@ -55,33 +54,35 @@ class Layout:
     timestamp: int | None = None
 
 
-def text_layout(path: Path, with_timestamps: bool) -> Layout:
+def text_layout(path: Path, with_timestamps: bool) -> FileLayout:
     """Layout of SASRec-style text: two or three columns, as many as the first line with two or three has."""
     with _open(path) as file:
         for line in file:
             columns = len(line.split())
             if columns in (2, 3):
                 timestamp = 2 if columns == 3 and with_timestamps else None
-                return Layout(None, quoted=False, header=False, columns=columns, timestamp=timestamp)
+                return FileLayout(None, quoted=False, header=False, columns=columns, timestamp=timestamp)
     raise ValueError(f"{path} must hold lines of `user item [timestamp]`, got none")
 
 
-def csv_layout(path: Path, user: str, item: str, timestamp: str | None) -> Layout:
+def csv_layout(path: Path, user: str, item: str, timestamp: str | None) -> FileLayout:
     """Layout of CSV with a header; the delimiter is a tab where the header has one, else a comma."""
     header = _first_line(path)
     delimiter = "\t" if "\t" in header else ","
     names = next(csv.reader([header], delimiter=delimiter))
-    return _layout_by_name(path, names, Layout(delimiter, quoted=True, header=True), user, item, timestamp)
+    return _layout_by_name(
+        path, names, FileLayout(delimiter, quoted=True, header=True), user, item, timestamp
+    )
 
 
-def inter_layout(path: Path, user: str, item: str, timestamp: str | None) -> Layout:
+def inter_layout(path: Path, user: str, item: str, timestamp: str | None) -> FileLayout:
     """Layout of RecBole's `.inter`: tabs, header like `user_id:token`, where `user` also finds `user_id`."""
     names = [name.split(":")[0] for name in _first_line(path).split("\t")]
     user, item = (f"{name}_id" if name not in names else name for name in (user, item))
-    return _layout_by_name(path, names, Layout("\t", quoted=False, header=True), user, item, timestamp)
+    return _layout_by_name(path, names, FileLayout("\t", quoted=False, header=True), user, item, timestamp)
 
 
-def read_delimited(path: Path, layout: Layout, on_bad_rows: BadRows) -> EventColumns:
+def read_delimited(path: Path, layout: FileLayout, on_bad_rows: BadRows) -> EventColumns:
     """Read the events of a text file, gzipped or not.
 
     Raises:
@@ -99,7 +100,7 @@ class _NeedsCare(Exception):
     """pyarrow read nothing, or what the careful pass would not accept."""
 
 
-def _read_fast(path: Path, layout: Layout, timestamp_type: pa.DataType) -> EventColumns:
+def _read_fast(path: Path, layout: FileLayout, timestamp_type: pa.DataType) -> EventColumns:
     """Read a file without irregularities; raises ArrowInvalid or _NeedsCare where there are any."""
     assert layout.columns is not None
     names = [str(position) for position in range(layout.columns)]
@@ -144,7 +145,7 @@ def _read_fast(path: Path, layout: Layout, timestamp_type: pa.DataType) -> Event
     return EventColumns(users, items, timestamps, skipped_rows=0)
 
 
-def _read_carefully(path: Path, layout: Layout, on_bad_rows: BadRows) -> EventColumns:
+def _read_carefully(path: Path, layout: FileLayout, on_bad_rows: BadRows) -> EventColumns:
     """Read line by line: about thirty times slower, but knows where and why."""
     users, items, timestamps = _IdBuilder(), _IdBuilder(), _TimestampBuilder()
     skipped, first_skipped = 0, ""
@@ -170,7 +171,7 @@ def _read_carefully(path: Path, layout: Layout, on_bad_rows: BadRows) -> EventCo
     )
 
 
-def _what_is_wrong(fields: list[str], layout: Layout) -> str | None:
+def _what_is_wrong(fields: list[str], layout: FileLayout) -> str | None:
     """Why a row is malformed, or None."""
     if len(fields) != layout.columns:
         return f"expected {layout.columns} columns, got {len(fields)}"
@@ -218,7 +219,7 @@ class _TimestampBuilder:
         return np.frombuffer(self._values, dtype=np.int64 if self._values.typecode == "q" else np.float64)
 
 
-def _rows(path: Path, layout: Layout) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: Path, layout: FileLayout) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of every line that is not blank, after the header."""
     with _open(path) as file:
         if layout.delimiter is None:
@@ -255,8 +256,8 @@ def _blank_or_tab(path: Path) -> str:
 
 
 def _layout_by_name(
-    path: Path, names: list[str], layout: Layout, user: str, item: str, timestamp: str | None
-) -> Layout:
+    path: Path, names: list[str], layout: FileLayout, user: str, item: str, timestamp: str | None
+) -> FileLayout:
     """Find the columns in a header."""
     for argument, name in (("user_column", user), ("item_column", item), ("timestamp_column", timestamp)):
         if name is None or names.count(name) == 1:
@@ -264,7 +265,7 @@ def _layout_by_name(
         known = ", ".join(map(repr, names))
         hint = "; None where file order is time order" if argument == "timestamp_column" else ""
         raise ValueError(f"{argument} must name one column of {path}, which has {known}, got {name!r}{hint}")
-    return Layout(
+    return FileLayout(
         delimiter=layout.delimiter,
         quoted=layout.quoted,
         header=layout.header,

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
+from hyenarec.config import BadRows
 from hyenarec.data.columns import TIMESTAMP_LIMIT, EventColumns, IdColumn
-from hyenarec.data.delimited import BadRows
 
 _BATCH_ROWS = 1 << 20
 _logger = logging.getLogger(__name__)

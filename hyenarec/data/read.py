@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hyenarec.config import BadRows, Format
 from hyenarec.data.columns import EventColumns
-from hyenarec.data.delimited import BadRows, csv_layout, inter_layout, read_delimited, text_layout
+from hyenarec.data.delimited import csv_layout, inter_layout, read_delimited, text_layout
 from hyenarec.data.filters import filter_histories
 from hyenarec.data.frames import read_frame, read_parquet
 from hyenarec.data.histories import Histories, Int64Array, offsets_of
 from hyenarec.data.vocabulary import Vocabulary
-
-Format = Literal["auto", "text", "csv", "parquet", "inter"]
 
 _FORMAT_OF_SUFFIX: dict[str, Format] = {
     ".csv": "csv",

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import hyenarec
 from hyenarec import training_run
 from hyenarec.data import TrainingBatches, Vocabulary, load_histories, split_histories
+from hyenarec.loss import NextItemLoss
 from hyenarec.model import HyenaRec
 from hyenarec.train import train
 
@@ -75,7 +76,7 @@ def test_a_step_is_one_of_adamw_on_the_mean_loss(make_config):
     torch.manual_seed(config.seed)
     model = HyenaRec(dataclasses.replace(config.model, num_items=30))
     (batch,) = TrainingBatches(split.train, 16, batch_size=80, seed=0).batches(epoch=0)
-    (model.loss(batch.items, batch.offsets, batch.targets) / len(batch.targets)).backward()
+    (NextItemLoss(model)(batch.items, batch.offsets, batch.targets) / len(batch.targets)).backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
     assert norm > 0.01  # else this test would not see the clipping
     rate = 0.5 / 6  # the first of five steps of warm-up
@@ -142,13 +143,13 @@ def test_validation_every_second_epoch_and_after_the_last(make_config, scripted_
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(make_config, monkeypatch, tmp_path, value):
-    loss, steps = HyenaRec.loss, []
+    loss, steps = NextItemLoss.forward, []
 
     def broken(self, items, offsets, targets):
         steps.append(1)
         return loss(self, items, offsets, targets) * (value if len(steps) == 8 else 1)
 
-    monkeypatch.setattr(HyenaRec, "loss", broken)
+    monkeypatch.setattr(NextItemLoss, "forward", broken)
     with pytest.raises(
         FloatingPointError, match=rf"loss must stay finite, got {value} at step 8 \(epoch 2\)"
     ):

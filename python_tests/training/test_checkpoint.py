@@ -94,7 +94,7 @@ def test_the_first_other_setting_is_named():
     saved = make_checkpoint().config
     other = TrainConfig(optimizer=OptimizerConfig(learning_rate=0.5, weight_decay=0.5), batch_size=7)
     with pytest.raises(
-        ValueError, match=r"optimizer.learning_rate must be 0.001 to resume this run, got 0.5"
+        ValueError, match=r"optimizer.learning_rate must be 0.002 to resume this run, got 0.5"
     ):
         require_same_config(saved, to_dict(other))
 

@@ -49,11 +49,23 @@ def test_matches_oracle(length: int, dtype: torch.dtype, device: str) -> None:
         (1, 33, 200, 200),
         (3, 9, 4, 4),
         (4, 6, 1, 1),
+        (3, 140, 2, 2),
+        (3, 220, 7, 7),
         (70, 17, 130, 65),
         (0, 4, 5, 5),
         (3, 0, 5, 5),
     ],
-    ids=["one", "one_channel", "more_coeffs_than_lags", "horizon_one", "part", "no_channels", "no_coeffs"],
+    ids=[
+        "one",
+        "one_channel",
+        "more_coeffs_than_lags",
+        "horizon_one",
+        "many_coeffs_on_two_lags",
+        "many_coeffs_on_seven_lags",
+        "part",
+        "no_channels",
+        "no_coeffs",
+    ],
 )
 def test_shapes(shape: tuple[int, int, int, int], device: str) -> None:
     assert_matches_oracle("legendre_kernel", case(*shape), torch.float32, device)

@@ -31,10 +31,12 @@ void check_decay_values(const char* op, const at::Tensor& decay) {
   });
 }
 
-// basis[n][i] = P_n(u(first + i)) for i < kTile.
+// basis[n][i] = P_n(u(first + i)) for i < kTile. Lags beyond the horizon repeat its last: outside [-1, 1] the
+// polynomials overflow, and the zeros that these lags meet would make NaN of that.
 HYENAREC_SIMD void fill_basis(double* basis, int64_t num_coeffs, int64_t first, int64_t horizon) {
   double position[kTile];
-  for (int64_t i = 0; i < kTile; ++i) position[i] = legendre_position(first + i, horizon);
+  for (int64_t i = 0; i < kTile; ++i)
+    position[i] = legendre_position(std::min(first + i, horizon - 1), horizon);
   if (num_coeffs > 0) std::fill(basis, basis + kTile, 1.0);
   for (int64_t n = 1; n < num_coeffs; ++n) {
     double* next = basis + n * kTile;

@@ -114,6 +114,22 @@ def test_takes_any_strides(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_one_event_with_a_stride_that_means_nothing(device: str) -> None:
+    """[B, 1, D] from [1, B, D] keeps B * D as the stride between events, and still counts as contiguous."""
+    arguments = converted(case(4, 1, 8), torch.float64, device)
+    out, gradients = solve(ops.short_conv, arguments)
+    grad = random(*out.shape, seed=7).to(device)
+    u, odd_grad = (
+        torch.empty(1, 4, 8).to(t).transpose(0, 1).copy_(t.detach()) for t in (arguments["u"], grad)
+    )
+    assert u.stride() == odd_grad.stride() == (8, 32, 1)
+    assert u.is_contiguous()
+    odd_out, odd_gradients = solve(ops.short_conv, arguments | {"u": u.requires_grad_()}, odd_grad)
+    assert torch.equal(odd_out, out)
+    assert all(torch.equal(odd_gradients[name], gradients[name]) for name in gradients)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_causality(dtype: torch.dtype, device: str) -> None:
     arguments = converted(case(2, 200, 37, 4), dtype, device)

@@ -16,9 +16,9 @@
 #include <array>
 
 #include "../argument_checks.h"
+#include "../channels_last.h"
 #include "../fft_conv.h"
 #include "../fft_size.h"
-#include "channels_last.h"
 #include "simd.h"
 
 namespace hyenarec {

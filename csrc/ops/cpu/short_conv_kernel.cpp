@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "../argument_checks.h"
+#include "../channels_last.h"
 #include "../short_conv.h"
-#include "channels_last.h"
 #include "simd.h"
 
 namespace hyenarec {

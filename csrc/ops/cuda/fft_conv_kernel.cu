@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <string>
 
+#include "../channels_last.h"
 #include "../fft_conv.h"
 #include "../fft_size.h"
 #include "cufft_plan.h"

@@ -1,7 +1,6 @@
 // Launching the kernels of this folder from torch: the part of device.cuh that needs torch.
 #pragma once
 
-#include <ATen/core/Tensor.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -21,12 +20,6 @@ void launch(const LaunchShape& shape, void (*kernel)(Parameters...), Arguments..
       static_cast<unsigned int>(shape.blocks), shape.threads, shape.shared_bytes,
       c10::cuda::getCurrentCUDAStream()>>>(static_cast<Parameters>(arguments)...);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-// The tensor itself if its last dimension lies contiguously (as a slice of channels does), else a contiguous
-// copy.
-inline at::Tensor with_unit_channel_stride(const at::Tensor& tensor) {
-  return tensor.stride(-1) == 1 || tensor.size(-1) == 1 ? tensor : tensor.contiguous();
 }
 
 }  // namespace hyenarec

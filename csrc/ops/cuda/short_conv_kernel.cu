@@ -6,6 +6,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
+#include "../channels_last.h"
 #include "../short_conv.h"
 #include "launch.cuh"
 #include "short_conv.cuh"
@@ -24,10 +25,12 @@ struct Rows {
 
   explicit Rows(const at::Tensor& source) : tensor(with_unit_channel_stride(source)) {
     const int64_t dims = tensor.dim();
-    const bool even =
-        dims == 2 || tensor.size(0) == 1 || tensor.stride(0) == tensor.size(1) * tensor.stride(1);
+    const bool even = dims == 2 || tensor.size(0) == 1 || tensor.size(1) == 1 ||
+                      tensor.stride(0) == tensor.size(1) * tensor.stride(1);
     if (!even) tensor = tensor.contiguous();
-    stride = tensor.stride(dims - 2);
+    // The stride of a dimension of size 1 is arbitrary, also in a contiguous tensor: with one event a
+    // sequence, the sequences' distance counts.
+    stride = tensor.stride(dims == 3 && tensor.size(1) == 1 ? 0 : dims - 2);
   }
 };
 

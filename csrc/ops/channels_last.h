@@ -1,10 +1,12 @@
-// The memory layout that the CPU kernels read: any strides, but the channels of one event side by side.
+// The memory layout that the kernels read: any strides, but the channels of one event side by side.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 namespace hyenarec {
 
+// The tensor itself if its last dimension lies contiguously (as a slice of channels does), else a contiguous
+// copy.
 inline at::Tensor with_unit_channel_stride(const at::Tensor& tensor) {
   return tensor.stride(-1) == 1 || tensor.size(-1) <= 1 ? tensor : tensor.contiguous();
 }

@@ -2,9 +2,10 @@
 
     python benchmarks/gpu_check.py        (or: make gpu-check)
 
-Builds the package into the results folder, runs the Python tests of the operators on the GPU,
+Builds the package into build/gpu-check, runs the Python tests of the operators on the GPU,
 compute-sanitizer's memcheck and racecheck over a small case of every kernel, the timings of ops.py, and the
-C++ tests where GoogleTest is there. Logs, `ops.json` and `summary.json` go to $OUT, else to build/gpu-check.
+C++ tests where GoogleTest is there. Logs, `ops.json` and `summary.json` go to $OUT, else to build/gpu-check,
+too.
 A step that fails does not stop the others; the exit status is 1 if any failed.
 """
 
@@ -17,13 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "build" / "gpu-check"  # build trees and the installed package: large, and of no use elsewhere
+SETUPTOOLS = 77  # pyproject.toml: without build isolation, pip takes the machine's
 BUDGET = 590.0  # seconds for everything
 PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
 
@@ -43,13 +48,23 @@ class Check:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.site = out / "site"  # for the package: the machine's own packages stay as they are
+        self.site = WORK / "site"  # for the package: the machine's own packages stay as they are
         self.started = time.monotonic()
         self.results: list[Result] = []
         out.mkdir(parents=True, exist_ok=True)
 
-    def run(self, step: str, command: list[str], limit: float, **environment: str) -> bool:
-        """Runs a command, its output in <step>.log; False if it fails or takes over `limit` seconds."""
+    def run(
+        self,
+        step: str,
+        command: list[str],
+        limit: float,
+        examine: Callable[[str], str] = lambda log: "",
+        **environment: str,
+    ) -> bool:
+        """Runs a command, its output in <step>.log; False if it fails or takes over `limit` seconds.
+
+        `examine` looks at the log of a command that succeeded and returns what is wrong with it, or "".
+        """
         start = time.monotonic()
         limit = min(limit, BUDGET - (start - self.started))
         if limit <= 0:
@@ -61,7 +76,7 @@ class Check:
             run = partial(subprocess.run, command, cwd=ROOT, env=variables)
             try:
                 run(stdout=file, stderr=subprocess.STDOUT, timeout=limit, check=True)
-                problem = ""
+                problem = examine(log.read_text(errors="replace"))
             except (OSError, subprocess.SubprocessError) as error:
                 problem = str(error)
         seconds = time.monotonic() - start
@@ -94,14 +109,27 @@ class Check:
 
 def build(check: Check) -> bool:
     """The package with CUDA for this machine's GPU, in check.site."""
+    try:
+        setuptools = version("setuptools")
+    except PackageNotFoundError:
+        setuptools = "0"
+    if int(setuptools.split(".")[0]) < SETUPTOOLS:
+        found = f"found {setuptools}" if setuptools != "0" else "found none"
+        return check.record(
+            Result("build", FAILED, 0, f"needs setuptools >= {SETUPTOOLS} beside {sys.executable}, {found}")
+        )
     shutil.rmtree(check.site, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"]
     return check.run("build", [*command, "--target", str(check.site), "."], 240, HYENAREC_CUDA="1")
 
 
+# Every test that does more on a GPU than without one.
+CUDA_TESTS = ["python_tests/ops", "python_tests/test_evaluate.py", "python_tests/data/test_batches.py"]
+
+
 def python_tests(check: Check) -> None:
     # -P: the installed package, not the source tree's folder of the same name.
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "python_tests/ops"]
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *CUDA_TESTS]
     check.run("python_tests", command, 240)
 
 
@@ -118,7 +146,7 @@ def cpp_tests(check: Check) -> None:
     if not has_googletest():
         check.skip("cpp_tests", "GoogleTest is not installed")
         return
-    tree = str(check.out / "cmake")
+    tree = str(WORK / "cmake")
     torch_folder = str(Path(torch.__file__).parent)
     configure = ["cmake", "-S", ".", "-B", tree, f"-DHYENAREC_LIBTORCH={torch_folder}", "-DHYENAREC_TESTS=ON"]
     python = f"-DPython_EXECUTABLE={sys.executable}"
@@ -129,14 +157,26 @@ def cpp_tests(check: Check) -> None:
         check.run("cpp_tests", ["ctest", "--test-dir", tree, "--output-on-failure"], 180)
 
 
+def lacks(*texts: str) -> Callable[[str], str]:
+    """Says of a log which of these texts are not in it."""
+    return lambda log: "".join(f"the log lacks '{text}'. " for text in texts if text not in log).strip()
+
+
 def sanitizers(check: Check) -> None:
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    # Our own kernels only; and without torch's cache, so that memcheck knows where each tensor ends.
-    options = ["--kernel-name", "kns=hyenarec", "--error-exitcode", "1"]
+    # Our own kernels only, in whichever process they run; and without torch's cache, so that memcheck knows
+    # where each tensor ends.
+    options = ["--target-processes", "all", "--kernel-name", "kns=hyenarec"]
+    no_cache = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     program = [sys.executable, "-P", "benchmarks/small_cases.py"]
+    # "No errors" means something only if these options find an error that is there.
+    planted = [sanitizer, "--tool", "memcheck", *options, *program, "--out-of-bounds"]
+    check.run(
+        "planted_error", planted, 60, lacks("Invalid __global__ read", "short_conv_forward"), **no_cache
+    )
     for tool in ("memcheck", "racecheck"):
-        command = [sanitizer, "--tool", tool, *options, *program]
-        check.run(tool, command, 120, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+        command = [sanitizer, "--tool", tool, "--error-exitcode", "1", *options, *program]
+        check.run(tool, command, 120, lacks("every kernel has run", "SUMMARY: 0 "), **no_cache)
     check.run("cut_batches", program, 60, HYENAREC_FFT_WORKSPACE_MIB="0")
 
 

@@ -2,12 +2,16 @@
 
     compute-sanitizer --tool memcheck python benchmarks/small_cases.py
 
+With --out-of-bounds it only makes short_conv read beyond a tensor instead, which memcheck must find.
+
 Sizes are chosen so that each kernel has full and ragged tiles, several blocks, and both its vector and scalar
 paths; HYENAREC_FFT_WORKSPACE_MIB=0 makes fft_conv take one sequence and one channel at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 
 import torch
@@ -47,7 +51,20 @@ def run(dtype: torch.dtype) -> None:
                 backward(ops.legendre_kernel(leaf(channels, coefficients, dtype=dtype), decay, 700, 650))
 
 
+def read_out_of_bounds() -> None:
+    """Shrinks the memory behind a tensor that keeps its shape, and lets short_conv read it."""
+    u = torch.zeros(4, 64, 64, device="cuda")
+    u.untyped_storage().resize_(1024)
+    with contextlib.suppress(RuntimeError):  # the launch fails if the error is found: that is what is wanted
+        ops.short_conv(u, torch.zeros(64, 3, device="cuda"))
+        torch.cuda.synchronize()
+
+
 def main() -> int:
+    if sys.argv[1:] == ["--out-of-bounds"]:
+        read_out_of_bounds()
+        sys.stdout.flush()
+        os._exit(0)  # no tidying up: CUDA may not work any more
     torch.manual_seed(0)
     for dtype in DTYPES:
         run(dtype)

@@ -1,9 +1,9 @@
 """The operators: long convolutions along time, channels last.
 
 All of them run on CPU and CUDA, under `torch.compile` and `torch.export` with dynamic shapes, and are
-differentiable once: a second derivative raises. float32 and float64 work everywhere. bfloat16 (and, on
-CUDA, float16) activations go beside float32 parameters; sums are accumulated in float32. Any strides go in,
-results are contiguous.
+differentiable once: a second derivative raises. The transforms of torch.func (grad, jacrev, jvp) raise, too:
+they are not supported. float32 and float64 work everywhere. bfloat16 (and, on CUDA, float16) activations go
+beside float32 parameters; sums are accumulated in float32. Any strides go in, results are contiguous.
 
 Shapes, dtypes and devices are always checked; values (decay, offsets) on the CPU only, since looking at them
 would make a GPU wait. A wrong argument raises RuntimeError, with a sentence that names it.
@@ -24,8 +24,8 @@ def legendre_kernel(coeffs: Tensor, decay: Tensor, horizon: int, length: int) ->
 
     kernel[d, lag] = exp(-decay[d] lag) Σ_n coeffs[d, n] P_n(2 lag / (horizon - 1) - 1)
 
-    computed in float64 by the three-term recurrence, whatever the dtype. With `horizon` = 1 the only lag is
-    at -1.
+    computed in float64 by the three-term recurrence, whatever the dtype; on CUDA only the recurrence is, the
+    rest of a float32 kernel in float32. With `horizon` = 1 the only lag is at -1.
 
     Args:
         coeffs: [D, N], float32 or float64; differentiable. N may exceed the horizon.

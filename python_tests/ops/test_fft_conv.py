@@ -88,6 +88,17 @@ def test_shapes(shape: tuple[int, int, int], device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(3, 20, 3), (7, 200, 20), (3, 600, 20)])
+@pytest.mark.parametrize("mebibytes", ["0", "1"])
+def test_small_workspace(
+    mebibytes: str, shape: tuple[int, int, int], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CUDA the batch, then the channels, are cut into parts: with 0 into single signals."""
+    monkeypatch.setenv("HYENAREC_FFT_WORKSPACE_MIB", mebibytes)
+    assert_matches_oracle("fft_conv", case(*shape), torch.float64, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_gradcheck(device: str) -> None:
     arguments = converted(case(2, 7, 3, 5), torch.float64, device)
     torch.autograd.gradcheck(ops.fft_conv, tuple(arguments.values()))

@@ -9,6 +9,7 @@
 #include <list>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 
 namespace hyenarec {
 namespace {
@@ -105,6 +106,7 @@ namespace {
 class PlanCache {
  public:
   std::shared_ptr<CufftPlan> get(const CufftPlanKey& key) {
+    std::shared_ptr<CufftPlan> dropped;  // dies after the lock: destroying a plan may wait for the GPU
     const std::lock_guard<std::mutex> lock(mutex_);
     if (const auto found = index_.find(key); found != index_.end()) {
       plans_.splice(plans_.begin(), plans_, found->second);
@@ -114,6 +116,7 @@ class PlanCache {
     index_.emplace(key, plans_.begin());
     if (plans_.size() > kCufftPlanCacheSize) {
       index_.erase(plans_.back().first);
+      dropped = std::move(plans_.back().second);
       plans_.pop_back();
     }
     return plans_.front().second;

@@ -24,7 +24,7 @@ class CufftPlan;
 
 // The plan of `key`, from the cache or made now (milliseconds; not while a CUDA graph is captured). The cache
 // keeps the kCufftPlanCacheSize plans used last; one that is dropped lives until its last user lets go of it.
-constexpr size_t kCufftPlanCacheSize = 128;
+constexpr size_t kCufftPlanCacheSize = 1024;
 std::shared_ptr<CufftPlan> get_cufft_plan(const CufftPlanKey& key);
 
 // Transforms `data` in place on the current stream of the plan's device, which must be current. Not

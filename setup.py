@@ -12,7 +12,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -97,8 +96,8 @@ def cmake_definitions() -> list[str]:
     assert TORCH is not None
     import pybind11
 
-    # An isolated build's environment vanishes after the build; a torch in it must not be remembered.
-    torch_stays = Path(tempfile.gettempdir()) not in TORCH.parents
+    # pip's environment for an isolated build vanishes afterwards; a torch in it must not be remembered.
+    torch_stays = not any(folder.name.startswith("pip-build-env-") for folder in TORCH.parents)
     return [
         "-DHYENAREC_PYTHON=ON",
         f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",  # an isolated build's ninja vanishes, too

@@ -104,13 +104,14 @@ endfunction()
 
 # hyenarec_add_cuda_libraries(<torch folder> <rpath>): the target hyenarec_cuda_libraries: cudart and cuFFT, the same files
 # that torch loads. torch's pip packages carry no toolkit but all of its headers, and libraries without the
-# unversioned name that -lcufft wants, so both are looked up here. <rpath>: where the
-# installed library finds them, relative to torch's neighbour if they are pip packages.
+# unversioned name that -lcufft wants, so both are looked up here. <rpath>: where the installed library finds them;
+# pip packages relative to our package, their neighbour, and with HYENAREC_ABSOLUTE_RPATH also where they are now.
 function(hyenarec_add_cuda_libraries torch_folder rpath_result)
   file(GLOB pip_includes "${torch_folder}/../nvidia/*/include")
   file(GLOB pip_libraries "${torch_folder}/../nvidia/*/lib")
   get_filename_component(site_packages "${torch_folder}/.." ABSOLUTE)
   set(rpath "")
+  set(absolute_rpath "")
   set(toolkit_libraries ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES})
   add_library(hyenarec_cuda_libraries INTERFACE)
   foreach(name IN ITEMS cudart cufft)
@@ -128,12 +129,16 @@ function(hyenarec_add_cuda_libraries torch_folder rpath_result)
     target_link_libraries(hyenarec_cuda_libraries INTERFACE "${found}")
     get_filename_component(folder "${found}" DIRECTORY)
     get_filename_component(folder "${folder}" ABSOLUTE)
-    string(REPLACE "${site_packages}/" "$ORIGIN/../../" folder "${folder}")
-    list(APPEND rpath "${folder}")
+    string(REPLACE "${site_packages}/" "$ORIGIN/../../" neighbour "${folder}")
+    list(APPEND rpath "${neighbour}")
+    if(HYENAREC_ABSOLUTE_RPATH)
+      list(APPEND absolute_rpath "${folder}")
+    endif()
   endforeach()
   # The toolkit's headers come first: they belong to nvcc. What it lacks (cuFFT, cuBLAS, ...) is beside torch.
   target_include_directories(
     hyenarec_cuda_libraries SYSTEM INTERFACE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES} ${pip_includes})
+  list(APPEND rpath ${absolute_rpath})
   list(REMOVE_DUPLICATES rpath)
   set(${rpath_result} "${rpath}" PARENT_SCOPE)
 endfunction()

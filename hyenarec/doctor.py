@@ -151,7 +151,7 @@ def describe() -> Iterator[str]:
     yield f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}"
     cuda = "without CUDA"
     if EXTENSION.with_cuda:
-        cuda = f"with CUDA {EXTENSION.cuda_version}"
+        cuda = f"with CUDA {EXTENSION.cuda_version} for {EXTENSION.cuda_architectures}"
     yield f"extension: compiled against torch {EXTENSION.torch_version} by {EXTENSION.compiler}, {cuda}"
     yield f"CPU: {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     for index in range(torch.cuda.device_count()):

@@ -87,6 +87,7 @@ CASES: dict[str, Callable[[torch.Generator], Arguments]] = {
     "legendre_kernel.empty": lambda g: legendre_arguments(g, 4, 6, 10, 0),
     "fft_conv.single": lambda g: fft_conv_arguments(g, 1, 1, 1, 1, ALL),
     "fft_conv.plain": lambda g: fft_conv_arguments(g, 2, 7, 3, 7, ""),
+    "fft_conv.odd_size": lambda g: fft_conv_arguments(g, 2, 8, 3, 8, ALL),  # 15 = 8 + 8 - 1
     "fft_conv.all": lambda g: fft_conv_arguments(g, 2, 64, 5, 64, ALL),
     "fft_conv.long_kernel": lambda g: fft_conv_arguments(g, 3, 20, 4, 33, ALL),
     "fft_conv.short_kernel": lambda g: fft_conv_arguments(g, 2, 33, 9, 5, "skip pre_gate"),

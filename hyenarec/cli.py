@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from argparse import ArgumentParser as PlainParser
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 
-from hyenarec.config import DataConfig, Device, TrainConfig
+from hyenarec.config import DataConfig, Device, TrainConfig, to_dict
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words or os.environ.get("HYENAREC_DEBUG", "0") not in ("", "0")
     words = [word for word in words if word != "--debug"]
     try:
-        parser = make_parser(saved_defaults(words))
+        parser = make_parser({})
         options = parser.parse_args(words)
+        if options.command in ("evaluate", "recommend"):
+            # Only now is the run's folder known, from an option or a file: its data take the defaults' place.
+            parser = make_parser(saved_defaults(options[options.command].model))
+            options = parser.parse_args(words)
         return COMMANDS[options.command](parser.instantiate(options)[options.command])
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
@@ -116,18 +119,25 @@ def make_parser(defaults: dict[str, Any]) -> ArgumentParser:
     return parser
 
 
-def saved_defaults(words: Sequence[str]) -> dict[str, Any]:
-    """Data and seed of the run whose folder `--model` names, as defaults of `evaluate` and `recommend`."""
-    from hyenarec.training_run import CONFIG_OF_RUN
+def saved_defaults(folder: str) -> dict[str, Any]:
+    """Data and seed of the run in `folder`, as defaults of `evaluate` and `recommend`; none if it has none.
 
-    first = PlainParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--model")
-    folder = first.parse_known_args(words)[0].model
-    path = Path(folder or "", CONFIG_OF_RUN)
-    if folder is None or not path.is_file():
+    Raises:
+        ValueError: the run's settings are damaged; names the file.
+    """
+    from hyenarec.checkpoint import CONFIG_OF_RUN
+
+    path = Path(folder, CONFIG_OF_RUN)
+    if not path.is_file():
         return {}
-    saved = json.loads(path.read_text())
-    return {"seed": saved["seed"], **{f"data.{name}": value for name, value in saved["data"].items()}}
+    try:
+        saved = json.loads(path.read_text())
+        seed, data = int(saved["seed"]), DataConfig(**saved["data"])
+    except KeyError as error:
+        raise ValueError(f"{path} must hold the settings of a run, but it has no {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} must hold the settings of a run, but it cannot be read: {error}") from None
+    return {"seed": seed, **{f"data.{name}": value for name, value in to_dict(data).items()}}
 
 
 def _options_of(name: str, config: type) -> ArgumentParser:

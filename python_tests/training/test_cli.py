@@ -173,6 +173,38 @@ def test_evaluate_takes_the_runs_data_and_options_overrule_them(trained, capsys)
     assert "NDCG@3" in printed
 
 
+def test_a_file_may_name_the_model(trained, tmp_path, capsys):
+    path = tmp_path / "evaluate.yaml"
+    path.write_text(f"model: {trained}\ndata:\n  exclude_history: true\n")
+    assert cli.main(["evaluate", "--config", str(path), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "leave-one-out test, 40 users, all 12 items ranked, history excluded"
+    )
+    path.write_text(f"model: {trained}\n")
+    assert cli.main(["recommend", "--config", str(path), "--user", "u1", "--k", "4"]) == 0
+    by_file = capsys.readouterr().out
+    assert cli.main(["recommend", "--model", str(trained), "--user", "u1", "--k", "4"]) == 0
+    assert capsys.readouterr().out == by_file
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"data": {}}', "it has no 'seed'"),
+        ('{"seed": 1}', "it has no 'data'"),
+        ('{"seed": 1, "data": {"road": "x"}}', "road"),
+        ('{"seed": 1, "dat', "cannot be read"),
+        ("[]", "cannot be read"),
+    ],
+)
+def test_damaged_settings_of_a_run_are_told_in_one_sentence(tmp_path, capsys, text, said):
+    path = tmp_path / "train_config.json"
+    path.write_text(text)
+    assert cli.main(["evaluate", "--model", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"hyenarec: {path} must hold the settings of a run" in error and said in error
+
+
 def test_evaluate_refuses_another_catalogue(trained, tmp_path, capsys):
     other = tmp_path / "other.txt"
     other.write_text("".join(f"u{user} j{step}\n" for user in range(3) for step in range(12)))

@@ -1,13 +1,17 @@
 """A training run on disk: one safetensors file, always whole, with all that an exact continuation needs.
 
 The tensors' names begin with the part of the run that they belong to (`model.`, `best.`, `optimizer.`,
-`random.`); configuration and progress lie beside them as JSON in the file's metadata. Nothing is pickled.
+`random.`); configuration, progress and a digest of the data lie beside them in the file's metadata. Nothing
+is pickled.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +20,23 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from hyenarec.data import Split
 from hyenarec.files import replacing
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-FORMAT = "hyenarec-checkpoint-1"
+FORMAT = "hyenarec-checkpoint-2"
+CONFIG_OF_RUN = "train_config.json"
+"""The settings of the run in its folder; `--config` reads it too."""
+
 MAY_CHANGE = ("epochs", "patience", "checkpoint_every", "output_dir", "resume", "overwrite")
-"""Settings a resumed run may change: they say how far and where to, not what is computed at a step."""
+"""Settings a resumed run may change: they say how far and where to.
+
+Of these `epochs` alone changes what a step computes: the cosine schedule ends with the last epoch, so that
+other epochs stretch or shrink it from there on, and the run is not the one that had them from its beginning.
+"""
 
 
 @dataclass
@@ -64,6 +77,7 @@ class Checkpoint:
     Attributes:
         config: the `TrainConfig` as nested dictionaries.
         progress: position, best score, counters.
+        data: the `data_digest` of what the run learns from and is measured on.
         model: the model's state.
         best: the model's state at the best validation; empty before the first.
         optimizer: the optimiser's state, by `<number of the parameter>.<name>`.
@@ -72,6 +86,7 @@ class Checkpoint:
 
     config: dict[str, Any]
     progress: Progress
+    data: str
     model: dict[str, Tensor]
     best: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -92,6 +107,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "format": FORMAT,
         "config": json.dumps(checkpoint.config),
         "progress": json.dumps(dataclasses.asdict(checkpoint.progress)),
+        "data": checkpoint.data,
     }
     with replacing(path) as partial:
         safetensors.torch.save_file(tensors, partial, metadata)
@@ -115,19 +131,65 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} must be in the format {FORMAT}, got {metadata.get('format')!r}")
     progress = Progress(**json.loads(metadata["progress"]))
-    return Checkpoint(json.loads(metadata["config"]), progress, *(parts[part] for part in PARTS))
+    config = json.loads(metadata["config"])
+    return Checkpoint(config, progress, metadata["data"], *(parts[part] for part in PARTS))
 
 
 def require_same_config(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Refuses to continue a run under settings that would make it another run.
 
+    Args:
+        saved: the settings of the checkpoint, as nested dictionaries.
+        current: those of the run that is to continue it.
+
     Raises:
         ValueError: names the first setting that differs; those in `MAY_CHANGE` may.
     """
     before, now = (dict(_flatten(json.loads(json.dumps(config)))) for config in (saved, current))
+    settings = shlex.quote(os.path.join(now["output_dir"], CONFIG_OF_RUN))
     for name in (*now, *before):
-        if name not in MAY_CHANGE and before.get(name) != now.get(name):
-            raise ValueError(f"{name} must be {before.get(name)!r} to resume this run, got {now.get(name)!r}")
+        if name not in MAY_CHANGE and not _same(name, before.get(name), now.get(name)):
+            raise ValueError(
+                f"{name} must be {before.get(name)!r} to resume this run, got {now.get(name)!r}; "
+                f"hyenarec train --config {settings} --resume continues it under its own settings"
+            )
+
+
+def _same(name: str, before: object, now: object) -> bool:
+    """Whether two values of a setting mean the same; a path does if it leads to the same file."""
+    if name == "data.path":
+        return os.path.realpath(str(before)) == os.path.realpath(str(now))
+    return before == now
+
+
+def require_same_data(saved: str, current: str, path: str) -> None:
+    """Refuses to continue a run on other data than it began with.
+
+    Args:
+        saved: the `data_digest` of the checkpoint.
+        current: that of the run that is to continue it.
+        path: where the data came from, for the message.
+
+    Raises:
+        ValueError: the digests differ.
+    """
+    if saved != current:
+        raise ValueError(
+            f"data must be the same as when the run began to resume it, but {path} has other events or items "
+            f"now (SHA-256 {saved[:12]} then, {current[:12]} now)"
+        )
+
+
+def data_digest(split: Split) -> str:
+    """SHA-256 of all that a run takes from its data: catalogue, training histories and targets."""
+    digest = hashlib.sha256(json.dumps(split.train.vocabulary.item_ids.tolist()).encode())
+    arrays: list[NDArray[Any]] = [split.train.offsets, split.train.items]
+    for targets in (split.validation, split.test):
+        arrays += [targets.offsets, targets.items, targets.target_offsets, targets.target_items]
+    for array in arrays:
+        digest.update(len(array).to_bytes(8, "little"))
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

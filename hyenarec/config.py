@@ -175,7 +175,8 @@ class TrainConfig:
         data: the events and their split.
         model: the model.
         optimizer: the optimiser and its schedule.
-        epochs: passes over the training windows at most.
+        epochs: passes over the training windows at most; more of them on `resume` stretch the cosine schedule
+            from there on.
         batch_size: users (windows) a step, over all processes together.
         patience: epochs without a better validation NDCG@10 before training stops; None never stops early.
         evaluate_every: epochs between two validations.
@@ -183,7 +184,8 @@ class TrainConfig:
         device: `auto` takes the GPUs where there are any, `cpu` leaves them alone.
         precision: `no` (float32), `bf16` or `fp16` mixed precision.
         output_dir: folder for checkpoints, logs, the report and the saved model.
-        resume: continue the run in `output_dir` from its last checkpoint; start it if there is none yet.
+        resume: continue the run in `output_dir` from its last checkpoint; start it if there is none yet. With
+            the same settings and data it ends as if it had never stopped; with other `epochs` it may not.
         overwrite: begin a new run in an `output_dir` that already has one.
         checkpoint_every: steps between two checkpoints within an epoch; each epoch ends with one anyway.
     """

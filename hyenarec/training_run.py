@@ -19,31 +19,33 @@ from tqdm import tqdm
 
 from hyenarec.checkpoint import (
     CHECKPOINT_FILE,
+    CONFIG_OF_RUN,
     Checkpoint,
     Progress,
+    data_digest,
     load_checkpoint,
     pack_optimizer,
     random_state,
     require_same_config,
+    require_same_data,
     restore_random_state,
     save_checkpoint,
     unpack_optimizer,
 )
-from hyenarec.config import TrainConfig, to_dict
+from hyenarec.config import SYNTHETIC, TrainConfig, to_dict
 from hyenarec.data import Batch, Split, Targets, TrainingBatches
+from hyenarec.data.vocabulary import FILE_NAME as VOCABULARY_FILE
 from hyenarec.evaluate import Evaluation, evaluate
 from hyenarec.files import write_atomically
 from hyenarec.interrupt import Interrupt, TrainingInterrupted
 from hyenarec.loss import NextItemLoss
-from hyenarec.model import HyenaRec
+from hyenarec.model import CONFIG_FILE, WEIGHTS_FILE, HyenaRec
 from hyenarec.optimizer import learning_rate, make_optimizer
+from hyenarec.report import REPORT_FILE
 from hyenarec.run_log import RunLog
 
 CHOICE = "NDCG@10"
 """The validation figure that chooses the weights and stops the training."""
-
-CONFIG_OF_RUN = "train_config.json"
-"""The settings of the run in its folder; `--config` reads it too."""
 
 STEPS_BETWEEN_POINTS = 10
 """Steps from one point of TensorBoard's curve of the loss within an epoch to the next."""
@@ -69,6 +71,7 @@ class TrainingRun:
     def __init__(self, config: TrainConfig, split: Split, accelerator: Accelerator) -> None:
         self.config, self.split, self.accelerator = config, split, accelerator
         self.folder = Path(config.output_dir)
+        self._data = data_digest(split)
         self.is_main, self.processes = accelerator.is_main_process, accelerator.num_processes
         self.batches = TrainingBatches(
             split.train,
@@ -247,10 +250,24 @@ class TrainingRun:
     def _begin(self) -> None:
         """Leaves nothing of an earlier run in the folder that a later resume could take for this one."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
-        as_new = dataclasses.replace(self.config, resume=False, overwrite=False)
+        if self.config.overwrite:
+            # The checkpoint goes last: until then the folder holds the earlier run's, not a mixture.
+            for name in (WEIGHTS_FILE, CONFIG_FILE, VOCABULARY_FILE, REPORT_FILE, CHECKPOINT_FILE):
+                (self.folder / name).unlink(missing_ok=True)
+        self._write_settings()
+
+    def _write_settings(self) -> None:
+        """Writes the settings that continue this run, or start another, from any working directory."""
+        as_new = dataclasses.replace(self._located(), resume=False, overwrite=False)
         text = json.dumps(to_dict(as_new), indent=2) + "\n"
         write_atomically(self.folder / CONFIG_OF_RUN, text.encode())
+
+    def _located(self) -> TrainConfig:
+        """The settings with absolute paths; links stay, for a file's name may tell its format."""
+        data = self.config.data
+        if data.path != SYNTHETIC:
+            data = dataclasses.replace(data, path=str(Path(data.path).absolute()))
+        return dataclasses.replace(self.config, data=data, output_dir=str(self.folder.absolute()))
 
     def _checkpoint_is_due(self) -> bool:
         """Within an epoch; at its end there is one in any case, after the validation."""
@@ -269,8 +286,9 @@ class TrainingRun:
             save_checkpoint(
                 self.folder / CHECKPOINT_FILE,
                 Checkpoint(
-                    config=to_dict(self.config),
+                    config=to_dict(self._located()),
                     progress=self.progress,
+                    data=self._data,
                     model=self.model.state_dict(),
                     best=self.best,
                     optimizer=pack_optimizer(self.optimizer),
@@ -295,7 +313,8 @@ class TrainingRun:
                 self._begin()
             return
         saved = load_checkpoint(path)
-        require_same_config(saved.config, to_dict(self.config))
+        require_same_config(saved.config, to_dict(self._located()))
+        require_same_data(saved.data, self._data, self.config.data.path)
         processes = len(saved.random["cpu"])
         if processes != self.processes:
             raise ValueError(f"processes must be {processes} to resume this run, got {self.processes}")
@@ -306,6 +325,8 @@ class TrainingRun:
             self.accelerator.scaler.load_state_dict(saved.progress.loss_scale)
         mine = self.accelerator.process_index
         restore_random_state({name: states[mine] for name, states in saved.random.items()})
+        if self.is_main:
+            self._write_settings()  # it may have other epochs now
         at = f"after {self.progress.total_steps} steps, in epoch {self.progress.epoch + 1}"
         self._say(f"resumed {self.folder} {at}")
 

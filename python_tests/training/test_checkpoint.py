@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 from hyenarec.checkpoint import (
     Checkpoint,
     Progress,
+    data_digest,
     load_checkpoint,
     pack_optimizer,
     random_state,
@@ -17,7 +19,8 @@ from hyenarec.checkpoint import (
     save_checkpoint,
     unpack_optimizer,
 )
-from hyenarec.config import OptimizerConfig, TrainConfig, to_dict
+from hyenarec.config import DataConfig, OptimizerConfig, TrainConfig, to_dict
+from hyenarec.data import Histories, Split, Vocabulary, leave_one_out
 from hyenarec.files import replacing, write_atomically
 
 
@@ -27,6 +30,7 @@ def make_checkpoint(value: float = 0.5) -> Checkpoint:
         progress=Progress(
             epoch=2, step=3, total_steps=13, loss_sum=0.1, best_score=1 / 3, loss_scale={"scale": 2.0}
         ),
+        data="0123",
         model={"blocks.0.weight": torch.full((2, 3), value).t()},
         best={},
         optimizer={"0.exp_avg": torch.rand(3), "0.step": torch.tensor(13.0)},
@@ -38,7 +42,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     saved = make_checkpoint()
     save_checkpoint(tmp_path / "c", saved)
     loaded = load_checkpoint(tmp_path / "c")
-    assert loaded.progress == saved.progress
+    assert loaded.progress == saved.progress and loaded.data == saved.data
     for part in ("model", "best", "optimizer", "random"):
         before, after = getattr(saved, part), getattr(loaded, part)
         assert before.keys() == after.keys()
@@ -86,7 +90,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="garbage must be a checkpoint of a run, but it cannot be read"):
         load_checkpoint(tmp_path / "garbage")
     save_file({"x": torch.zeros(1)}, tmp_path / "weights")
-    with pytest.raises(ValueError, match="must be in the format hyenarec-checkpoint-1, got None"):
+    with pytest.raises(ValueError, match="must be in the format hyenarec-checkpoint-2, got None"):
         load_checkpoint(tmp_path / "weights")
 
 
@@ -99,11 +103,45 @@ def test_the_first_other_setting_is_named():
         require_same_config(saved, to_dict(other))
 
 
-def test_settings_that_change_no_step_may_differ():
+def test_settings_of_how_far_and_where_to_may_differ():
     changed = dataclasses.replace(
         TrainConfig(), epochs=99, patience=None, checkpoint_every=3, output_dir="elsewhere", resume=True
     )
     require_same_config(make_checkpoint().config, to_dict(changed))
+
+
+def test_a_path_may_be_written_differently(tmp_path):
+    (tmp_path / "events.txt").touch()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "events.txt")
+
+    def at(path):
+        return to_dict(TrainConfig(data=DataConfig(path=str(path))))
+
+    require_same_config(at(tmp_path / "events.txt"), at(tmp_path / "link.txt"))
+    require_same_config(at(tmp_path / "events.txt"), at(f"{tmp_path}/../{tmp_path.name}/events.txt"))
+    with pytest.raises(ValueError, match=r"data\.path must be '.*events\.txt' to resume"):
+        require_same_config(at(tmp_path / "events.txt"), at(tmp_path / "other.txt"))
+
+
+def split_of(items: list[int], offsets: tuple[int, ...] = (0, 4, 8), ids: str = "abcd") -> Split:
+    return leave_one_out(
+        Histories(
+            offsets=np.array(offsets),
+            items=np.array(items, dtype=np.int32),
+            timestamps=None,
+            user_ids=np.arange(len(offsets) - 1),
+            vocabulary=Vocabulary(list(ids)),
+        )
+    )
+
+
+def test_the_digest_of_the_data_tells_every_difference():
+    items = [1, 2, 3, 4, 4, 3, 2, 1]
+    others = [[*items[:at], items[at] % 4 + 1, *items[at + 1 :]] for at in range(8)]
+    splits = [split_of(items), split_of(items, ids="abdc"), split_of(items, offsets=(0, 3, 8))]
+    digests = [data_digest(split) for split in (*splits, *map(split_of, others))]
+    assert len(set(digests)) == len(digests) == 11
+    assert data_digest(split_of(items)) == digests[0]
 
 
 def test_an_optimizer_goes_on_as_if_nothing_had_happened():

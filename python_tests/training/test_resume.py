@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyenarec import training_run
+from hyenarec import cli, training_run
 from hyenarec.checkpoint import load_checkpoint
 from hyenarec.interrupt import TrainingInterrupted
+from hyenarec.optimizer import learning_rate
 from hyenarec.run_log import read_log
 from hyenarec.train import train
 from hyenarec.training_run import TrainingRun
@@ -153,10 +158,46 @@ def test_resuming_under_other_settings_is_refused(make_config):
         train(make_config(batch_size=8, resume=True))
 
 
-def test_a_run_can_be_made_longer(make_config):
+def test_a_run_can_be_made_longer(make_config, tmp_path):
     train(make_config(epochs=1))
     result = train(make_config(epochs=2, resume=True))
     assert [record["epoch"] for record in result.log] == [1, 2]
+    # The cosine of one epoch had come to its end; that of two goes on from its own middle.
+    settings = make_config().optimizer
+    ends = [learning_rate(4, 5, settings), learning_rate(9, 10, settings)]
+    assert [record["learning_rate"] for record in result.log] == ends
+    assert json.loads((tmp_path / "run" / "train_config.json").read_text())["epochs"] == 2
+
+
+def test_resuming_on_other_data_is_refused(make_config, events):
+    train(make_config(epochs=1))
+    first, *others = events.read_text().splitlines(keepends=True)
+    events.write_text("".join([*others, first]))
+    with pytest.raises(
+        ValueError, match=r"data must be the same as when the run began to resume it, but .*events"
+    ):
+        train(make_config(epochs=2, resume=True))
+
+
+def test_the_error_names_a_command_that_resumes_from_anywhere(make_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = make_config("a run", epochs=1)
+    data = dataclasses.replace(config.data, path="events.txt")
+    config = dataclasses.replace(config, data=data, output_dir="a run")
+    train(config)
+    with pytest.raises(
+        ValueError, match="batch_size must be 16 to resume this run, got 8; hyenarec"
+    ) as refused:
+        train(dataclasses.replace(config, batch_size=8, resume=True))
+    command = re.search(r"hyenarec (train --config .* --resume) ", str(refused.value))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    capsys.readouterr()
+    assert cli.main(shlex.split(command[1])) == 0
+    assert f"resumed {tmp_path / 'a run'} after 5 steps" in capsys.readouterr().out
+    assert cli.main(["evaluate", "--model", str(tmp_path / "a run"), "--device", "cpu"]) == 0
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_resuming_a_finished_run_changes_nothing(make_config, tmp_path):

@@ -183,6 +183,19 @@ def test_another_run_is_not_written_over(make_config, tmp_path):
     assert settings["overwrite"] is False  # who starts from these settings must say it again
 
 
+def test_nothing_of_the_run_before_lies_beside_the_settings_of_a_new_one(make_config, tmp_path, monkeypatch):
+    train(make_config(epochs=1))
+
+    def stop(run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_run.TrainingRun, "train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_config(epochs=1, overwrite=True))
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"train_config.json", "log.jsonl", "tensorboard"}
+
+
 def test_a_catalogue_of_another_size_is_refused(make_config):
     config = make_config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_items=7))

@@ -124,7 +124,13 @@ def build(check: Check) -> bool:
 
 
 # Every test that does more on a GPU than without one.
-CUDA_TESTS = ["python_tests/ops", "python_tests/test_evaluate.py", "python_tests/data/test_batches.py"]
+CUDA_TESTS = [
+    "python_tests/ops",
+    "python_tests/test_model.py",
+    "python_tests/test_evaluate.py",
+    "python_tests/data/test_batches.py",
+    "python_tests/training/test_train.py",
+]
 
 
 def python_tests(check: Check) -> None:

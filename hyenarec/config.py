@@ -15,6 +15,7 @@ KernelFamily = Literal["legendre", "mlp", "free"]
 Format = Literal["auto", "text", "csv", "parquet", "inter"]
 BadRows = Literal["error", "skip"]
 SplitName = Literal["leave-one-out", "temporal"]
+TargetKind = Literal["next", "all"]
 Windows = Literal["last", "all"]
 Schedule = Literal["constant", "cosine"]
 Device = Literal["auto", "cpu"]
@@ -56,6 +57,8 @@ class DataConfig:
         validation_fraction: share of the events, in time order, between the validation and the test cut of
             the temporal split.
         test_fraction: share of the events after the test cut of the temporal split.
+        targets: what the temporal split asks for: each user's `next` event after a cut, or the set of `all`
+            in the period.
         windows: `last` trains on each user's last `max_len` events, `all` cuts the whole history into
             windows.
         exclude_history: whether items that are already in the history are left out of the ranking.
@@ -73,6 +76,7 @@ class DataConfig:
     split: SplitName = "leave-one-out"
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
+    targets: TargetKind = "next"
     windows: Windows = "last"
     exclude_history: bool = False
     synthetic_users: int = 3000
@@ -84,6 +88,7 @@ class DataConfig:
         _require_choice("data.format", Format, self.format)
         _require_choice("data.on_bad_rows", BadRows, self.on_bad_rows)
         _require_choice("data.split", SplitName, self.split)
+        _require_choice("data.targets", TargetKind, self.targets)
         _require_choice("data.windows", Windows, self.windows)
         for name in ("validation_fraction", "test_fraction"):
             _require(0 < getattr(self, name) < 1, f"data.{name}", "between 0 and 1", getattr(self, name))

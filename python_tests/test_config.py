@@ -39,6 +39,7 @@ from hyenarec.config import (
         (ModelConfig, "short_conv_width", 9, "model.short_conv_width must be from 1 to 8, got 9"),
         (ModelConfig, "dropout", 1.0, "model.dropout must be at least 0 and below 1"),
         (ModelConfig, "kernel", "fourier", "model.kernel must be one of 'legendre', 'mlp', 'free'"),
+        (DataConfig, "targets", "some", "data.targets must be one of 'next', 'all', got 'some'"),
         (DataConfig, "format", "xml", "data.format must be one of 'auto', 'text'"),
         (ModelConfig, "short_conv_width", 3.0, "model.short_conv_width must be an integer"),
         (OptimizerConfig, "betas", (0.9,), "optimizer.betas must be two numbers"),

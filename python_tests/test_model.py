@@ -199,6 +199,24 @@ def test_a_damaged_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
         HyenaRec.from_pretrained(tmp_path)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_and_gradients_on_a_gpu_are_those_of_the_cpu(family: str) -> None:
+    model = make_model(kernel=family)
+    items, offsets = packed([24, 1, 7])
+    targets, _ = packed([24, 1, 7], seed=2)
+    loss = NextItemLoss(model)(items, offsets, targets)
+    loss.backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    scores = model.score(items, offsets)
+    model.zero_grad()
+    on_gpu = model.cuda()
+    NextItemLoss(on_gpu)(items.cuda(), offsets.cuda(), targets.cuda()).backward()
+    torch.testing.assert_close(on_gpu.score(items.cuda(), offsets.cuda()).cpu(), scores, rtol=1e-9, atol=1e-9)
+    for name, parameter in on_gpu.named_parameters():
+        torch.testing.assert_close(parameter.grad.cpu(), expected[name], rtol=1e-8, atol=1e-9)
+
+
 def test_errors_name_the_argument(tmp_path: Path) -> None:
     model = make_model()
     items, offsets = packed([3, 2])

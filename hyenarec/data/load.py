@@ -41,6 +41,7 @@ def split_histories(histories: Histories, config: DataConfig) -> Split:
     return temporal_split(
         histories,
         *moments,
+        targets=config.targets,
         min_user_events=config.min_user_events,
         min_item_events=config.min_item_events,
     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from hyenarec.config import TargetKind
 from hyenarec.data.filters import core_events, keep_events, new_numbers
 from hyenarec.data.histories import (
     Histories,
@@ -16,8 +16,6 @@ from hyenarec.data.histories import (
     offsets_of,
     ragged_indices,
 )
-
-TargetKind = Literal["next", "all"]
 
 
 @dataclass(frozen=True, eq=False)

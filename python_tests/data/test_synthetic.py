@@ -201,6 +201,10 @@ def test_a_configured_file_is_read_filtered_and_split(tmp_path):
     assert (split.name, split.train.num_items) == ("temporal", 7)
     assert split.train.timestamps.max() < 36
 
+    everything = DataConfig(path=str(path), min_item_events=2, split="temporal", targets="all", **names)
+    split = split_histories(histories, everything)
+    assert len(split.test.target_items) > len(split.test)
+
     with pytest.raises(ValueError, match="needs timestamps"):
         without = DataConfig(path=str(path), split="temporal", **{**names, "timestamp_column": None})
         split_histories(load_histories(without), without)

@@ -159,6 +159,16 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(make_config, 
     assert all(tensor.isfinite().all() for tensor in saved.model.values())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_training_and_resuming_on_a_gpu(make_config, precision):
+    on_gpu = make_config(precision, precision=precision, device="auto")
+    straight = train(on_gpu)
+    assert straight.log[-1]["loss"] < straight.log[0]["loss"]
+    again = train(dataclasses.replace(on_gpu, epochs=4, resume=True))
+    assert [record["epoch"] for record in again.log] == [1, 2, 3, 4]
+
+
 def test_mixed_precision_in_the_same_process(make_config):
     losses = {p: train(make_config(p, precision=p, dropout=0.0)).log[-1]["loss"] for p in ("no", "bf16")}
     assert losses["bf16"] == pytest.approx(losses["no"], rel=0.02) and losses["bf16"] != losses["no"]

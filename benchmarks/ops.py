@@ -42,7 +42,7 @@ TAPS = 4
 ELEMENTS = {"cuda": 1 << 25, "cpu": 1 << 19}
 SHAPES = {
     "cuda": [(length, channels) for length in (256, 1024, 4096) for channels in (64, 768)],
-    "cpu": [(256, 64), (1024, 64)],
+    "cpu": [(256, 64), (1024, 64), (4096, 64)],
 }
 DTYPES = {"cuda": [torch.float32, torch.bfloat16], "cpu": [torch.float32]}
 # Largest error against float64, relative to the norm.

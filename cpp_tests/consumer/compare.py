@@ -51,7 +51,8 @@ def python_results(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     out.square().sum().backward()
     assert u.grad is not None and coeffs.grad is not None
     results = {"legendre_kernel": kernel, "short_conv": filtered, "fft_conv": out}
-    return results | {"grad_u": u.grad, "grad_coeffs": coeffs.grad}
+    results |= {"grad_u": u.grad, "grad_coeffs": coeffs.grad}
+    return {name: tensor.detach() for name, tensor in results.items()}
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -1,0 +1,62 @@
+// Constants of the linear-time Legendre scan: they depend on horizon, chunk length and number of coefficients
+// only, not on weights or data. No torch here.
+//
+// The scan cuts time into chunks of C events. What all events before a chunk's start b still contribute to
+// the outputs t >= b is exp(-decay (t - b)) times ONE polynomial of degree < N in t, because the kernel is
+// one in the lag. Its N coefficients in the Legendre basis of the remaining horizon [b, T - 1] are the state.
+// Moving on restricts the polynomial to a shorter interval, which is well conditioned in that basis.
+//
+//   evaluate  output[b + j] = sum_k basis[k][j] (local state)[k],   the state restricted to the chunk first
+//   moments   moment[q]     = sum_j basis[q][j] input[b + j]
+//   advance   state'        = restriction state + contracted transfer moments
+//
+// A chunk is short beside the horizon, so a polynomial of degree N - 1 on the horizon is, to rounding, one of
+// a lower degree on the chunk: local_terms and moment_terms say how many terms are left (9 of 17 for T =
+// 1,024 and C = 32, 5 for T = 16,384).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "macros.h"
+
+namespace hyenarec {
+
+// What the scan needs to pass through chunk i, which starts at b = i C. All matrices are row-major.
+template <typename scalar_t>
+struct LegendreChunk {
+  // local [num_local, N]: the state on the chunk's own interval [b, b + C - 1]; local[k][p] = 0 for p < k.
+  int64_t num_local = 0;
+  std::vector<scalar_t> local;
+  // restriction [N, N]: the state on the next chunk's horizon [b + C, T - 1]; upper triangular.
+  std::vector<scalar_t> restriction;
+  // transfer: P_n(u(t - s)) = sum_{p + q <= n} transfer(q, p, n) P_p(t on [b + C, T - 1]) P_q(s on the chunk),
+  // for q < num_moments, p < N - q, n from p + q to N - 1, in this order without gaps.
+  int64_t num_moments = 0;
+  std::vector<scalar_t> transfer;
+};
+
+template <typename scalar_t>
+struct LegendreTables {
+  int64_t horizon;
+  int64_t chunk;
+  int64_t num_coeffs;
+  // basis [N, C]: P_k at the places of the chunk's events, 2 j / (C - 1) - 1. P_k(-x) = (-1)^k P_k(x).
+  std::vector<scalar_t> basis;
+  // For the chunks of a history up to the length asked for. Chunk 0 has no state yet, so no local; the
+  // horizon's last chunk has no successor, so no restriction and no transfer.
+  std::vector<LegendreChunk<scalar_t>> chunks;
+  // tail [T - b, N]: P_n of the remaining horizon at the events of the horizon's last chunk, if the horizon
+  // ends within it: its own interval would reach beyond T - 1, where polynomials explode. Such a chunk has no
+  // local.
+  std::vector<scalar_t> tail;
+};
+
+// The tables for histories of up to `length` events, 0 <= length <= horizon; chunk >= 2. Built in double once
+// and kept; from any thread. Terms are dropped where they are below a quarter of scalar_t's rounding.
+template <typename scalar_t>
+std::shared_ptr<const LegendreTables<scalar_t>> legendre_tables(
+    int64_t horizon, int64_t chunk, int64_t num_coeffs, int64_t length);
+
+}  // namespace hyenarec

@@ -2,5 +2,7 @@
 #pragma once
 
 #include "ops/fft_conv.h"
+#include "ops/hyena_mixer.h"
+#include "ops/legendre_conv.h"
 #include "ops/legendre_kernel.h"
 #include "ops/short_conv.h"

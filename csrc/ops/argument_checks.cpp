@@ -1,6 +1,13 @@
 #include "argument_checks.h"
 
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
+
+#include <cmath>
+#include <string>
+
+#include "short_conv.h"
 
 namespace hyenarec::detail {
 
@@ -62,6 +69,79 @@ void check_like(const Argument& argument, const Argument& other) {
       argument.tensor.scalar_type() == other.tensor.scalar_type(), argument.op, ": ", argument.name,
       " must be ", other.tensor.scalar_type(), " like ", other.name, ", got ", argument.tensor.scalar_type());
   check_device(argument, other);
+}
+
+void check_parameter(
+    const Argument& parameter,
+    int64_t rank,
+    const c10::SymInt& channels,
+    const char* layout,
+    const char* symbol,
+    const Argument& activation) {
+  check_rank(parameter, rank, layout);
+  check_size(parameter, 0, channels, layout, symbol);
+  const auto why = std::string("beside this ") + activation.name;
+  check_type(parameter, parameter_type(activation.tensor.scalar_type()), why.c_str());
+  check_device(parameter, activation);
+}
+
+void check_sequences(
+    const Argument& activation,
+    const std::optional<at::Tensor>& offsets,
+    const char* padded,
+    const char* packed) {
+  if (!offsets) {
+    check_rank(activation, 3, (std::string(padded) + " when no offsets are given").c_str());
+    return;
+  }
+  check_rank(activation, 2, (std::string(packed) + " when offsets are given").c_str());
+  const Argument offsets_argument{activation.op, "offsets", *offsets};
+  check_rank(offsets_argument, 1, "[S + 1]");
+  check_type(offsets_argument, c10::kLong, "");
+  check_device(offsets_argument, activation);
+  TORCH_SYM_CHECK(
+      offsets->sym_size(0).sym_ge(1), activation.op, ": offsets must be [S + 1] with S >= 0, got ",
+      offsets->sym_sizes());
+}
+
+void check_horizon(const char* op, const c10::SymInt& horizon) {
+  TORCH_SYM_CHECK(horizon.sym_ge(1), op, ": horizon must be at least 1, got ", horizon);
+}
+
+void check_padded_length(const Argument& activation, const c10::SymInt& horizon, const char* padded) {
+  TORCH_SYM_CHECK(
+      activation.tensor.sym_size(1).sym_le(horizon), activation.op, ": ", activation.name, " must be ",
+      padded, " with L at most the horizon = ", horizon, ", got ", activation.tensor.sym_sizes());
+}
+
+void check_short_filter(
+    const Argument& weight,
+    const c10::SymInt& channels,
+    const char* layout,
+    const char* symbol,
+    const Argument& activation) {
+  check_parameter(weight, 2, channels, layout, symbol, activation);
+  const auto width = weight.tensor.sym_size(1);
+  TORCH_SYM_CHECK(
+      width.sym_ge(1).sym_and(width.sym_le(kShortConvMaxWidth)), weight.op, ": ", weight.name, " must be ",
+      layout, " with 1 <= W <= ", kShortConvMaxWidth, ", got ", weight.tensor.sym_sizes());
+}
+
+at::Tensor empty_gradient(bool needed, const at::Tensor& argument) {
+  return needed ? at::empty_symint(argument.sym_sizes(), argument.options())
+                : at::empty({0}, argument.options());
+}
+
+void check_decay_values(const char* op, const at::Tensor& decay) {
+  AT_DISPATCH_FLOATING_TYPES(decay.scalar_type(), "decay", [&] {
+    const auto contiguous = decay.contiguous();
+    const auto* values = contiguous.const_data_ptr<scalar_t>();
+    for (int64_t d = 0; d < decay.size(0); ++d) {
+      TORCH_CHECK(
+          std::isfinite(values[d]) && values[d] >= 0, op, ": decay must be finite and not negative, got ",
+          values[d], " for channel ", d);
+    }
+  });
 }
 
 }  // namespace hyenarec::detail

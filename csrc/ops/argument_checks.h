@@ -6,6 +6,8 @@
 #include <c10/core/ScalarType.h>
 #include <c10/core/SymInt.h>
 
+#include <optional>
+
 namespace hyenarec::detail {
 
 // The argument a check speaks about.
@@ -40,5 +42,40 @@ void check_size(
 
 // Shape, dtype and device of `other`.
 void check_like(const Argument& argument, const Argument& other);
+
+// A parameter of `rank` dimensions, the first one `channels` (`symbol` in `layout`), beside an activation.
+void check_parameter(
+    const Argument& parameter,
+    int64_t rank,
+    const c10::SymInt& channels,
+    const char* layout,
+    const char* symbol,
+    const Argument& activation);
+
+// An activation in sequences: `packed` (2 dimensions) with offsets [S + 1], `padded` (3 dimensions) without.
+void check_sequences(
+    const Argument& activation,
+    const std::optional<at::Tensor>& offsets,
+    const char* padded,
+    const char* packed);
+
+// horizon >= 1, and padded sequences no longer than it. The length of packed ones is a value: see
+// cpu/sequences.h.
+void check_horizon(const char* op, const c10::SymInt& horizon);
+void check_padded_length(const Argument& activation, const c10::SymInt& horizon, const char* padded);
+
+// The filter of a short convolution, [channels, W] with 1 <= W <= kShortConvMaxWidth.
+void check_short_filter(
+    const Argument& weight,
+    const c10::SymInt& channels,
+    const char* layout,
+    const char* symbol,
+    const Argument& activation);
+
+// What a *_backward operator returns: a contiguous tensor for the gradient of `argument`, or [0] if unneeded.
+at::Tensor empty_gradient(bool needed, const at::Tensor& argument);
+
+// Finite and not negative. For CPU kernels only: it reads the values.
+void check_decay_values(const char* op, const at::Tensor& decay);
 
 }  // namespace hyenarec::detail

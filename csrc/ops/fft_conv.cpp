@@ -47,20 +47,8 @@ void check_arguments(
   check_activation_type(u_argument);
   check_rank(u_argument, 3, "[B, L, D]");
   const auto channels = u.sym_size(2);
-  const auto type = parameter_type(u.scalar_type());
-
-  const Argument kernel_argument{op, "kernel", kernel};
-  check_rank(kernel_argument, 2, "[D, K]");
-  check_size(kernel_argument, 0, channels, "[D, K]", "D");
-  check_type(kernel_argument, type, "beside this u");
-  check_device(kernel_argument, u_argument);
-  if (skip) {
-    const Argument skip_argument{op, "skip", *skip};
-    check_rank(skip_argument, 1, "[D]");
-    check_size(skip_argument, 0, channels, "[D]", "D");
-    check_type(skip_argument, type, "beside this u");
-    check_device(skip_argument, u_argument);
-  }
+  check_parameter({op, "kernel", kernel}, 2, channels, "[D, K]", "D", u_argument);
+  if (skip) check_parameter({op, "skip", *skip}, 1, channels, "[D]", "D", u_argument);
   if (pre_gate) check_like({op, "pre_gate", *pre_gate}, u_argument);
   if (post_gate) check_like({op, "post_gate", *post_gate}, u_argument);
 }
@@ -111,14 +99,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> fft_conv_
     const std::optional<at::Tensor>& post_gate,
     std::array<bool, 5> needs_grad) {
   detail::check_fft_conv_backward_arguments(grad, u, kernel, skip, pre_gate, post_gate);
-  const auto gradient = [](bool needed, const at::Tensor& like, c10::SymIntArrayRef sizes) {
-    return needed ? at::empty_symint(sizes, like.options()) : at::empty({0}, like.options());
-  };
+  using detail::empty_gradient;
   return {
-      gradient(needs_grad[0], u, u.sym_sizes()), gradient(needs_grad[1], kernel, kernel.sym_sizes()),
-      gradient(needs_grad[2] && skip, kernel, kernel.sym_sizes().slice(0, 1)),
-      gradient(needs_grad[3] && pre_gate, u, u.sym_sizes()),
-      gradient(needs_grad[4] && post_gate, u, u.sym_sizes())};
+      empty_gradient(needs_grad[0], u), empty_gradient(needs_grad[1], kernel),
+      skip ? empty_gradient(needs_grad[2], *skip) : at::empty({0}, kernel.options()),
+      empty_gradient(needs_grad[3] && pre_gate, u), empty_gradient(needs_grad[4] && post_gate, u)};
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ void check_parameters(
   check_size(decay_argument, 0, coeffs.sym_size(0), "[D]", "D");
   check_type(decay_argument, type, "like coeffs");
   check_device(decay_argument, coeffs_argument);
-  TORCH_SYM_CHECK(horizon.sym_ge(1), op, ": horizon must be at least 1, got ", horizon);
+  check_horizon(op, horizon);
 }
 
 void check_length(const char* op, const c10::SymInt& length, const c10::SymInt& horizon) {

@@ -19,4 +19,20 @@ TORCH_LIBRARY(hyenarec, m) {
   m.def(
       "short_conv_backward(Tensor grad, Tensor u, Tensor weight, bool has_bias, Tensor? offsets) "
       "-> (Tensor, Tensor, Tensor)");
+
+  m.def(
+      "legendre_conv(Tensor u, Tensor coeffs, Tensor decay, SymInt horizon, Tensor? skip=None, Tensor? "
+      "pre_gate=None, Tensor? post_gate=None, Tensor? offsets=None) -> Tensor");
+  m.def(
+      "legendre_conv_backward(Tensor grad, Tensor u, Tensor coeffs, Tensor decay, SymInt horizon, Tensor? "
+      "skip, Tensor? pre_gate, Tensor? post_gate, Tensor? offsets, bool[6] needs_grad) -> (Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor)");
+
+  m.def(
+      "hyena_mixer(Tensor x, Tensor short_weight, Tensor? short_bias, Tensor coeffs, Tensor decay, SymInt "
+      "horizon, Tensor skip, Tensor? offsets=None) -> Tensor");
+  m.def(
+      "hyena_mixer_backward(Tensor grad, Tensor x, Tensor short_weight, Tensor? short_bias, Tensor coeffs, "
+      "Tensor decay, SymInt horizon, Tensor skip, Tensor? offsets, bool[6] needs_grad) -> (Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor)");
 }

@@ -185,7 +185,7 @@ PACKED = {"u": torch.ones(10, 4)}
         ({"weight": WEIGHT.to("meta")}, "weight must be on cpu like u, got meta"),
         ({"bias": torch.ones(4, 1)}, r"bias must be \[D\], got \[4, 1\]"),
         ({"bias": torch.ones(3)}, r"bias must be \[D\] with D = 4, got \[3\]"),
-        ({"bias": torch.ones(4).double()}, "bias must be Float like weight, got Double"),
+        ({"bias": torch.ones(4).double()}, "bias must be Float beside this u, got Double"),
         ({"bias": torch.ones(4, device="meta")}, "bias must be on cpu like u, got meta"),
         (
             {"offsets": torch.tensor([0, 10])},

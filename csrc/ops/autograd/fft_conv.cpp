@@ -5,6 +5,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "needed_gradients.h"
+
 namespace hyenarec {
 namespace {
 
@@ -32,24 +34,12 @@ class FftConv : public torch::autograd::Function<FftConv> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
-    const auto optional = [&](size_t i) {
-      return saved[i].defined() ? OptionalTensor(saved[i]) : std::nullopt;
-    };
-
-    // Absent arguments have no edge in the graph, so edges are counted over those present.
-    std::array<bool, 5> needs_grad{};
-    size_t edge = 0;
-    for (size_t i = 0; i < needs_grad.size(); ++i) {
-      needs_grad[i] = saved[i].defined() && ctx->needs_input_grad(edge++);
-    }
-
-    auto [u, kernel, skip, pre_gate, post_gate] =
-        fft_conv_backward(grads[0], saved[0], saved[1], optional(2), optional(3), optional(4), needs_grad);
-    variable_list gradients{u, kernel, skip, pre_gate, post_gate};
-    for (size_t i = 0; i < needs_grad.size(); ++i) {
-      if (!needs_grad[i]) gradients[i] = at::Tensor();
-    }
-    return gradients;
+    const auto needed = needed_gradients<5>(ctx, saved);
+    const auto [u, kernel, skip, pre_gate, post_gate] = fft_conv_backward(
+        grads[0], saved[0], saved[1], optional(saved[2]), optional(saved[3]), optional(saved[4]), needed);
+    return {
+        if_needed(needed[0], u), if_needed(needed[1], kernel), if_needed(needed[2], skip),
+        if_needed(needed[3], pre_gate), if_needed(needed[4], post_gate)};
   }
 };
 

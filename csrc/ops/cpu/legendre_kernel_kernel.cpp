@@ -9,6 +9,7 @@
 #include <cmath>
 #include <vector>
 
+#include "../argument_checks.h"
 #include "../legendre_kernel.h"
 #include "../legendre_math.h"
 #include "simd.h"
@@ -18,18 +19,6 @@ namespace {
 
 constexpr int64_t kTile = 64;         // lags at a time: their basis stays in the first-level cache
 constexpr int64_t kChannelGrain = 8;  // fewer channels a thread would not pay for the basis
-
-void check_decay_values(const char* op, const at::Tensor& decay) {
-  AT_DISPATCH_FLOATING_TYPES(decay.scalar_type(), "decay", [&] {
-    const auto contiguous = decay.contiguous();
-    const auto* values = contiguous.const_data_ptr<scalar_t>();
-    for (int64_t d = 0; d < decay.size(0); ++d) {
-      TORCH_CHECK(
-          std::isfinite(values[d]) && values[d] >= 0, op, ": decay must be finite and not negative, got ",
-          values[d], " for channel ", d);
-    }
-  });
-}
 
 // basis[n][i] = P_n(u(first + i)) for i < kTile. Lags beyond the horizon repeat its last: outside [-1, 1] the
 // polynomials overflow, and the zeros that these lags meet would make NaN of that.
@@ -149,7 +138,7 @@ void backward_channels(
 at::Tensor legendre_kernel_cpu(
     const at::Tensor& coeffs, const at::Tensor& decay, int64_t horizon, int64_t length) {
   detail::check_legendre_kernel_arguments(coeffs, decay, horizon, length);
-  check_decay_values("legendre_kernel", decay);
+  detail::check_decay_values("legendre_kernel", decay);
   const auto rows = coeffs.contiguous();
   const auto rates = decay.contiguous();
   auto out = at::empty({coeffs.size(0), length}, coeffs.options());
@@ -167,7 +156,7 @@ at::Tensor legendre_kernel_cpu(
 std::tuple<at::Tensor, at::Tensor> legendre_kernel_backward_cpu(
     const at::Tensor& grad, const at::Tensor& coeffs, const at::Tensor& decay, int64_t horizon) {
   detail::check_legendre_kernel_backward_arguments(grad, coeffs, decay, horizon);
-  check_decay_values("legendre_kernel_backward", decay);
+  detail::check_decay_values("legendre_kernel_backward", decay);
   const auto grads = grad.contiguous();
   const auto rows = coeffs.contiguous();
   const auto rates = decay.contiguous();

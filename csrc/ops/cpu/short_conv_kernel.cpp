@@ -14,6 +14,7 @@
 #include "../argument_checks.h"
 #include "../channels_last.h"
 #include "../short_conv.h"
+#include "sequences.h"
 #include "simd.h"
 
 namespace hyenarec {
@@ -21,22 +22,6 @@ namespace {
 
 constexpr int64_t kBlockElements =
     32768;  // a thread takes at least this many elements: it stays in its cache
-
-// Where the sequences lie among the rows of u, padded or packed.
-struct Sequences {
-  const int64_t* offsets;  // nullptr: padded, `length` rows each
-  int64_t count;
-  int64_t length;
-  int64_t rows;
-
-  int64_t start(int64_t sequence) const { return offsets ? offsets[sequence] : sequence * length; }
-  int64_t size(int64_t sequence) const {
-    return offsets ? offsets[sequence + 1] - offsets[sequence] : length;
-  }
-  int64_t holding(int64_t row) const {
-    return offsets ? std::upper_bound(offsets, offsets + count + 1, row) - offsets - 1 : row / length;
-  }
-};
 
 // Calls visit(sequence, first, last) for each stretch of events [first, last) of a sequence among these rows.
 template <typename Visit>
@@ -47,48 +32,6 @@ void for_each_stretch(const Sequences& sequences, int64_t first_row, int64_t las
     if (row < end) visit(s, row - start, end - start);
     row = std::max(row, end);
   }
-}
-
-void check_offsets_values(const char* op, const Sequences& sequences) {
-  const int64_t* offsets = sequences.offsets;
-  TORCH_CHECK(offsets[0] == 0, op, ": offsets must start at 0, got ", offsets[0]);
-  for (int64_t s = 0; s < sequences.count; ++s) {
-    TORCH_CHECK(
-        offsets[s] <= offsets[s + 1], op, ": offsets must not decrease, got ", offsets[s], " before ",
-        offsets[s + 1], " at sequence ", s);
-  }
-  TORCH_CHECK(
-      offsets[sequences.count] == sequences.rows, op,
-      ": offsets must end at the number of events = ", sequences.rows, ", got ", offsets[sequences.count]);
-}
-
-// `offsets` is a contiguous copy that outlives the result, or undefined.
-Sequences make_sequences(const char* op, const at::Tensor& u, const at::Tensor& offsets) {
-  if (!offsets.defined()) return {nullptr, u.size(0), u.size(1), u.size(0) * u.size(1)};
-  const Sequences sequences{offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1, 0, u.size(0)};
-  check_offsets_values(op, sequences);
-  return sequences;
-}
-
-at::Tensor contiguous_or_undefined(const std::optional<at::Tensor>& tensor) {
-  return tensor ? tensor->contiguous() : at::Tensor();
-}
-
-// One event after another of one sequence, or of its mirror image: row(t) = data + t * stride.
-template <typename scalar_t>
-struct Events {
-  scalar_t* data;
-  int64_t stride;
-
-  Events mirrored(int64_t size) const { return {data + (size - 1) * stride, -stride}; }
-};
-
-template <typename scalar_t>
-Events<scalar_t> events_of(
-    scalar_t* data, const at::Tensor& tensor, const Sequences& sequences, int64_t sequence) {
-  const bool packed = sequences.offsets != nullptr;
-  const int64_t stride = tensor.stride(packed ? 0 : 1);
-  return {data + (packed ? sequences.start(sequence) * stride : sequence * tensor.stride(0)), stride};
 }
 
 // out(t) = bias + sum_{w < width} taps[w] u(t - w) for t in [first, last), first >= width - 1.

@@ -17,7 +17,7 @@ TORCH_LIBRARY(hyenarec, m) {
 
   m.def("short_conv(Tensor u, Tensor weight, Tensor? bias=None, Tensor? offsets=None) -> Tensor");
   m.def(
-      "short_conv_backward(Tensor grad, Tensor u, Tensor weight, bool has_bias, Tensor? offsets) "
+      "short_conv_backward(Tensor grad, Tensor u, Tensor weight, Tensor? offsets, bool[3] needs_grad) "
       "-> (Tensor, Tensor, Tensor)");
 
   m.def(
@@ -35,4 +35,10 @@ TORCH_LIBRARY(hyenarec, m) {
       "hyena_mixer_backward(Tensor grad, Tensor x, Tensor short_weight, Tensor? short_bias, Tensor coeffs, "
       "Tensor decay, SymInt horizon, Tensor skip, Tensor? offsets, bool[6] needs_grad) -> (Tensor, Tensor, "
       "Tensor, Tensor, Tensor, Tensor)");
+
+  m.def("legendre_step_weights(Tensor coeffs, Tensor decay, SymInt horizon, Tensor? skip=None) -> Tensor");
+  m.def("legendre_step_state(Tensor coeffs, SymInt batch) -> Tensor");
+  m.def(
+      "legendre_step(Tensor(a!) state, Tensor u, Tensor position, Tensor weights, SymInt horizon, Tensor? "
+      "pre_gate=None, Tensor? post_gate=None) -> Tensor");
 }

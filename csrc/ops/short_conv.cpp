@@ -23,12 +23,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward(
     const at::Tensor& grad,
     const at::Tensor& u,
     const at::Tensor& weight,
-    bool has_bias,
-    const std::optional<at::Tensor>& offsets) {
+    const std::optional<at::Tensor>& offsets,
+    std::array<bool, 3> needs_grad) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("hyenarec::short_conv_backward", "")
                              .typed<decltype(short_conv_backward)>();
-  return op.call(grad, u, weight, has_bias, offsets);
+  return op.call(grad, u, weight, offsets, needs_grad);
 }
 
 namespace detail {
@@ -81,12 +81,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_meta(
     const at::Tensor& grad,
     const at::Tensor& u,
     const at::Tensor& weight,
-    bool has_bias,
-    const std::optional<at::Tensor>& offsets) {
+    const std::optional<at::Tensor>& offsets,
+    std::array<bool, 3> needs_grad) {
   detail::check_short_conv_backward_arguments(grad, u, weight, offsets);
+  using detail::empty_gradient;
   return {
-      at::empty_symint(u.sym_sizes(), u.options()), at::empty_symint(weight.sym_sizes(), weight.options()),
-      has_bias ? at::empty_symint({weight.sym_size(0)}, weight.options()) : at::empty({0}, weight.options())};
+      empty_gradient(needs_grad[0], u), empty_gradient(needs_grad[1], weight),
+      empty_gradient(needs_grad[2], weight.select(1, 0))};
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <optional>
 #include <tuple>
 
@@ -30,14 +31,15 @@ HYENAREC_API at::Tensor short_conv(
     const std::optional<at::Tensor>& offsets = std::nullopt);
 
 // Gradients of short_conv from grad (like u in shape and dtype, any strides): {u, weight [D, W], bias [D]},
-// contiguous; without a bias the third is an empty tensor of shape [0], dtype of weight.
+// contiguous. needs_grad selects them in that order; one that is not selected comes back as an empty tensor of
+// shape [0] in its would-be dtype (u's for u, weight's for weight and bias).
 // Not differentiable: a second derivative raises.
 HYENAREC_API std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward(
     const at::Tensor& grad,
     const at::Tensor& u,
     const at::Tensor& weight,
-    bool has_bias,
-    const std::optional<at::Tensor>& offsets);
+    const std::optional<at::Tensor>& offsets,
+    std::array<bool, 3> needs_grad);
 
 namespace detail {
 

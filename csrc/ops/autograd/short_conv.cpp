@@ -5,6 +5,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "needed_gradients.h"
+
 namespace hyenarec {
 namespace {
 
@@ -23,17 +25,18 @@ class ShortConv : public torch::autograd::Function<ShortConv> {
       const OptionalTensor& bias,
       const OptionalTensor& offsets) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({u, weight, offsets.value_or(at::Tensor())});
-    ctx->saved_data["has_bias"] = bias.has_value();
+    ctx->save_for_backward({u, weight, bias.value_or(at::Tensor()), offsets.value_or(at::Tensor())});
     return short_conv(u, weight, bias, offsets);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
-    const auto offsets = saved[2].defined() ? OptionalTensor(saved[2]) : std::nullopt;
-    const bool has_bias = ctx->saved_data["has_bias"].toBool();
-    auto [u, weight, bias] = short_conv_backward(grads[0], saved[0], saved[1], has_bias, offsets);
-    return {u, weight, has_bias ? bias : at::Tensor(), at::Tensor()};
+    const auto needed = needed_gradients<3>(ctx, saved);
+    const auto [u, weight, bias] =
+        short_conv_backward(grads[0], saved[0], saved[1], optional(saved[3]), needed);
+    return {
+        if_needed(needed[0], u), if_needed(needed[1], weight), if_needed(needed[2], bias),
+        at::Tensor()};  // offsets
   }
 };
 

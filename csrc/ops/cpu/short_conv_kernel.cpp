@@ -149,7 +149,7 @@ void add_up(
     for (double& sum : sums) sum += *partial++;
   }
   for (int64_t d = 0; d < channels; ++d) {
-    for (int64_t w = 0; w < width; ++w)
+    for (int64_t w = 0; weight_grad && w < width; ++w)
       weight_grad[d * width + w] = static_cast<param_t>(sums[w * channels + d]);
     if (bias_grad) bias_grad[d] = static_cast<param_t>(sums[width * channels + d]);
   }
@@ -196,14 +196,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_cpu(
     const at::Tensor& grad,
     const at::Tensor& u,
     const at::Tensor& weight,
-    bool has_bias,
-    const std::optional<at::Tensor>& offsets) {
+    const std::optional<at::Tensor>& offsets,
+    std::array<bool, 3> needs_grad) {
   detail::check_short_conv_backward_arguments(grad, u, weight, offsets);
   detail::check_cpu_activation_type({"short_conv_backward", "u", u});
   const auto starts = contiguous_or_undefined(offsets);
   const auto sequences = make_sequences("short_conv_backward", u, starts);
   const int64_t channels = weight.size(0), width = weight.size(1);
-  auto u_grad = at::empty(u.sizes(), u.options());
+  const bool needs_u = needs_grad[0], needs_sums = needs_grad[1] || needs_grad[2];
+  auto u_grad = detail::empty_gradient(needs_u, u);
 
   const auto grads = with_unit_channel_stride(grad);
   const auto rows = with_unit_channel_stride(u);
@@ -211,7 +212,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_cpu(
   const auto no_bias = at::zeros({channels}, weight.options());
   // One partial sum for each block of rows, added up in order: the same numbers on any number of threads.
   const int64_t block_rows = rows_per_block(channels);
-  const int64_t blocks = u.numel() == 0 ? 0 : at::divup(sequences.rows, block_rows);
+  const int64_t blocks =
+      u.numel() == 0 || !(needs_u || needs_sums) ? 0 : at::divup(sequences.rows, block_rows);
   const auto partial = at::zeros({blocks, width + 1, channels}, weight.options());
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, u.scalar_type(), "short_conv_backward", [&] {
     using param_t = at::opmath_type<scalar_t>;
@@ -229,21 +231,27 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_cpu(
         for_each_stretch(sequences, first_row, last_row, [&](int64_t s, int64_t first, int64_t last) {
           const int64_t size = sequences.size(s);
           const auto g = events_of(grad_data, grads, sequences, s);
-          filter_stretch<scalar_t, param_t>(
-              g.mirrored(size), taps_data, zeros, events_of(u_grad_data, u_grad, sequences, s).mirrored(size),
-              size - last, size - first, width, channels);
-          add_stretch<scalar_t, param_t>(
-              g, events_of(u_data, rows, sequences, s), sums, first, last, width, channels);
+          if (needs_u) {
+            filter_stretch<scalar_t, param_t>(
+                g.mirrored(size), taps_data, zeros,
+                events_of(u_grad_data, u_grad, sequences, s).mirrored(size), size - last, size - first, width,
+                channels);
+          }
+          if (needs_sums) {
+            add_stretch<scalar_t, param_t>(
+                g, events_of(u_data, rows, sequences, s), sums, first, last, width, channels);
+          }
         });
       }
     });
   });
-  auto weight_grad = at::empty({channels, width}, weight.options());
-  auto bias_grad = at::empty({has_bias ? channels : 0}, weight.options());
+  auto weight_grad = detail::empty_gradient(needs_grad[1], weight);
+  auto bias_grad = detail::empty_gradient(needs_grad[2], weight.select(1, 0));
   AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "short_conv_backward", [&] {
     add_up(
-        partial.const_data_ptr<scalar_t>(), blocks, width, channels, weight_grad.mutable_data_ptr<scalar_t>(),
-        has_bias ? bias_grad.mutable_data_ptr<scalar_t>() : nullptr);
+        partial.const_data_ptr<scalar_t>(), blocks, width, channels,
+        needs_grad[1] ? weight_grad.mutable_data_ptr<scalar_t>() : nullptr,
+        needs_grad[2] ? bias_grad.mutable_data_ptr<scalar_t>() : nullptr);
   });
   return {u_grad, weight_grad, bias_grad};
 }

@@ -258,6 +258,7 @@ __device__ inline void store_group_sum(
 }
 
 // grad_u[row, d] = sum_lag weight[d, lag] grad[row + lag, d] within the sequence: the same slide, downwards.
+// Without grad_u (nullptr) only the rest is done.
 // On the way, with the same window: partial[group, lag, d] = sum_row u[row, d] grad[row + lag, d], the row
 // group's share of grad_weight, and partial[group, width, d] = sum_row grad[row, d], its share of grad_bias.
 template <typename scalar_t, int kVector, int kTaps>
@@ -303,7 +304,8 @@ __global__ void __launch_bounds__(kShortConvThreads) short_conv_backward(
             for (int i = 0; i < kVector; ++i)
               grad_taps.value[lag].value[i] += input.value[i] * window.value[lag].value[i];
           }
-          store_channels<scalar_t, kVector>(grad_u + row * channels + place.channel, sum);
+          if (grad_u != nullptr)
+            store_channels<scalar_t, kVector>(grad_u + row * channels + place.channel, sum);
         });
   }
 
@@ -318,8 +320,8 @@ __global__ void __launch_bounds__(kShortConvThreads) short_conv_backward(
   store_group_sum(grad_bias, shared, target + width * channels, channels - tile_channel);
 }
 
-// The second stage, one thread a number: grad_weight[d, lag] and grad_bias[d] from the groups' shares, in
-// order. Sums in double: it costs nothing here.
+// The second stage, one thread a number: grad_weight[d, lag] and grad_bias[d] (each nullptr if not wanted) from
+// the groups' shares, in order. Sums in double: it costs nothing here.
 template <typename T>
 __global__ void __launch_bounds__(kShortConvThreads) short_conv_sum_groups(
     int64_t groups,
@@ -336,7 +338,7 @@ __global__ void __launch_bounds__(kShortConvThreads) short_conv_sum_groups(
     sum += static_cast<double>(partial[group * numbers + number]);
   const int64_t lag = number / channels, channel = number % channels;
   if (lag < width) {
-    grad_weight[channel * width + lag] = static_cast<T>(sum);
+    if (grad_weight != nullptr) grad_weight[channel * width + lag] = static_cast<T>(sum);
   } else if (grad_bias != nullptr) {
     grad_bias[channel] = static_cast<T>(sum);
   }

@@ -2,10 +2,10 @@
 // by groups of rows, and one that adds the groups up in a fixed order: no atomics, deterministic.
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
+#include "../argument_checks.h"
 #include "../channels_last.h"
 #include "../short_conv.h"
 #include "launch.cuh"
@@ -103,22 +103,22 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_cuda(
     const at::Tensor& grad,
     const at::Tensor& u,
     const at::Tensor& weight,
-    bool has_bias,
-    const std::optional<at::Tensor>& offsets) {
+    const std::optional<at::Tensor>& offsets,
+    std::array<bool, 3> needs_grad) {
   detail::check_short_conv_backward_arguments(grad, u, weight, offsets);
   const c10::cuda::CUDAGuard guard(u.device());
   const int64_t channels = u.size(-1), width = weight.size(1);
-  const int64_t biases = has_bias ? channels : 0;
-  auto grad_u = at::empty(u.sizes(), u.options());
-  if (u.numel() == 0)
-    return {grad_u, at::zeros({channels, width}, weight.options()), at::zeros({biases}, weight.options())};
+  auto grad_u = detail::empty_gradient(needs_grad[0], u);
+  auto grad_weight = detail::empty_gradient(needs_grad[1], weight);
+  auto grad_bias = detail::empty_gradient(needs_grad[2], weight.select(1, 0));
+  if (u.numel() == 0) return {grad_u, grad_weight.zero_(), grad_bias.zero_()};
+  const bool needs_sums = needs_grad[1] || needs_grad[2];
+  if (!(needs_grad[0] || needs_sums)) return {grad_u, grad_weight, grad_bias};
 
   const Rows input(u), output(grad);
   const auto taps = weight.contiguous();
   const auto bounds = contiguous_offsets(offsets);
   const auto rows = sequence_rows(u, bounds);
-  auto grad_weight = at::empty({channels, width}, weight.options());
-  auto grad_bias = at::empty({biases}, weight.options());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "short_conv_backward", [&] {
     using param_t = accumulate_t<scalar_t>;
     const bool vectors = aligned<scalar_t>(input, channels) && aligned<scalar_t>(output, channels);
@@ -129,11 +129,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_cuda(
           shape.launch, short_conv_backward<scalar_t, vector(), tap_count()>, rows, channels, width,
           shape.channel_tiles, shape.run, output.tensor.const_data_ptr<scalar_t>(), output.stride,
           input.tensor.const_data_ptr<scalar_t>(), input.stride, taps.const_data_ptr<param_t>(),
-          grad_u.mutable_data_ptr<scalar_t>(), partial.mutable_data_ptr<param_t>());
+          needs_grad[0] ? grad_u.mutable_data_ptr<scalar_t>() : nullptr, partial.mutable_data_ptr<param_t>());
+      if (!needs_sums) return;
       launch(
           short_conv_sum_shape(channels, width), short_conv_sum_groups<param_t>, shape.groups, channels,
-          width, partial.const_data_ptr<param_t>(), grad_weight.mutable_data_ptr<param_t>(),
-          has_bias ? grad_bias.mutable_data_ptr<param_t>() : nullptr);
+          width, partial.const_data_ptr<param_t>(),
+          needs_grad[1] ? grad_weight.mutable_data_ptr<param_t>() : nullptr,
+          needs_grad[2] ? grad_bias.mutable_data_ptr<param_t>() : nullptr);
     });
   });
   return {grad_u, grad_weight, grad_bias};

@@ -8,7 +8,8 @@ beside float32 parameters; sums are accumulated in float32. Any strides go in, r
 Shapes, dtypes and devices are always checked; values (decay, offsets) on the CPU only, since looking at them
 would make a GPU wait. A wrong argument raises RuntimeError, with a sentence that names it.
 
-B sequences, L events, D channels, N coefficients. `hyenarec.reference` has a readable oracle for each one.
+B sequences, L events, D channels, N coefficients. Packed sequences lie one after another in [total, D],
+without padding; `offsets` says where each one starts. `hyenarec.reference` has a readable oracle for each one.
 """
 
 from __future__ import annotations
@@ -105,4 +106,103 @@ def short_conv(
     Source: the short filter of Poli et al., "Hyena Hierarchy", ICML 2023, section 3.
     """
     out: Tensor = torch.ops.hyenarec.short_conv(u, weight, bias, offsets)
+    return out
+
+
+def legendre_conv(
+    u: Tensor,
+    coeffs: Tensor,
+    decay: Tensor,
+    horizon: int,
+    skip: Tensor | None = None,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
+    offsets: Tensor | None = None,
+) -> Tensor:
+    """Causal long convolution with a Legendre kernel in linear time, with gates and skip fused.
+
+    out[.., t, d] = post_gate[.., t, d] (Σ_{lag <= t} kernel[d, lag] z[.., t - lag, d] + skip[d] z[.., t, d]),
+    where z = pre_gate ⊙ u and kernel = legendre_kernel(coeffs, decay, horizon, L): the function of
+    `fft_conv(u, kernel, skip, pre_gate, post_gate)`, over padded or packed sequences, in O(L) time and
+    without the kernel in memory.
+
+    What all events before time b still contribute to the outputs t >= b is, up to exp(-decay (t - b)), one
+    polynomial of degree < N in t. A scan over chunks of events carries its Legendre coefficients on the
+    remaining horizon.
+
+    Args:
+        u: [B, L, D] with L <= horizon, or packed [total, D] together with `offsets`; float32, float64,
+            bfloat16 or (CUDA) float16; differentiable.
+        coeffs: [D, N], float64 if `u` is, else float32; differentiable. N may exceed the horizon.
+        decay: [D], dtype of `coeffs`, rate per lag (one lag is one event), finite and >= 0; differentiable.
+        horizon: number of lags that the polynomials' interval [-1, 1] spans, >= 1: the longest sequence.
+        skip: [D], dtype of `coeffs`; differentiable. None: no skip term.
+        pre_gate: shape and dtype of `u`; differentiable. None: ones.
+        post_gate: shape and dtype of `u`; differentiable. None: ones.
+        offsets: [S + 1], int64, on the device of `u`: sequence s is `u[offsets[s]:offsets[s + 1]]`, of at
+            most `horizon` events. They go from 0 to total and never decrease; empty sequences are fine.
+
+    Returns:
+        Shape and dtype of `u`. An output does not depend on later inputs, nor on other sequences.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or size is wrong; on the CPU also a negative or non-finite decay,
+            and offsets that decrease, do not start at 0, do not end at the number of events or describe a
+            sequence longer than the horizon.
+
+    Source: the kernel of Liu et al., "Hyena Operator for Fast Sequential Recommendation", WWW 2026 (arXiv
+    2603.25027) inside the order-2 recurrence of Poli et al., "Hyena Hierarchy", ICML 2023, section 3. The
+    linear-time scan is this project's.
+    """
+    out: Tensor = torch.ops.hyenarec.legendre_conv(
+        u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets
+    )
+    return out
+
+
+def hyena_mixer(
+    x: Tensor,
+    short_weight: Tensor,
+    short_bias: Tensor | None,
+    coeffs: Tensor,
+    decay: Tensor,
+    horizon: int,
+    skip: Tensor,
+    offsets: Tensor | None = None,
+) -> Tensor:
+    """Everything of a Hyena mixer between its two projections, in one pass over memory.
+
+    q, k, v = short_conv(x, short_weight, short_bias, offsets), D channels each, side by side in this order;
+    out = legendre_conv(v, coeffs, decay, horizon, skip, pre_gate=k, post_gate=q, offsets=offsets), that is
+    q ⊙ (kernel * (k ⊙ v) + skip ⊙ k ⊙ v). It reads 3D numbers an event and writes D; q, k and v are
+    never stored, nor rounded to 16 bits.
+
+    Args:
+        x: [B, L, 3D] with L <= horizon, or packed [total, 3D] together with `offsets`; float32, float64,
+            bfloat16 or (CUDA) float16; differentiable.
+        short_weight: [3D, W] with 1 <= W <= 8, float64 if `x` is, else float32; differentiable.
+            `short_weight[:, 0]` meets the current event.
+        short_bias: [3D], dtype of `short_weight`; differentiable. None: no bias.
+        coeffs: [D, N], dtype of `short_weight`; differentiable.
+        decay: [D], dtype of `short_weight`, rate per lag, finite and >= 0; differentiable.
+        horizon: number of lags that the polynomials' interval [-1, 1] spans, >= 1: the longest sequence.
+        skip: [D], dtype of `short_weight`; differentiable.
+        offsets: [S + 1], int64, on the device of `x`: sequence s is `x[offsets[s]:offsets[s + 1]]`, of at
+            most `horizon` events. They go from 0 to total and never decrease; empty sequences are fine.
+
+    Returns:
+        [B, L, D] or [total, D], dtype of `x`. An output does not depend on later inputs, nor on other
+        sequences.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or size is wrong; on the CPU also a negative or non-finite decay,
+            and offsets that decrease, do not start at 0, do not end at the number of events or describe a
+            sequence longer than the horizon.
+
+    Source: the order-2 Hyena operator of Poli et al., "Hyena Hierarchy", ICML 2023, section 3, with the
+    kernel of Liu et al., "Hyena Operator for Fast Sequential Recommendation", WWW 2026 (arXiv 2603.25027).
+    """
+    out: Tensor = torch.ops.hyenarec.hyena_mixer(
+        x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets
+    )
     return out

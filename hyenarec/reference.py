@@ -57,3 +57,42 @@ def short_conv(
         late = torch.nn.functional.pad(u[:, : length - w], (0, 0, w, 0))  # late[t] = u[t - w]
         out = out + weight[:, w] * late
     return out
+
+
+def legendre_conv(
+    u: Tensor,
+    coeffs: Tensor,
+    decay: Tensor,
+    horizon: int,
+    skip: Tensor | None = None,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
+    offsets: Tensor | None = None,
+) -> Tensor:
+    """Returns `fft_conv` with a `legendre_kernel`; of packed sequences, each one alone."""
+    if offsets is not None:
+        ones = torch.ones_like(u)
+        packed = (u, ones if pre_gate is None else pre_gate, ones if post_gate is None else post_gate)
+        sequences = zip(*(torch.tensor_split(x, offsets[1:-1].cpu()) for x in packed), strict=True)
+        convolved = [
+            legendre_conv(z[None], coeffs, decay, horizon, skip, pre[None], post[None])[0]
+            for z, pre, post in sequences
+        ]
+        return torch.cat(convolved)
+    kernel = legendre_kernel(coeffs, decay, horizon, u.shape[1])
+    return fft_conv(u, kernel, skip, pre_gate, post_gate)
+
+
+def hyena_mixer(
+    x: Tensor,
+    short_weight: Tensor,
+    short_bias: Tensor | None,
+    coeffs: Tensor,
+    decay: Tensor,
+    horizon: int,
+    skip: Tensor,
+    offsets: Tensor | None = None,
+) -> Tensor:
+    """Returns q ⊙ (κ * (k ⊙ v) + skip ⊙ k ⊙ v), where q, k, v side by side are the `short_conv` of x."""
+    q, k, v = short_conv(x, short_weight, short_bias, offsets).chunk(3, dim=-1)
+    return legendre_conv(v, coeffs, decay, horizon, skip, pre_gate=k, post_gate=q, offsets=offsets)

@@ -54,7 +54,7 @@ $(CUDA_VENV)/.torch-installed: requirements/build.txt
 # --- what the targets do ------------------------------------------------------------------------------------------
 
 demo: $(VENV)/.installed
-	$(BIN)/hyenarec train --epochs 6 --batch_size 32 --optimizer.learning_rate 3e-3 --model.dropout 0.1 \
+	$(BIN)/hyenarec train --epochs 6 --batch_tokens 6144 --optimizer.learning_rate 3e-3 --model.dropout 0.1 \
 		--output_dir $(DEMO) --overwrite
 	$(BIN)/hyenarec recommend --model $(DEMO) --user 1 --k 10
 

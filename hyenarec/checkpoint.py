@@ -27,7 +27,8 @@ from hyenarec.data import Split
 from hyenarec.files import replacing
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-FORMAT = "hyenarec-checkpoint-2"
+FORMAT = "hyenarec-checkpoint-3"
+"""2 counted a step's windows where 3 counts its events: a run of the one cannot go on as the other."""
 CONFIG_OF_RUN = "train_config.json"
 """The settings of the run in its folder; `--config` reads it too."""
 
@@ -129,7 +130,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} must be a checkpoint of a run, but it cannot be read: {error}") from None
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} must be in the format {FORMAT}, got {metadata.get('format')!r}")
+        raise ValueError(
+            f"{path} must be in the format {FORMAT}, got {metadata.get('format')!r}: resume with the version "
+            "that wrote it, or begin anew with --overwrite"
+        )
     progress = Progress(**json.loads(metadata["progress"]))
     config = json.loads(metadata["config"])
     return Checkpoint(config, progress, metadata["data"], *(parts[part] for part in PARTS))

@@ -182,7 +182,7 @@ class TrainConfig:
         optimizer: the optimiser and its schedule.
         epochs: passes over the training windows at most; more of them on `resume` stretch the cosine schedule
             from there on.
-        batch_size: users (windows) a step, over all processes together.
+        batch_tokens: most events a step, over all processes together; a longer window is a step by itself.
         patience: epochs without a better validation NDCG@10 before training stops; None never stops early.
         evaluate_every: epochs between two validations.
         seed: of initial values, order of batches, dropout and synthetic data.
@@ -199,7 +199,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     epochs: int = 20
-    batch_size: int = 64
+    batch_tokens: int = 8192
     patience: int | None = 10
     evaluate_every: int = 1
     seed: int = 0
@@ -211,7 +211,7 @@ class TrainConfig:
     checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluate_every"):
+        for name in ("epochs", "batch_tokens", "evaluate_every"):
             _require_count(name, getattr(self, name))
         for name in ("patience", "checkpoint_every"):
             if getattr(self, name) is not None:

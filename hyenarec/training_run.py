@@ -76,7 +76,7 @@ class TrainingRun:
         self.batches = TrainingBatches(
             split.train,
             config.model.max_len,
-            config.batch_size,
+            config.batch_tokens,
             config.seed,
             config.data.windows,
             rank=accelerator.process_index,

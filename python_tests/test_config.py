@@ -47,7 +47,7 @@ from hyenarec.config import (
         (OptimizerConfig, "learning_rate", 0.0, "optimizer.learning_rate must be positive"),
         (OptimizerConfig, "betas", (0.9, 1.0), "optimizer.betas must be two numbers"),
         (OptimizerConfig, "gradient_clip", 0.0, "optimizer.gradient_clip must be positive or null"),
-        (TrainConfig, "batch_size", 0, "batch_size must be an integer of at least 1, got 0"),
+        (TrainConfig, "batch_tokens", 0, "batch_tokens must be an integer of at least 1, got 0"),
         (TrainConfig, "patience", 0, "patience must be an integer of at least 1"),
         (TrainConfig, "precision", "int8", "precision must be one of 'no', 'bf16', 'fp16'"),
     ],

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 
 from hyenarec.config import Windows
+from hyenarec.data.balance import count_steps, deal, deal_epoch
 from hyenarec.data.histories import Histories, Int32Array, Int64Array, offsets_of, ragged_indices
 from hyenarec.data.split import Targets
+
+EVENTS_PER_BATCH = 2**17
+"""Most events of the histories that are scored at one time, so that memory does not grow with `max_len`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +57,11 @@ class Batch:
 class TrainingBatches:
     """The training batches of every epoch, the same for any number of processes.
 
-    A step trains on about ``batch_size`` windows, counted over all processes together; rank r takes every
-    ``world_size``-th of them from the r-th on. Which windows they are follows from (seed, epoch, step) alone,
-    so a run resumes at any step and no process has to tell another what it drew. An epoch visits every window
-    once, in as few steps as ``batch_size`` allows, whose sizes differ by at most one; every rank has the same
-    number of steps.
+    A step trains on as many windows as ``batch_tokens`` events allow, counted over all processes together; a
+    window with more is a step by itself. Lengths are mixed, and the steps have as many events as each other,
+    to about the shortest window. The ranks share a step's windows, alike in events too. What a step holds
+    follows from (seed, epoch, step) alone, so a run resumes at any step and no process has to tell another
+    what it drew. An epoch visits every window once; every epoch has the same number of steps, on every rank.
 
     A window is up to ``max_len`` consecutive events of one user as inputs, and the event after each as its
     target. Users with fewer than two events have none.
@@ -67,7 +71,7 @@ class TrainingBatches:
         self,
         histories: Histories,
         max_len: int,
-        batch_size: int,
+        batch_tokens: int,
         seed: int,
         windows: Windows = "last",
         rank: int = 0,
@@ -78,7 +82,7 @@ class TrainingBatches:
         Args:
             histories: the training events; unknown items (0) are not allowed here.
             max_len: most positions in a window.
-            batch_size: most windows a step, over all ranks.
+            batch_tokens: most events a step, over all ranks.
             seed: any integer >= 0.
             windows: "last" takes each user's last ``max_len`` positions; "all" cuts the whole history into
                 windows that together predict every event but the first exactly once: a window starts with
@@ -87,28 +91,28 @@ class TrainingBatches:
             world_size: number of processes.
 
         Raises:
-            ValueError: if an argument is out of range, or a step would have fewer windows than ranks.
+            ValueError: if an argument is out of range, or a step might have fewer windows than ranks.
         """
-        for name, value, least in (("max_len", max_len, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        for name, value, least in (
+            ("max_len", max_len, 1),
+            ("batch_tokens", batch_tokens, 1),
+            ("seed", seed, 0),
+        ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in 0..world_size - 1 = {world_size - 1}, got {rank}")
         if len(histories.items) and histories.items.min() < 1:
             raise ValueError("histories must hold known items (1..V) only when training, got item 0")
-        self._histories = histories
+        self._histories, self._batch_tokens = histories, batch_tokens
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._users, self._starts, self._lengths = _cut_windows(histories, max_len, windows)
         if self.num_windows == 0:
             raise ValueError("histories must have a user with at least two events, got none")
-        self._steps = -(-self.num_windows // batch_size)
-        if self.num_windows // self._steps < world_size:
-            raise ValueError(
-                f"every step must have a window for each of {world_size} ranks, got {self.num_windows} in "
-                f"{self._steps} steps: raise batch_size (now {batch_size}) or use fewer processes"
-            )
+        self._steps = count_steps(self._lengths, batch_tokens)
+        self._require_windows_for_all_ranks()
         # One epoch's order at a time: it is asked for again at every step of that epoch.
-        self._order = lru_cache(maxsize=1)(self._shuffle)
+        self._epoch = lru_cache(maxsize=1)(self._deal)
 
     @property
     def num_windows(self) -> int:
@@ -125,20 +129,39 @@ class TrainingBatches:
         if not 0 <= start_step <= self._steps:
             raise ValueError(f"start_step must lie in 0..{self._steps}, got {start_step}")
         for step in range(start_step, self._steps):
-            yield self._pack(self._step_windows(epoch, step)[self._rank :: self._world_size])
+            yield self._pack(self._share(self._step_windows(epoch, step)))
 
     def global_targets(self, epoch: int, step: int) -> int:
         """Number of targets of a step over all ranks, so that loss = sum * world_size / global targets."""
         return int(self._lengths[self._step_windows(epoch, step)].sum())
 
-    def _shuffle(self, epoch: int) -> Int64Array:
+    def _require_windows_for_all_ranks(self) -> None:
+        # Steps differ by at most the longest window, so each has more than (world_size - 1) x longest events.
+        needed = self._world_size * int(self._lengths.max())
+        events = int(self._lengths.sum()) // self._steps
+        if self._world_size > 1 and events < needed:
+            raise ValueError(
+                f"batch_tokens must allow a window for each of {self._world_size} ranks in every step, which "
+                f"takes {needed} events, got {events} a step with batch_tokens = {self._batch_tokens}: "
+                "raise it or use fewer processes"
+            )
+
+    def _deal(self, epoch: int) -> tuple[Int64Array, Int64Array]:
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
-        return generator.permutation(self.num_windows)
+        return deal_epoch(self._lengths, self._steps, self._batch_tokens, generator)
 
     def _step_windows(self, epoch: int, step: int) -> Int64Array:
-        """Windows of one step, over all ranks; a budget of tokens a step would only cut elsewhere here."""
-        first, last = (self.num_windows * bound // self._steps for bound in (step, step + 1))
-        return self._order(epoch)[first:last]
+        """Windows of one step, over all ranks."""
+        order, offsets = self._epoch(epoch)
+        return order[offsets[step] : offsets[step + 1]]
+
+    def _share(self, windows: Int64Array) -> Int64Array:
+        """This rank's part of a step's windows."""
+        if self._world_size == 1:
+            return windows
+        windows = windows[np.argsort(-self._lengths[windows], kind="stable")]
+        share: Int64Array = windows[deal(self._lengths[windows], self._world_size) == self._rank]
+        return share
 
     def _pack(self, windows: Int64Array) -> Batch:
         lengths = self._lengths[windows]
@@ -172,23 +195,35 @@ def _cut_windows(
     return users, histories.offsets[users] + first, last - first
 
 
-def history_batches(offsets: Int64Array, items: Int32Array, max_len: int, batch_size: int) -> Iterator[Batch]:
+def history_batches(
+    offsets: Int64Array,
+    items: Int32Array,
+    max_len: int,
+    batch_size: int,
+    batch_tokens: int = EVENTS_PER_BATCH,
+) -> Iterator[Batch]:
     """Pack the last ``max_len`` items of each row, longest first; ``Batch.users`` says which row each is.
 
     Args:
         offsets: int64 ``[R + 1]`` into ``items``.
         items: int32, ids 1..V.
         max_len: most items of a row.
-        batch_size: rows a batch.
+        batch_size: most rows a batch.
+        batch_tokens: most items a batch; a row with more is alone.
     """
-    for name, value in (("max_len", max_len), ("batch_size", batch_size)):
+    for name, value in (("max_len", max_len), ("batch_size", batch_size), ("batch_tokens", batch_tokens)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     lengths = np.minimum(np.diff(offsets), max_len)
     starts = offsets[1:] - lengths
-    order = np.argsort(-lengths, kind="stable")  # alike lengths together: a batch's memory is what it needs
-    for first in range(0, len(order), batch_size):
-        rows = order[first : first + batch_size]
+    order = np.argsort(-lengths, kind="stable")  # alike lengths together: batches are alike in rows or items
+    ends = np.cumsum(lengths[order])
+    first = 0
+    while first < len(order):
+        before = ends[first] - lengths[order[first]]
+        fitting = int(np.searchsorted(ends, before + batch_tokens, side="right"))
+        last = min(max(fitting, first + 1), first + batch_size)
+        rows = order[first:last]
         packed = torch.from_numpy(items[ragged_indices(starts[rows], lengths[rows])].astype(np.int64))
         yield Batch(
             items=packed,
@@ -196,6 +231,7 @@ def history_batches(offsets: Int64Array, items: Int32Array, max_len: int, batch_
             targets=torch.zeros_like(packed),
             users=torch.from_numpy(rows.astype(np.int64)),
         )
+        first = last
 
 
 def evaluation_batches(targets: Targets, max_len: int, batch_size: int) -> Iterator[Batch]:

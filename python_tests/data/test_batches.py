@@ -1,5 +1,7 @@
 """Batches: packing, windows, determinism, ranks, resume."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -45,7 +47,7 @@ def epoch_of(batches, epoch, start_step=0):
 
 def test_last_window():
     histories = make([[1, 2, 3, 4, 5], [6], [], [7, 8]])
-    batches = TrainingBatches(histories, max_len=3, batch_size=9, seed=0)
+    batches = TrainingBatches(histories, max_len=3, batch_tokens=9, seed=0)
     (batch,) = batches.batches(0)
     assert sorted(windows_of(batch)) == [(0, [2, 3, 4], [3, 4, 5]), (3, [7], [8])]
     assert {t.dtype for t in (batch.items, batch.offsets, batch.targets, batch.users)} == {torch.int64}
@@ -54,7 +56,7 @@ def test_last_window():
 
 def test_all_windows():
     histories = make([[1, 2, 3, 4, 5, 6, 7, 8], [9], [10, 11, 12, 13]])
-    batches = TrainingBatches(histories, max_len=3, batch_size=9, seed=0, windows="all")
+    batches = TrainingBatches(histories, max_len=3, batch_tokens=20, seed=0, windows="all")
     (batch,) = batches.batches(0)
     assert sorted(windows_of(batch)) == [
         (0, [1], [2]),
@@ -67,7 +69,7 @@ def test_all_windows():
 @pytest.mark.parametrize("max_len", [1, 7, 39, 100])
 def test_all_windows_predict_every_event_once(max_len):
     histories = random_histories()
-    batches = TrainingBatches(histories, max_len, batch_size=10, seed=3, windows="all")
+    batches = TrainingBatches(histories, max_len, batch_tokens=80, seed=3, windows="all")
     predicted = {user: [] for user in range(histories.num_users)}
     for step in epoch_of(batches, 0):
         for user, inputs, targets in step:
@@ -78,39 +80,69 @@ def test_all_windows_predict_every_event_once(max_len):
         assert sorted(t for targets in predicted[user] for t in targets) == sorted(events[1:])
 
 
-def test_an_epoch_has_every_window_once_in_steps_alike_in_size():
-    batches = TrainingBatches(random_histories(), max_len=8, batch_size=10, seed=1)
+def test_an_epoch_has_every_window_once_in_full_steps_alike_in_events():
+    batches = TrainingBatches(random_histories(), max_len=40, batch_tokens=200, seed=1)
     steps = epoch_of(batches, 0)
-    assert len(steps) == batches.steps_per_epoch == -(-batches.num_windows // 10)
-    sizes = [len(step) for step in steps]
-    assert max(sizes) <= 10 and max(sizes) - min(sizes) <= 1
+    events = [sum(len(inputs) for _, inputs, _ in step) for step in steps]
+    assert len(steps) == batches.steps_per_epoch == -(-sum(events) // 200)
+    assert max(events) <= 200 and max(events) - min(events) <= 2
+    assert events == [batches.global_targets(0, step) for step in range(len(steps))]
     users = [user for step in steps for user, _, _ in step]
     assert len(set(users)) == len(users) == batches.num_windows
+    assert all(len({len(inputs) for _, inputs, _ in step}) > 2 for step in steps)  # short and long together
+
+
+def test_a_batch_has_no_padding():
+    for batch in TrainingBatches(random_histories(), max_len=40, batch_tokens=200, seed=1).batches(0):
+        assert len(batch.items) == len(batch.targets) == batch.offsets[-1]
+        assert batch.items.min() >= 1 and batch.targets.min() >= 1
+
+
+def test_a_window_above_the_budget_is_alone():
+    long, short = list(range(1, 102)), [[1, 2, 3, 4, 5, 6]] * 12
+    batches = TrainingBatches(make([long, *short]), max_len=100, batch_tokens=20, seed=0)
+    steps = epoch_of(batches, 0)
+    lengths = sorted([len(inputs) for _, inputs, _ in step] for step in steps)
+    assert lengths == [[5, 5, 5, 5]] * 3 + [[100]]
+    places = {epoch: [len(step) for step in epoch_of(batches, epoch)].index(1) for epoch in range(9)}
+    assert len(set(places.values())) > 1  # not always the first or the last
+
+
+def test_windows_meet_others_in_another_epoch():
+    histories = make([list(range(1, length + 1)) for length in range(10, 40)])  # no two alike
+    batches = TrainingBatches(histories, max_len=40, batch_tokens=120, seed=0)
+    companions = [
+        {tuple(sorted(user for user, _, _ in step)) for step in epoch_of(batches, e)} for e in (0, 1)
+    ]
+    assert len(companions[0] & companions[1]) <= 1
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
     histories = random_histories()
-    batches = TrainingBatches(histories, max_len=8, batch_size=10, seed=1)
+    batches = TrainingBatches(histories, max_len=40, batch_tokens=200, seed=1)
     first = epoch_of(batches, 0)
     assert epoch_of(batches, 1) != first
     assert epoch_of(batches, 0) == first  # after another epoch, too
-    assert epoch_of(TrainingBatches(histories, max_len=8, batch_size=10, seed=1), 0) == first
-    assert epoch_of(TrainingBatches(histories, max_len=8, batch_size=10, seed=2), 0) != first
+    assert epoch_of(TrainingBatches(histories, max_len=40, batch_tokens=200, seed=1), 0) == first
+    assert epoch_of(TrainingBatches(histories, max_len=40, batch_tokens=200, seed=2), 0) != first
 
 
 def test_resume_from_any_step():
     histories = random_histories()
-    whole = epoch_of(TrainingBatches(histories, max_len=8, batch_size=10, seed=1), 4)
+    whole = epoch_of(TrainingBatches(histories, max_len=40, batch_tokens=200, seed=1), 4)
     for step in range(len(whole) + 1):
-        assert epoch_of(TrainingBatches(histories, max_len=8, batch_size=10, seed=1), 4, step) == whole[step:]
+        assert (
+            epoch_of(TrainingBatches(histories, max_len=40, batch_tokens=200, seed=1), 4, step)
+            == whole[step:]
+        )
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
 def test_ranks_share_the_steps_of_one_process(world_size):
     histories = random_histories()
-    alone = TrainingBatches(histories, max_len=8, batch_size=10, seed=1)
+    alone = TrainingBatches(histories, max_len=40, batch_tokens=200, seed=1)
     ranks = [
-        TrainingBatches(histories, max_len=8, batch_size=10, seed=1, rank=rank, world_size=world_size)
+        TrainingBatches(histories, max_len=40, batch_tokens=200, seed=1, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     shares = [epoch_of(rank, 2) for rank in ranks]
@@ -118,12 +150,14 @@ def test_ranks_share_the_steps_of_one_process(world_size):
         parts = [share[number] for share in shares]
         assert sorted(window for part in parts for window in part) == sorted(step)
         assert min(map(len, parts)) >= 1
+        loads = [sum(len(targets) for _, _, targets in part) for part in parts]
+        assert max(loads) - min(loads) <= 6  # windows have 1 to 39 events
         targets = sum(len(targets) for _, _, targets in step)
         assert all(rank.global_targets(2, number) == targets for rank in ranks)
 
 
 def test_batches_move_and_keep_their_fields():
-    (batch,) = TrainingBatches(make([[1, 2, 3]]), max_len=3, batch_size=1, seed=0).batches(0)
+    (batch,) = TrainingBatches(make([[1, 2, 3]]), max_len=3, batch_tokens=9, seed=0).batches(0)
     moved = batch.to("meta")
     assert {t.device.type for t in (moved.items, moved.offsets, moved.targets, moved.users)} == {"meta"}
     assert moved.items.shape == batch.items.shape
@@ -131,7 +165,7 @@ def test_batches_move_and_keep_their_fields():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
 def test_pinned_batches_reach_the_gpu():
-    (batch,) = TrainingBatches(make([[1, 2, 3]]), max_len=3, batch_size=1, seed=0).batches(0)
+    (batch,) = TrainingBatches(make([[1, 2, 3]]), max_len=3, batch_tokens=9, seed=0).batches(0)
     pinned = batch.pin_memory()
     assert pinned.items.is_pinned() and pinned.targets.is_pinned()
     assert windows_of(pinned.to("cuda", non_blocking=True)) == windows_of(batch)
@@ -141,23 +175,26 @@ def test_pinned_batches_reach_the_gpu():
     "changes, message",
     [
         ({"max_len": 0}, "max_len must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_tokens": 0}, "batch_tokens must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"rank": 2, "world_size": 2}, r"rank must lie in 0\.\.world_size - 1 = 1, got 2"),
         ({"windows": "some"}, 'windows must be "last" or "all"'),
-        ({"batch_size": 1, "world_size": 2}, "a window for each of 2 ranks"),
+        (
+            {"batch_tokens": 15, "world_size": 2},
+            "a window for each of 2 ranks in every step, which takes 16 events, got 9 a step with batch_",
+        ),
         ({"histories": make([[1], []])}, "at least two events"),
         ({"histories": make([[1, 0]])}, "known items"),
     ],
 )
 def test_errors(changes, message):
-    arguments = {"histories": random_histories(), "max_len": 8, "batch_size": 4, "seed": 0, **changes}
+    arguments = {"histories": random_histories(), "max_len": 8, "batch_tokens": 40, "seed": 0, **changes}
     with pytest.raises(ValueError, match=message):
         TrainingBatches(**arguments)
 
 
 def test_start_step_is_checked():
-    batches = TrainingBatches(random_histories(), max_len=8, batch_size=10, seed=1)
+    batches = TrainingBatches(random_histories(), max_len=40, batch_tokens=200, seed=1)
     with pytest.raises(ValueError, match=r"start_step must lie in 0\.\."):
         next(batches.batches(0, batches.steps_per_epoch + 1))
 
@@ -174,6 +211,20 @@ def test_evaluation_batches_pack_the_last_items_of_every_row():
             lengths.append(len(inputs))
     assert seen == {row: histories[user][:-1][-9:].tolist() for row, user in enumerate(targets.users)}
     assert lengths == sorted(lengths, reverse=True)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 20, 45, 10_000])
+def test_history_batches_keep_to_rows_and_items(batch_tokens):
+    histories = random_histories()
+    sizes = []
+    for batch in history_batches(
+        histories.offsets, histories.items, 9, batch_size=7, batch_tokens=batch_tokens
+    ):
+        assert len(batch.users) <= 7 and (len(batch.items) <= batch_tokens or len(batch.users) == 1)
+        sizes.append((len(batch.users), len(batch.items), np.diff(batch.offsets).tolist()))
+    assert sum(rows for rows, _, _ in sizes) == len(histories)
+    for (rows, items, _), (_, _, following) in pairwise(sizes):  # none could have taken one more
+        assert rows == 7 or items + following[0] > batch_tokens
 
 
 def test_history_batches_take_empty_rows_and_check_their_arguments():

@@ -90,13 +90,22 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="garbage must be a checkpoint of a run, but it cannot be read"):
         load_checkpoint(tmp_path / "garbage")
     save_file({"x": torch.zeros(1)}, tmp_path / "weights")
-    with pytest.raises(ValueError, match="must be in the format hyenarec-checkpoint-2, got None"):
+    with pytest.raises(ValueError, match="must be in the format hyenarec-checkpoint-3, got None"):
         load_checkpoint(tmp_path / "weights")
+
+
+def test_a_checkpoint_of_fixed_numbers_of_windows_is_refused_and_says_what_to_do(tmp_path):
+    older = {"config": '{"batch_size": 64}', "progress": "{}", "data": "0", "format": "hyenarec-checkpoint-2"}
+    save_file({"model.x": torch.zeros(1)}, tmp_path / "c", older)
+    with pytest.raises(
+        ValueError, match="got 'hyenarec-checkpoint-2': resume with the version that wrote it"
+    ):
+        load_checkpoint(tmp_path / "c")
 
 
 def test_the_first_other_setting_is_named():
     saved = make_checkpoint().config
-    other = TrainConfig(optimizer=OptimizerConfig(learning_rate=0.5, weight_decay=0.5), batch_size=7)
+    other = TrainConfig(optimizer=OptimizerConfig(learning_rate=0.5, weight_decay=0.5), batch_tokens=7)
     with pytest.raises(
         ValueError, match=r"optimizer.learning_rate must be 0.002 to resume this run, got 0.5"
     ):

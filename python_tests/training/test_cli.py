@@ -18,7 +18,9 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     lines = [f"u{user} i{(user + step) % 12}\n" for user in range(40) for step in range(6 + user % 5)]
     (folder / "events.txt").write_text("".join(lines))
-    options = "--model.dim 8 --model.num_blocks 1 --model.max_len 12 --epochs 2 --batch_size 8 --device cpu"
+    options = (
+        "--model.dim 8 --model.num_blocks 1 --model.max_len 12 --epochs 2 --batch_tokens 40 --device cpu"
+    )
     words = [
         "train",
         "--data.path",
@@ -82,6 +84,8 @@ def test_the_settings_of_a_run_start_another_like_it(trained, received):
     [
         (["train", "--model.width", "3"], "model.width"),
         (["train", "--config", "{folder}/unknown.yaml"], "model.width"),
+        (["train", "--batch_size", "64"], "batch_size"),
+        (["train", "--config", "{folder}/older.json"], "batch_size"),
         (["train", "--model.kernel", "fourier"], "fourier"),
         (["train", "--epochs", "many"], "epochs"),
         (["train", "--config", "{folder}/none.yaml"], "none.yaml"),
@@ -91,6 +95,7 @@ def test_the_settings_of_a_run_start_another_like_it(trained, received):
 )
 def test_words_that_mean_nothing_are_errors(received, tmp_path, capsys, words, said):
     (tmp_path / "unknown.yaml").write_text("model:\n  width: 3\n")
+    (tmp_path / "older.json").write_text('{"batch_size": 64}')
     with pytest.raises(SystemExit) as ended:
         cli.main([word.format(folder=tmp_path) for word in words])
     assert ended.value.code == 2 and said in capsys.readouterr().err and received == []

@@ -5,4 +5,5 @@
 #include "ops/hyena_mixer.h"
 #include "ops/legendre_conv.h"
 #include "ops/legendre_kernel.h"
+#include "ops/legendre_step.h"
 #include "ops/short_conv.h"

@@ -206,3 +206,83 @@ def hyena_mixer(
         x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets
     )
     return out
+
+
+def legendre_step_weights(coeffs: Tensor, decay: Tensor, horizon: int, skip: Tensor | None = None) -> Tensor:
+    """What `legendre_step` needs of a convolution's parameters: make it once, use it for every event and stream.
+
+    It also builds the scan's constants for the whole horizon (once per process, horizon and N), so that no
+    step waits for them. Not differentiable.
+
+    Args:
+        coeffs: [D, N], float32 or float64.
+        decay: [D], like `coeffs`, rate per lag, finite and >= 0.
+        horizon: number of lags that the polynomials' interval [-1, 1] spans, >= 1: the longest stream.
+        skip: [D], like `coeffs`. None: no skip term.
+
+    Returns:
+        [N + 2C + 1, D], like `coeffs`, with C = 16, 32 or 64 events a chunk, growing with N: the coefficients,
+        the kernel's first C lags (skip included), exp(-decay j) for j = 0..C.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or size is wrong; on the CPU also a negative or non-finite decay.
+    """
+    weights: Tensor = torch.ops.hyenarec.legendre_step_weights(coeffs, decay, horizon, skip)
+    return weights
+
+
+def legendre_step_state(coeffs: Tensor, batch: int) -> Tensor:
+    """The state of `batch` streams before their first event: zeros [batch, N + C, D] like `coeffs` [D, N].
+
+    A stream's state is all that later events need of its past: N Legendre coefficients a channel, and the up
+    to C events of the current chunk.
+    """
+    state: Tensor = torch.ops.hyenarec.legendre_step_state(coeffs, batch)
+    return state
+
+
+def legendre_step(
+    state: Tensor,
+    u: Tensor,
+    position: Tensor,
+    weights: Tensor,
+    horizon: int,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
+) -> Tensor:
+    """One more event of each stream through `legendre_conv`, in constant time and memory.
+
+    Row b of the result is row `position[b]` of `legendre_conv` over all that stream b has been given:
+
+        weights = legendre_step_weights(coeffs, decay, horizon, skip)
+        state = legendre_step_state(coeffs, batch)
+        for t in range(length):  # the rows of legendre_conv(u, coeffs, decay, horizon, skip)
+            out = legendre_step(state, u[:, t], torch.full((batch,), t), weights, horizon)
+
+    A channel costs N + C/2 multiply-adds an event on average, and about N³/6 more at each C-th event. Streams
+    don't know each other: they may stand at different positions, and rows of a state may be copied, moved
+    and reused. Not differentiable: a gradient asked for raises.
+
+    Args:
+        state: [B, N + C, D], contiguous; updated in place. It is not read at position 0: a used state starts
+            a new stream without being cleared.
+        u: [B, D], this event; float32, float64, bfloat16 or (CUDA) float16.
+        position: [B], int64: how many events stream b has had before. Go 0, 1, 2, ... in turn: what follows
+            a skipped or repeated position has no meaning.
+        weights: [N + 2C + 1, D] from `legendre_step_weights`; float64 if `u` is, else float32.
+        horizon: as given to `legendre_step_weights`; a stream ends there.
+        pre_gate: shape and dtype of `u`. None: ones.
+        post_gate: shape and dtype of `u`. None: ones.
+
+    Returns:
+        [B, D], dtype of `u`.
+
+    Raises:
+        RuntimeError: a shape, dtype or device is wrong, a gradient is asked for; on the CPU also a position
+            outside 0..horizon - 1. No state has changed then. On CUDA, such a stream gets NaN and keeps its
+            state.
+
+    Its oracle is `hyenarec.reference.legendre_conv`, row by row. Source: this project's linear-time scan.
+    """
+    out: Tensor = torch.ops.hyenarec.legendre_step(state, u, position, weights, horizon, pre_gate, post_gate)
+    return out

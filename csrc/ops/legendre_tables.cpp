@@ -49,7 +49,11 @@ struct Quadrature {
 
 // c = a b for row-major a [rows, inner], b [inner, columns].
 std::vector<double> product(
-    const std::vector<double>& a, const std::vector<double>& b, int64_t rows, int64_t inner, int64_t columns) {
+    const std::vector<double>& a,
+    const std::vector<double>& b,
+    int64_t rows,
+    int64_t inner,
+    int64_t columns) {
   std::vector<double> c(rows * columns, 0.0);
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t m = 0; m < inner; ++m) {
@@ -104,16 +108,14 @@ class Builder {
   // The quadrature's nodes on [first, last].
   std::vector<double> nodes_on(double first, double last) const {
     std::vector<double> times(n_);
-    for (int64_t i = 0; i < n_; ++i)
-      times[i] = first + (quadrature_.nodes[i] + 1.0) / 2.0 * (last - first);
+    for (int64_t i = 0; i < n_; ++i) times[i] = first + (quadrature_.nodes[i] + 1.0) / 2.0 * (last - first);
     return times;
   }
   // [N, N]: row i holds the polynomials of [first, T - 1] at times[i].
   std::vector<double> state_basis(const std::vector<double>& times, int64_t first) const {
     std::vector<double> values(times.size() * n_);
     for (size_t i = 0; i < times.size(); ++i)
-      fill_polynomials(
-          on_interval(times[i], static_cast<double>(first), last()), n_, values.data() + i * n_);
+      fill_polynomials(on_interval(times[i], static_cast<double>(first), last()), n_, values.data() + i * n_);
     return values;
   }
   double last() const { return static_cast<double>(horizon_ - 1); }
@@ -159,16 +161,14 @@ class Builder {
     std::vector<double> kernel(n * n * n);
     for (int64_t t = 0; t < n; ++t) {
       for (int64_t s = 0; s < n; ++s)
-        fill_polynomials(
-            on_interval(later[t] - earlier[s], 0.0, last()), n, kernel.data() + (t * n + s) * n);
+        fill_polynomials(on_interval(later[t] - earlier[s], 0.0, last()), n, kernel.data() + (t * n + s) * n);
     }
     const auto by_later = product(quadrature_.projection, kernel, n, n, n * n);
     std::vector<double> full(n * n * n);  // [q][p][degree]
     for (int64_t p = 0; p < n; ++p) {
       const std::vector<double> slice(by_later.begin() + p * n * n, by_later.begin() + (p + 1) * n * n);
       const auto by_both = product(quadrature_.projection, slice, n, n, n);
-      for (int64_t q = 0; q < n; ++q)
-        std::copy_n(by_both.begin() + q * n, n, full.begin() + (q * n + p) * n);
+      for (int64_t q = 0; q < n; ++q) std::copy_n(by_both.begin() + q * n, n, full.begin() + (q * n + p) * n);
     }
     std::vector<double> maxima(n, 0.0);
     for_each_entry(n, [&](int64_t q, int64_t p, int64_t degree) {
@@ -226,6 +226,10 @@ class Cache {
 };
 
 }  // namespace
+
+int64_t legendre_chunk_length(int64_t num_coeffs) {
+  return num_coeffs <= 9 ? 16 : num_coeffs <= 17 ? 32 : 64;
+}
 
 template <typename scalar_t>
 std::shared_ptr<const LegendreTables<scalar_t>> legendre_tables(

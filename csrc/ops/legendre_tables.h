@@ -23,6 +23,10 @@
 
 namespace hyenarec {
 
+// Events of a chunk on the CPU, and of a stream anywhere: 16, 32 or 64, growing with the number of
+// coefficients. Longer chunks cost more inside, shorter ones more between them; chosen by measurement.
+HYENAREC_API int64_t legendre_chunk_length(int64_t num_coeffs);
+
 // What the scan needs to pass through chunk i, which starts at b = i C. All matrices are row-major.
 template <typename scalar_t>
 struct LegendreChunk {

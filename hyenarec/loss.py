@@ -30,13 +30,15 @@ class _BlockedCrossEntropy(torch.autograd.Function):
         for begin in range(0, hidden.shape[0], ROWS_PER_BLOCK):
             rows = slice(begin, begin + ROWS_PER_BLOCK)
             h, t = hidden[rows], target[rows, None]
+            real, t = t >= 0, t.clamp(min=0)
             scores = torch.addmm(bias.to(h.dtype), h, weight.t()).to(loss.dtype)
-            log_normalizer = scores.logsumexp(dim=1, keepdim=True)
-            loss += (log_normalizer - scores.gather(1, t)).sum()
+            # Where there is no target, all probabilities become 0. Selecting rows would make a GPU wait.
+            log_normalizer = scores.logsumexp(dim=1, keepdim=True).masked_fill_(~real, torch.inf)
+            loss += (log_normalizer - scores.gather(1, t)).where(real, 0).sum()
             if not any(needs):
                 continue
             d_scores = scores.sub_(log_normalizer).exp_()
-            d_scores.scatter_add_(1, t, d_scores.new_full(t.shape, -1.0))
+            d_scores.scatter_add_(1, t, -real.to(d_scores.dtype))
             if d_bias is not None:
                 d_bias += d_scores.sum(0)
             d_scores = d_scores.to(h.dtype)
@@ -66,7 +68,7 @@ def cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tens
         weight: `[V, D]`, one row an item; same dtype as `hidden`. Under autocast both are rounded to its
             dtype for the products; the sums stay float32.
         bias: `[V]`.
-        target: `[M]` int64, the row of `weight` that came next, in `[0, V)`.
+        target: `[M]` int64, the row of `weight` that came next, in `[0, V)`; an event with -1 is left out.
 
     Returns:
         A scalar, at least float32. Second derivatives raise an error.
@@ -100,13 +102,12 @@ class NextItemLoss(nn.Module):
     def forward(self, items: Tensor, offsets: Tensor | None, targets: Tensor) -> Tensor:
         """Sum of the cross-entropy over the positions whose target is an item; targets of 0 are left out.
 
+        Packed batches have a target at every position. Scores are computed for padding, too, then ignored.
+
         Args:
             items: int64, `[B, L]` or packed `[total]`, as the model takes them.
             offsets: int64 `[B + 1]` of packed sequences.
             targets: int64 like `items`, the item that came next, 1..V, or 0.
         """
-        hidden = self.model(items, offsets)
-        real = targets > 0
-        return cross_entropy_sum(
-            hidden[real], self.model.item_weight, self.model.item_bias, targets[real] - 1
-        )
+        hidden = self.model(items, offsets).flatten(0, -2)
+        return cross_entropy_sum(hidden, self.model.item_weight, self.model.item_bias, targets.flatten() - 1)

@@ -55,7 +55,8 @@ def score_blocks(
         offsets: int64 `[R + 1]`.
         items: int32, ids 1..V; no history may be empty.
         max_len: length of the window.
-        batch_size: histories a block; scores of so many exist at one time.
+        batch_size: most histories a block: scores of so many exist at one time. Of long ones a block has
+            fewer: `EVENTS_PER_BATCH` events at most.
 
     Yields:
         The rows of a block, `[B]`, and their scores `[B, V]` on the recommender's device.

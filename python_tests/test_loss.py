@@ -30,6 +30,19 @@ def test_equals_torch_with_gradients(events: int) -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_events_without_a_target_are_left_out() -> None:
+    (hidden, weight, bias), target = make_inputs(ROWS_PER_BLOCK + 9)
+    target[::3] = -1
+    target[ROWS_PER_BLOCK:] = -1  # a whole block
+    loss = cross_entropy_sum(hidden, weight, bias, target)
+    mine = torch.autograd.grad(loss, (hidden, weight, bias))
+    expected = F.cross_entropy(hidden @ weight.T + bias, target, ignore_index=-1, reduction="sum")
+    torch.testing.assert_close(loss, expected)
+    for a, b in zip(mine, torch.autograd.grad(expected, (hidden, weight, bias)), strict=True):
+        torch.testing.assert_close(a, b)
+    assert mine[0][::3].eq(0).all() and mine[0][ROWS_PER_BLOCK:].eq(0).all()
+
+
 def test_gradcheck() -> None:
     inputs, target = make_inputs(ROWS_PER_BLOCK + 2, items=4, dim=2)
     with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from op_checks import random
+from op_cases import random
 
 from hyenarec import reference
 

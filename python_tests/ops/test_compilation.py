@@ -1,0 +1,170 @@
+"""torch.compile and torch.export of every operator: one graph for all sizes, with the eager numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from op_cases import (
+    Arguments,
+    fft_conv_case,
+    hyena_mixer_case,
+    legendre_conv_case,
+    legendre_kernel_case,
+    packed,
+    padded,
+    short_conv_case,
+)
+from op_checks import converted
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from hyenarec import ops
+
+HORIZON = 64
+PADDED = [padded(2, 12), padded(3, 7), padded(5, 50)]
+# No two sizes of the first one are equal: the compiler would take them for the same symbol.
+PACKED = [packed(4, 0, 5, 2, 1), packed(0, 3, 4), packed(20, 1, 24, 5)]
+BATCH = torch.export.Dim("batch")
+LENGTH = torch.export.Dim("length", min=2, max=HORIZON)
+IN_PADDED = {0: BATCH, 1: LENGTH}
+IN_PACKED = {0: torch.export.Dim("total")}
+
+
+def kernel_and_fft_conv(
+    u: Tensor, coeffs: Tensor, decay: Tensor, skip: Tensor, pre_gate: Tensor, post_gate: Tensor
+) -> Tensor:
+    """The kernel is as long as the batch, as in the model."""
+    kernel = ops.legendre_kernel(coeffs, decay, HORIZON, u.shape[1])
+    return ops.fft_conv(u, kernel, skip, pre_gate, post_gate)
+
+
+def legendre_conv_over_the_batch(u: Tensor, coeffs: Tensor, decay: Tensor) -> Tensor:
+    """The horizon varies, too."""
+    return ops.legendre_conv(u, coeffs, decay, u.shape[1])
+
+
+class Call(torch.nn.Module):
+    """An operator as a module whose inputs are tensors by position."""
+
+    def __init__(self, op: Callable[..., Tensor], arguments: Arguments) -> None:
+        super().__init__()
+        self.op = op
+        self.names = [name for name, value in arguments.items() if isinstance(value, Tensor)]
+        self.constants = {name: v for name, v in arguments.items() if not isinstance(v, Tensor)}
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.op(**dict(zip(self.names, tensors, strict=True)), **self.constants)
+
+
+@dataclass(frozen=True)
+class Varying:
+    """Calls of an operator whose named arguments vary in size."""
+
+    op: Callable[..., Tensor]
+    calls: list[Arguments]
+    dynamic: dict[str, dict[int, Any]]
+
+    def module(self) -> Call:
+        return Call(self.op, self.calls[0])
+
+    def inputs(self) -> list[tuple[Tensor, ...]]:
+        calls = [converted(arguments, torch.float32, "cpu") for arguments in self.calls]
+        # Parameters stay as large as they are in the first call.
+        return [
+            tuple((call if name in self.dynamic else calls[0])[name].detach() for name in self.module().names)
+            for call in calls
+        ]
+
+
+def without_lengths(arguments: Arguments) -> Arguments:
+    return {name: value for name, value in arguments.items() if name not in ("horizon", "length")}
+
+
+CASES = {
+    "legendre_kernel and fft_conv": Varying(
+        kernel_and_fft_conv,
+        [without_lengths(legendre_conv_case(layout, 4)) for layout in PADDED],
+        {"u": IN_PADDED, "pre_gate": IN_PADDED, "post_gate": IN_PADDED},
+    ),
+    "legendre_kernel": Varying(
+        lambda u, coeffs, decay: ops.legendre_kernel(coeffs, decay, HORIZON, u.shape[1]) + u.sum(),
+        [
+            {"u": fft_conv_case(*layout.sizes)["u"]} | without_lengths(legendre_kernel_case(4))
+            for layout in PADDED
+        ],
+        {"u": IN_PADDED},
+    ),
+    "short_conv": Varying(
+        ops.short_conv, [short_conv_case(layout, 4) for layout in PADDED], {"u": {0: BATCH, 1: LENGTH}}
+    ),
+    "short_conv packed": Varying(
+        ops.short_conv,
+        [short_conv_case(layout, 4) for layout in PACKED],
+        {"u": IN_PACKED, "offsets": {0: torch.export.Dim("starts")}},
+    ),
+    "legendre_conv": Varying(
+        ops.legendre_conv,
+        [legendre_conv_case(layout, 4, horizon=HORIZON) for layout in PADDED],
+        {"u": IN_PADDED, "pre_gate": IN_PADDED, "post_gate": IN_PADDED},
+    ),
+    "legendre_conv packed": Varying(
+        ops.legendre_conv,
+        [legendre_conv_case(layout, 4, horizon=HORIZON) for layout in PACKED],
+        {
+            "u": IN_PACKED,
+            "pre_gate": IN_PACKED,
+            "post_gate": IN_PACKED,
+            "offsets": {0: torch.export.Dim("starts")},
+        },
+    ),
+    "legendre_conv over the batch": Varying(
+        legendre_conv_over_the_batch,
+        [without_lengths(legendre_conv_case(layout, 4, optional=())) for layout in PADDED],
+        {"u": IN_PADDED},
+    ),
+    "hyena_mixer": Varying(
+        ops.hyena_mixer,
+        [hyena_mixer_case(layout, 4, horizon=HORIZON) for layout in PADDED],
+        {"x": IN_PADDED},
+    ),
+    "hyena_mixer packed": Varying(
+        ops.hyena_mixer,
+        [hyena_mixer_case(layout, 4, horizon=HORIZON) for layout in PACKED],
+        {"x": IN_PACKED, "offsets": {0: torch.export.Dim("starts")}},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_exports_with_dynamic_sizes(case: Varying) -> None:
+    module, inputs = case.module(), case.inputs()
+    dynamic_shapes = (tuple(case.dynamic.get(name) for name in module.names),)
+    program = torch.export.export(module, inputs[0], dynamic_shapes=dynamic_shapes)
+    for arguments in inputs:
+        torch.testing.assert_close(program.module()(*arguments), module(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [*((name, "aot_eager") for name in CASES), ("hyena_mixer packed", "inductor")],
+)
+def test_compiles_once_with_backward(name: str, backend: str) -> None:
+    """One graph for all inputs, and the eager numbers, gradients included."""
+    module, inputs = CASES[name].module(), CASES[name].inputs()
+    counter = CompileCounterWithBackend(backend)
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
+    for arguments in inputs:
+        results = []
+        for function in (module, compiled):
+            leaves = [a.detach().clone().requires_grad_(a.is_floating_point()) for a in arguments]
+            out = function(*leaves)
+            out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape))
+            results.append([out, *(leaf.grad for leaf in leaves if leaf.requires_grad)])
+        for eager, other in zip(*results, strict=True):
+            torch.testing.assert_close(other, eager)
+    assert counter.frame_count == 1

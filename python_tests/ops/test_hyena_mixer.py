@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from op_cases import (
+    PACKED_LENGTHS,
+    SCAN_LENGTHS,
+    Layout,
+    MakeDecay,
+    fast_decay,
+    hyena_mixer_case,
+    learned_decay,
+    no_decay,
+    packed,
+    padded,
+)
+from op_checks import DEVICES, HALF_TYPES, assert_matches_oracle, converted, error, solve
+from torch import Tensor
+
+from hyenarec import ops
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("make_decay", [no_decay, learned_decay, fast_decay])
+@pytest.mark.parametrize(("horizon", "length"), SCAN_LENGTHS)
+def test_matches_oracle(horizon: int, length: int, make_decay: MakeDecay, device: str) -> None:
+    decay = make_decay(3, horizon)
+    for coefficients in (0, 1, 9, 33):
+        arguments = hyena_mixer_case(padded(2, length), 3, coefficients, horizon, decay=decay)
+        assert_matches_oracle("hyena_mixer", arguments, torch.float64, device, 1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("width", range(1, 9))
+def test_widths(width: int, bias: bool, device: str) -> None:
+    """Also sequences shorter than the filter, and chunks that start within its reach."""
+    for layout in (padded(2, 70), padded(3, 2), packed(5, 0, 66, 1, 3)):
+        arguments = hyena_mixer_case(layout, 5, 9, 70, width, bias)
+        assert_matches_oracle("hyena_mixer", arguments, torch.float64, device, 1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("channels", [0, 1, 3, 16, 17, 64, 70])
+def test_channels(channels: int, dtype: torch.dtype, device: str) -> None:
+    for coefficients in (9, 17):
+        arguments = hyena_mixer_case(padded(3, 100), channels, coefficients, 130)
+        tolerance = 1e-12 if dtype == torch.float64 else 5e-6
+        assert_matches_oracle("hyena_mixer", arguments, dtype, device, tolerance)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("lengths", PACKED_LENGTHS, ids=str)
+def test_packed_matches_oracle(lengths: tuple[int, ...], device: str) -> None:
+    for channels, width, dtype, tolerance in (
+        (5, 4, torch.float64, 1e-12),
+        (70, 3, torch.float32, 5e-6),
+    ):
+        arguments = hyena_mixer_case(packed(*lengths), channels, 9, 200, width)
+        assert_matches_oracle("hyena_mixer", arguments, dtype, device, tolerance)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("batch", [0, 1, 40])
+def test_batches(batch: int, device: str) -> None:
+    arguments = hyena_mixer_case(padded(batch, 70), 5, 9)
+    assert_matches_oracle("hyena_mixer", arguments, torch.float64, device, 1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("length", [1, 7, 64, 200])
+def test_matches_oracle_in_16_bits(length: int, device: str) -> None:
+    for dtype, layout in itertools.product(HALF_TYPES[device], (padded(2, length), packed(length, 0, 1))):
+        assert_matches_oracle("hyena_mixer", hyena_mixer_case(layout, 17, 9, 200), dtype, device)
+
+
+def composed(
+    x: Tensor,
+    short_weight: Tensor,
+    short_bias: Tensor | None,
+    coeffs: Tensor,
+    decay: Tensor,
+    horizon: int,
+    skip: Tensor,
+    offsets: Tensor | None = None,
+) -> Tensor:
+    q, k, v = ops.short_conv(x, short_weight, short_bias, offsets).chunk(3, dim=-1)
+    return ops.legendre_conv(v, coeffs, decay, horizon, skip, k, q, offsets)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.float64, 1e-13)])
+@pytest.mark.parametrize(
+    "layout", [padded(4, 1000), packed(1000, 1, 0, 64, 333, 5)], ids=["padded", "packed"]
+)
+def test_equals_the_operators_it_fuses(
+    layout: Layout, dtype: torch.dtype, tolerance: float, device: str
+) -> None:
+    arguments = converted(hyena_mixer_case(layout, 20, 17), dtype, device)
+    out, gradients = solve(ops.hyena_mixer, arguments)
+    expected_out, expected = solve(composed, arguments)
+    assert error(out, expected_out) < tolerance
+    for argument, gradient in gradients.items():
+        assert error(gradient, expected[argument]) < tolerance, argument

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from op_cases import (
+    OPTIONAL,
+    PACKED_LENGTHS,
+    SCAN_LENGTHS,
+    Layout,
+    MakeDecay,
+    fast_decay,
+    learned_decay,
+    legendre_conv_case,
+    no_decay,
+    packed,
+    padded,
+)
+from op_checks import DEVICES, HALF_TYPES, assert_matches_oracle, converted, error, solve
+from torch import Tensor
+
+from hyenarec import ops
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("make_decay", [no_decay, learned_decay, fast_decay])
+@pytest.mark.parametrize(("horizon", "length"), SCAN_LENGTHS)
+def test_matches_oracle(horizon: int, length: int, make_decay: MakeDecay, device: str) -> None:
+    """Any place where chunks and horizon end, any number of coefficients, also more than lags."""
+    decay = make_decay(3, horizon)
+    for coefficients in (0, 1, 2, 9, 17, 33, 40):
+        arguments = legendre_conv_case(padded(2, length), 3, coefficients, horizon, decay=decay)
+        assert_matches_oracle("legendre_conv", arguments, torch.float64, device, 1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("channels", [0, 1, 3, 16, 17, 64, 70])
+def test_channels(channels: int, dtype: torch.dtype, device: str) -> None:
+    for coefficients in (9, 17):
+        arguments = legendre_conv_case(padded(3, 100), channels, coefficients, 130)
+        tolerance = 1e-12 if dtype == torch.float64 else 5e-6
+        assert_matches_oracle("legendre_conv", arguments, dtype, device, tolerance)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("batch", [0, 1, 40])
+def test_batches(batch: int, device: str) -> None:
+    assert_matches_oracle(
+        "legendre_conv", legendre_conv_case(padded(batch, 70), 5, 9), torch.float64, device, 1e-12
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("lengths", PACKED_LENGTHS, ids=str)
+def test_packed_matches_oracle(lengths: tuple[int, ...], device: str) -> None:
+    for channels, coefficients, dtype, tolerance in (
+        (5, 9, torch.float64, 1e-12),
+        (17, 17, torch.float64, 1e-12),
+        (70, 17, torch.float32, 5e-6),
+    ):
+        arguments = legendre_conv_case(packed(*lengths), channels, coefficients, 200)
+        assert_matches_oracle("legendre_conv", arguments, dtype, device, tolerance)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", [padded(3, 70), packed(70, 0, 3, 41)], ids=["padded", "packed"])
+@pytest.mark.parametrize(
+    "optional",
+    [names for count in range(4) for names in itertools.combinations(OPTIONAL, count)],
+    ids="+".join,
+)
+def test_optional_arguments(optional: tuple[str, ...], layout: Layout, device: str) -> None:
+    arguments = legendre_conv_case(layout, 9, 9, optional=optional)
+    assert_matches_oracle("legendre_conv", arguments, torch.float64, device, 1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("length", [1, 7, 64, 200])
+def test_matches_oracle_in_16_bits(length: int, device: str) -> None:
+    """Parameters are in float32 beside them, and so are their gradients."""
+    for dtype, layout in itertools.product(HALF_TYPES[device], (padded(2, length), packed(length, 0, 1))):
+        assert_matches_oracle("legendre_conv", legendre_conv_case(layout, 17, 9, 200), dtype, device)
+
+
+def through_fft(u: Tensor, coeffs: Tensor, decay: Tensor, horizon: int, **optional: Tensor) -> Tensor:
+    return ops.fft_conv(u, ops.legendre_kernel(coeffs, decay, horizon, u.shape[1]), **optional)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("horizon", "length", "coefficients"),
+    [(1000, 777, 17), (2048, 2048, 33), (2049, 2049, 9), (4096, 4096, 17), (16384, 5000, 33)],
+)
+def test_is_fft_conv_with_a_legendre_kernel(
+    horizon: int, length: int, coefficients: int, device: str
+) -> None:
+    arguments = converted(
+        legendre_conv_case(padded(2, length), 3, coefficients, horizon), torch.float64, device
+    )
+    out, gradients = solve(ops.legendre_conv, arguments)
+    expected_out, expected = solve(through_fft, arguments)
+    # The kernel, evaluated in one go, has an error that grows with N: as in the tests of legendre_kernel.
+    assert error(out, expected_out) < 1e-11
+    for argument, gradient in gradients.items():
+        assert error(gradient, expected[argument]) < 1e-11, argument
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_packed_equals_padded_equals_single(device: str) -> None:
+    """Forward and the gradient of u. Padding holds numbers that must not matter."""
+    lengths = (90, 1, 200, 0, 33, 64)
+    arguments = converted(
+        legendre_conv_case(packed(*lengths), 33, 17, 200, optional=("skip",)), torch.float32, device
+    )
+    out, gradients = solve(ops.legendre_conv, arguments, torch.ones(sum(lengths), 33))
+    parameters = {name: value for name, value in arguments.items() if name not in ("u", "offsets")}
+    sequences = arguments["u"].detach().split(lengths)
+
+    padding = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True, padding_value=5.0)
+    grad = torch.nn.utils.rnn.pad_sequence([torch.ones_like(s) for s in sequences], batch_first=True)
+    in_padding, padded_gradients = solve(
+        ops.legendre_conv, parameters | {"u": padding.requires_grad_()}, grad
+    )
+    for i, (length, one) in enumerate(zip(lengths, sequences, strict=True)):
+        alone, alone_gradients = solve(
+            ops.legendre_conv, parameters | {"u": one[None].requires_grad_()}, grad[i : i + 1, :length]
+        )
+        expected, expected_gradient = out.split(lengths)[i], gradients["u"].split(lengths)[i]
+        assert error(alone[0], expected) < 1e-6
+        assert error(in_padding[i, :length], expected) < 1e-6
+        assert error(alone_gradients["u"][0], expected_gradient) < 1e-6
+        assert error(padded_gradients["u"][i, :length], expected_gradient) < 1e-6

@@ -9,7 +9,8 @@ Shapes, dtypes and devices are always checked; values (decay, offsets) on the CP
 would make a GPU wait. A wrong argument raises RuntimeError, with a sentence that names it.
 
 B sequences, L events, D channels, N coefficients. Packed sequences lie one after another in [total, D],
-without padding; `offsets` says where each one starts. `hyenarec.reference` has a readable oracle for each one.
+without padding; `offsets` says where each one starts. `hyenarec.reference` has a readable oracle for each
+one.
 """
 
 from __future__ import annotations
@@ -209,7 +210,7 @@ def hyena_mixer(
 
 
 def legendre_step_weights(coeffs: Tensor, decay: Tensor, horizon: int, skip: Tensor | None = None) -> Tensor:
-    """What `legendre_step` needs of a convolution's parameters: make it once, use it for every event and stream.
+    """What `legendre_step` needs of the parameters: made once, used for every event and stream.
 
     It also builds the scan's constants for the whole horizon (once per process, horizon and N), so that no
     step waits for them. Not differentiable.
@@ -221,8 +222,8 @@ def legendre_step_weights(coeffs: Tensor, decay: Tensor, horizon: int, skip: Ten
         skip: [D], like `coeffs`. None: no skip term.
 
     Returns:
-        [N + 2C + 1, D], like `coeffs`, with C = 16, 32 or 64 events a chunk, growing with N: the coefficients,
-        the kernel's first C lags (skip included), exp(-decay j) for j = 0..C.
+        [N + 2C + 2, D], like `coeffs`, with C = 16, 32 or 64 events a chunk, growing with N: coefficients,
+        the kernel's first C lags (skip included), exp(-decay j) for j = 0..C, exp(-decay C) - 1.
 
     Raises:
         RuntimeError: a shape, dtype, device or size is wrong; on the CPU also a negative or non-finite decay.
@@ -250,7 +251,7 @@ def legendre_step(
     pre_gate: Tensor | None = None,
     post_gate: Tensor | None = None,
 ) -> Tensor:
-    """One more event of each stream through `legendre_conv`, in constant time and memory.
+    """The next event or events of each stream through `legendre_conv`: constant time and memory an event.
 
     Row b of the result is row `position[b]` of `legendre_conv` over all that stream b has been given:
 
@@ -266,21 +267,21 @@ def legendre_step(
     Args:
         state: [B, N + C, D], contiguous; updated in place. It is not read at position 0: a used state starts
             a new stream without being cleared.
-        u: [B, D], this event; float32, float64, bfloat16 or (CUDA) float16.
-        position: [B], int64: how many events stream b has had before. Go 0, 1, 2, ... in turn: what follows
-            a skipped or repeated position has no meaning.
-        weights: [N + 2C + 1, D] from `legendre_step_weights`; float64 if `u` is, else float32.
+        u: [B, D]; or [B, L, D], L events in turn. float32, float64, bfloat16 or (CUDA) float16.
+        position: [B], int64: how many events stream b has been given before. Go on from where the last call
+            ended: what follows a skipped or repeated position has no meaning.
+        weights: [N + 2C + 2, D] from `legendre_step_weights`; float64 if `u` is, else float32.
         horizon: as given to `legendre_step_weights`; a stream ends there.
         pre_gate: shape and dtype of `u`. None: ones.
         post_gate: shape and dtype of `u`. None: ones.
 
     Returns:
-        [B, D], dtype of `u`.
+        Shape and dtype of `u`.
 
     Raises:
-        RuntimeError: a shape, dtype or device is wrong, a gradient is asked for; on the CPU also a position
-            outside 0..horizon - 1. No state has changed then. On CUDA, such a stream gets NaN and keeps its
-            state.
+        RuntimeError: a shape, dtype or device is wrong, or a gradient is asked for; on the CPU also a stream
+            that would go beyond the horizon. No state has changed then. On CUDA such events give NaN and
+            leave the state alone.
 
     Its oracle is `hyenarec.reference.legendre_conv`, row by row. Source: this project's linear-time scan.
     """

@@ -4,7 +4,6 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/exp.h>
 #include <ATen/ops/outer.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -84,7 +83,7 @@ LegendreStepSizes check_legendre_step_arguments(
   const char* op = "legendre_step";
   const Argument u_argument{op, "u", u};
   check_activation_type(u_argument);
-  check_rank(u_argument, 2, "[B, D]");
+  TORCH_CHECK(u.dim() == 2 || u.dim() == 3, op, ": u must be [B, D] or [B, L, D], got ", u.sym_sizes());
 
   const Argument position_argument{op, "position", position};
   check_rank(position_argument, 1, "[B]");
@@ -94,20 +93,20 @@ LegendreStepSizes check_legendre_step_arguments(
 
   const auto type = parameter_type(u.scalar_type());
   const Argument weights_argument{op, "weights", weights}, state_argument{op, "state", state};
-  check_rank(weights_argument, 2, "[N + 2 C + 1, D]");
-  check_size(weights_argument, 1, u.sym_size(1), "[N + 2 C + 1, D]", "D");
+  check_rank(weights_argument, 2, "[N + 2 C + 2, D]");
+  check_size(weights_argument, 1, u.sym_size(-1), "[N + 2 C + 2, D]", "D");
   check_type(weights_argument, type, "beside this u");
   check_device(weights_argument, u_argument);
   check_rank(state_argument, 3, "[B, N + C, D]");
   check_size(state_argument, 0, u.sym_size(0), "[B, N + C, D]", "B");
-  check_size(state_argument, 2, u.sym_size(1), "[B, N + C, D]", "D");
+  check_size(state_argument, 2, u.sym_size(-1), "[B, N + C, D]", "D");
   check_type(state_argument, type, "beside this u");
   check_device(state_argument, u_argument);
   TORCH_CHECK(state.is_contiguous(), op, ": state must be contiguous, got strides ", state.sym_strides());
 
   const int64_t state_rows = state.sym_size(1).guard_int(__FILE__, __LINE__);
   const int64_t weight_rows = weights.sym_size(0).guard_int(__FILE__, __LINE__);
-  const int64_t chunk = weight_rows - state_rows - 1;
+  const int64_t chunk = weight_rows - state_rows - 2;
   const int64_t num_coeffs = state_rows - chunk;
   TORCH_CHECK(
       num_coeffs >= 0 && chunk == legendre_chunk_length(num_coeffs), op,
@@ -131,10 +130,12 @@ at::Tensor make_legendre_step_weights(
   auto near = at::zeros({chunk, coeffs.size(0)}, coeffs.options());
   near.slice(0, 0, lags).copy_(legendre_kernel(coeffs, decay, horizon, lags).t());
   if (skip) near.select(0, 0).add_(*skip);
-  // In double, as the kernel is: a step multiplies the state by the last row again and again.
-  const auto times = at::arange(chunk + 1, decay.options().dtype(at::kDouble));
-  const auto fade = at::outer(times, -decay.to(at::kDouble)).exp_().to(decay.scalar_type());
-  return at::cat({coeffs.t(), near, fade});
+  // In double, as the kernel is: a stream multiplies its state by them again and again.
+  const auto rates = decay.to(at::kDouble);
+  const auto fade = at::outer(at::arange(chunk + 1, rates.options()), rates.neg()).exp_();
+  const auto drop = rates.mul(static_cast<double>(-chunk)).expm1_().unsqueeze(0);
+  const auto options = coeffs.options();
+  return at::cat({coeffs.t(), near, fade.to(options), drop.to(options)});
 }
 
 }  // namespace detail
@@ -149,7 +150,7 @@ at::Tensor legendre_step_weights_meta(
   detail::check_legendre_step_weights_arguments(coeffs, decay, horizon, skip);
   const int64_t num_coeffs = coeffs.sym_size(1).guard_int(__FILE__, __LINE__);
   return at::empty_symint(
-      {num_coeffs + 2 * legendre_chunk_length(num_coeffs) + 1, coeffs.sym_size(0)}, coeffs.options());
+      {num_coeffs + 2 * legendre_chunk_length(num_coeffs) + 2, coeffs.sym_size(0)}, coeffs.options());
 }
 
 at::Tensor legendre_step_state_composite(const at::Tensor& coeffs, c10::SymInt batch) {

@@ -41,10 +41,14 @@ template <typename scalar_t>
 struct Weights {
   const scalar_t* coeffs;  // [N]
   const scalar_t* near;    // [C]
-  const scalar_t* fade;    // [C + 1]
+  const scalar_t* fade;    // [C + 1]: exp(-decay j)
+  const scalar_t* drop;    // [1]: exp(-decay C) - 1
 
   Weights(const scalar_t* rows, LegendreStepSizes sizes, int64_t channels)
-      : coeffs(rows), near(coeffs + sizes.num_coeffs * channels), fade(near + sizes.chunk * channels) {}
+      : coeffs(rows),
+        near(coeffs + sizes.num_coeffs * channels),
+        fade(near + sizes.chunk * channels),
+        drop(fade + (sizes.chunk + 1) * channels) {}
 };
 
 // One stream's state; rows of `channels`.
@@ -105,12 +109,14 @@ HYENAREC_SIMD void finish_chunk(
   scalar_t* sum = scratch;
   scalar_t* moment = scratch + channels;
   const scalar_t* step = weights.fade + chunk * channels;
-  for (int64_t p = 0; p < num_coeffs; ++p) {  // upper triangular: row p needs no row before it
+  if (is_first) std::fill(state.coefficients, state.coefficients + num_coeffs * channels, scalar_t(0));
+  for (int64_t p = 0; p < num_coeffs && !is_first; ++p) {  // upper triangular: row p needs no row before it
     std::fill(sum, sum + channels, scalar_t(0));
-    for (int64_t m = p; m < num_coeffs && !is_first; ++m)
-      add_scaled(tables.restriction[p * num_coeffs + m], state.coefficients + m * channels, channels, sum);
+    for (int64_t m = p; m < num_coeffs; ++m)
+      add_scaled(
+          tables.restriction_change[p * num_coeffs + m], state.coefficients + m * channels, channels, sum);
     scalar_t* row = state.coefficients + p * channels;
-    for (int64_t d = 0; d < channels; ++d) row[d] = step[d] * sum[d];
+    for (int64_t d = 0; d < channels; ++d) row[d] += weights.drop[d] * row[d] + step[d] * sum[d];
   }
   for (int64_t j = 0; j < chunk; ++j) {  // events as the chunk's end sees them
     const scalar_t* lift = weights.fade + (chunk - j) * channels;
@@ -131,20 +137,22 @@ HYENAREC_SIMD void finish_chunk(
   }
 }
 
-// A row of an activation or gate; nullptr where there is no gate.
+// The events [B, L, D] of an activation or gate, channels side by side; no data where there is no gate.
 template <typename scalar_t>
-struct Rows {
-  const scalar_t* data;
-  int64_t stride;
+struct Events {
+  const scalar_t* data = nullptr;
+  int64_t stream_stride = 0, event_stride = 0;
 
-  const scalar_t* row(int64_t i) const { return data ? data + i * stride : nullptr; }
+  explicit Events(const at::Tensor& tensor) {
+    if (!tensor.defined()) return;
+    data = tensor.const_data_ptr<scalar_t>();
+    stream_stride = tensor.stride(0);
+    event_stride = tensor.stride(1);
+  }
+  const scalar_t* row(int64_t stream, int64_t t) const {
+    return data ? data + stream * stream_stride + t * event_stride : nullptr;
+  }
 };
-
-template <typename scalar_t>
-Rows<scalar_t> rows_of(const at::Tensor& tensor) {
-  if (!tensor.defined()) return {nullptr, 0};
-  return {tensor.const_data_ptr<scalar_t>(), tensor.stride(0)};
-}
 
 // to[d] = from[d] gate[d], between types.
 template <typename to_t, typename from_t, typename gate_t>
@@ -156,58 +164,54 @@ HYENAREC_SIMD void multiply_gate(const from_t* from, const gate_t* gate, int64_t
   }
 }
 
-void check_positions(const int64_t* positions, int64_t batch, int64_t horizon) {
-  for (int64_t b = 0; b < batch; ++b) {
+void check_positions(const at::Tensor& positions, int64_t length, int64_t horizon) {
+  const auto* values = positions.const_data_ptr<int64_t>();
+  for (int64_t b = 0; b < positions.size(0); ++b) {
     TORCH_CHECK(
-        0 <= positions[b] && positions[b] < horizon,
-        "legendre_step: position must be at least 0 and below the horizon = ", horizon, ", got ",
-        positions[b], " for stream ", b);
+        0 <= values[b] && values[b] <= horizon - length, "legendre_step: position must be from 0 to ",
+        horizon - length, ", so that the stream ends within the horizon = ", horizon, ", got ", values[b],
+        " for stream ", b);
   }
 }
 
-template <typename scalar_t>
-void step_streams(
-    at::Tensor& state,
-    const at::Tensor& u,
-    const at::Tensor& pre_gate,
-    const at::Tensor& post_gate,
-    const int64_t* positions,
-    const at::Tensor& weights,
-    int64_t horizon,
-    LegendreStepSizes sizes,
-    at::Tensor& out) {
-  using param_t = at::opmath_type<scalar_t>;
-  const auto [num_coeffs, chunk] = sizes;
-  const int64_t channels = u.size(1), rows = num_coeffs + chunk;
-  const Weights<param_t> parameters(weights.const_data_ptr<param_t>(), sizes, channels);
-  auto* states = state.mutable_data_ptr<param_t>();
-  const auto events = rows_of<scalar_t>(u), pre = rows_of<scalar_t>(pre_gate),
-             post = rows_of<scalar_t>(post_gate);
-  auto* out_data = out.mutable_data_ptr<scalar_t>();
+// What all streams and events share.
+template <typename param_t>
+struct Call {
+  LegendreStepSizes sizes;
+  int64_t channels, horizon;
+  Weights<param_t> weights;
+};
 
-  const int64_t grain = std::max<int64_t>(kThreadElements / (rows * channels), 1);
-  at::parallel_for(0, u.size(0), grain, [&](int64_t first, int64_t last) {
-    std::vector<param_t> scratch(2 * channels), basis;
-    for (int64_t b = first; b < last; ++b) {
-      const State<param_t> stream(states + b * rows * channels, sizes, channels);
-      const int64_t j = positions[b] % chunk, start = positions[b] - j, next = start + chunk;
-      multiply_gate(events.row(b), pre.row(b), channels, stream.events + j * channels);
-      basis.resize(start > 0 ? num_coeffs : 0);
-      fill_basis(j, horizon - start, basis);
-      convolve(parameters, stream, basis, j, channels, scratch.data());
-      multiply_gate(scratch.data(), post.row(b), channels, out_data + b * channels);
-      if (j + 1 == chunk && next < horizon && num_coeffs > 0) {
-        const auto tables = legendre_tables<param_t>(horizon, chunk, num_coeffs, horizon);
-        finish_chunk(
-            tables->chunks[start / chunk], tables->basis.data(), sizes, start == 0, parameters, stream,
-            channels, scratch.data());
-      }
-    }
-  });
+// One event of one stream, `position` events after its first. `scratch` holds two rows.
+template <typename scalar_t, typename param_t>
+void step(
+    const Call<param_t>& call,
+    const State<param_t>& state,
+    int64_t position,
+    const scalar_t* u,
+    const scalar_t* pre_gate,
+    const scalar_t* post_gate,
+    std::vector<param_t>& basis,
+    param_t* scratch,
+    scalar_t* out) {
+  const auto [num_coeffs, chunk] = call.sizes;
+  const int64_t j = position % chunk, start = position - j, next = start + chunk;
+  multiply_gate(u, pre_gate, call.channels, state.events + j * call.channels);
+  basis.resize(start > 0 ? num_coeffs : 0);
+  fill_basis(j, call.horizon - start, basis);
+  convolve(call.weights, state, basis, j, call.channels, scratch);
+  multiply_gate(scratch, post_gate, call.channels, out);
+  if (j + 1 < chunk || next >= call.horizon || num_coeffs == 0) return;
+  const auto tables = legendre_tables<param_t>(call.horizon, chunk, num_coeffs, call.horizon);
+  finish_chunk(
+      tables->chunks[start / chunk], tables->basis.data(), call.sizes, start == 0, call.weights, state,
+      call.channels, scratch);
 }
 
-at::Tensor defined_rows(const std::optional<at::Tensor>& tensor) {
-  return tensor ? with_unit_channel_stride(*tensor) : at::Tensor();
+// [B, L, D] from [B, D] or [B, L, D], channels side by side; undefined stays so.
+at::Tensor events_of(const std::optional<at::Tensor>& tensor) {
+  if (!tensor) return {};
+  return with_unit_channel_stride(tensor->dim() == 2 ? tensor->unsqueeze(1) : *tensor);
 }
 
 at::Tensor legendre_step_cpu(
@@ -221,15 +225,34 @@ at::Tensor legendre_step_cpu(
   const auto sizes =
       detail::check_legendre_step_arguments(state, u, position, weights, horizon, pre_gate, post_gate);
   detail::check_cpu_activation_type({"legendre_step", "u", u});
-  const auto positions = position.contiguous();
-  check_positions(positions.const_data_ptr<int64_t>(), u.size(0), horizon);
+  const auto events = events_of(u), pre_gates = events_of(pre_gate), post_gates = events_of(post_gate);
+  const auto positions = position.contiguous(), rows = weights.contiguous();
+  const int64_t length = events.size(1), channels = events.size(2);
+  check_positions(positions, length, horizon);
   auto out = at::empty(u.sizes(), u.options());
   if (out.numel() == 0) return out;
 
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, u.scalar_type(), "legendre_step", [&] {
-    step_streams<scalar_t>(
-        state, with_unit_channel_stride(u), defined_rows(pre_gate), defined_rows(post_gate),
-        positions.const_data_ptr<int64_t>(), weights.contiguous(), horizon, sizes, out);
+    using param_t = at::opmath_type<scalar_t>;
+    const Call<param_t> call{
+        sizes, channels, horizon, Weights<param_t>(rows.const_data_ptr<param_t>(), sizes, channels)};
+    const Events<scalar_t> in(events), pre(pre_gates), post(post_gates);
+    const auto* first_position = positions.const_data_ptr<int64_t>();
+    auto* states = state.mutable_data_ptr<param_t>();
+    auto* out_data = out.mutable_data_ptr<scalar_t>();
+    const int64_t state_size = (sizes.num_coeffs + sizes.chunk) * channels;
+    const int64_t grain = std::max<int64_t>(kThreadElements / (state_size * length), 1);
+    at::parallel_for(0, u.size(0), grain, [&](int64_t first, int64_t last) {
+      std::vector<param_t> scratch(2 * channels), basis;
+      for (int64_t b = first; b < last; ++b) {
+        const State<param_t> stream(states + b * state_size, sizes, channels);
+        for (int64_t t = 0; t < length; ++t) {
+          step(
+              call, stream, first_position[b] + t, in.row(b, t), pre.row(b, t), post.row(b, t), basis,
+              scratch.data(), out_data + (b * length + t) * channels);
+        }
+      }
+    });
   });
   return out;
 }

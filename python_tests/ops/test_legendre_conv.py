@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from op_cases import (
     no_decay,
     packed,
     padded,
+    random,
 )
 from op_checks import DEVICES, HALF_TYPES, assert_matches_oracle, converted, error, solve
 from torch import Tensor
@@ -132,3 +134,42 @@ def test_packed_equals_padded_equals_single(device: str) -> None:
         assert error(in_padding[i, :length], expected) < 1e-6
         assert error(alone_gradients["u"][0], expected_gradient) < 1e-6
         assert error(padded_gradients["u"][i, :length], expected_gradient) < 1e-6
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_slices_of_one_projection(device: str) -> None:
+    """q, k, v as the model cuts them, and a gate that is expanded over the batch."""
+    q, k, v = random(3, 70, 3 * 16).float().to(device).chunk(3, dim=-1)
+    coeffs, decay = random(16, 9).float().to(device), torch.full((16,), 0.1, device=device)
+    expected = ops.legendre_conv(v.contiguous(), coeffs, decay, 70, None, k.contiguous(), q.contiguous())
+    assert torch.equal(ops.legendre_conv(v, coeffs, decay, 70, None, k, q), expected)
+    expanded = q[:1].expand(3, -1, -1)
+    expected = ops.legendre_conv(v, coeffs, decay, 70, None, expanded.contiguous())
+    assert torch.equal(ops.legendre_conv(v, coeffs, decay, 70, None, expanded), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_decay_beyond_all_bounds_leaves_the_current_event(device: str) -> None:
+    """P_n(-1) = (-1)^n is the kernel at lag 0; exp(-decay lag) must become 0 and nothing NaN."""
+    decay = torch.full((3,), 3e38)
+    arguments = converted(
+        legendre_conv_case(padded(2, 100), 3, 9, optional=(), decay=decay), torch.float32, device
+    )
+    out, gradients = solve(ops.legendre_conv, arguments)
+    at_lag_0 = arguments["coeffs"][:, ::2].sum(1) - arguments["coeffs"][:, 1::2].sum(1)
+    assert error(out, at_lag_0 * arguments["u"]) < 1e-6
+    assert not gradients["decay"].any()
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+def test_calls_from_several_threads_share_tables() -> None:
+    """More horizons than the cache of tables holds, in histories that grow."""
+    calls = [
+        converted(legendre_conv_case(padded(1, length), 3, 9, horizon), torch.float32, "cpu")
+        for length in (20, 70, 140)
+        for horizon in range(140, 165)
+    ]
+    expected = [ops.legendre_conv(**arguments) for arguments in calls]
+    with ThreadPoolExecutor(4) as pool:
+        for results in pool.map(lambda _: [ops.legendre_conv(**a) for a in calls], range(4)):
+            assert all(torch.equal(one, other) for one, other in zip(results, expected, strict=True))

@@ -162,6 +162,54 @@ TEST(ShortConv, AgreesWithTheOracle) {
   }
 }
 
+TEST(LegendreConv, AgreesWithTheOracle) {
+  for (const at::Device device : devices()) {
+    for (const Precision precision : precisions(device)) {
+      for (const oracle::Case& tables : cases_of("legendre_conv")) {
+        const at::Tensor u = argument(tables, "u", device, precision.activation);
+        const at::Tensor coeffs = argument(tables, "coeffs", device, precision.parameter);
+        const at::Tensor decay = argument(tables, "decay", device, precision.parameter);
+        const auto skip = optional_argument(tables, "skip", device, precision.parameter);
+        const auto pre_gate = optional_argument(tables, "pre_gate", device, precision.activation);
+        const auto post_gate = optional_argument(tables, "post_gate", device, precision.activation);
+        const auto offsets = optional_argument(tables, "offsets", device, at::kLong);
+        const at::Tensor out = hyenarec::legendre_conv(
+            u, coeffs, decay, tables.integer("horizon"), skip, pre_gate, post_gate, offsets);
+        EXPECT_EQ(out.scalar_type(), precision.activation);
+        EXPECT_TRUE(out.is_contiguous());
+        check_case(
+            tables, out, {"u", "coeffs", "decay", "skip", "pre_gate", "post_gate"},
+            {u, coeffs, decay, skip.value_or(at::Tensor()), pre_gate.value_or(at::Tensor()),
+             post_gate.value_or(at::Tensor())},
+            precision);
+      }
+    }
+  }
+}
+
+TEST(HyenaMixer, AgreesWithTheOracle) {
+  for (const at::Device device : devices()) {
+    for (const Precision precision : precisions(device)) {
+      for (const oracle::Case& tables : cases_of("hyena_mixer")) {
+        const at::Tensor x = argument(tables, "x", device, precision.activation);
+        const at::Tensor short_weight = argument(tables, "short_weight", device, precision.parameter);
+        const auto short_bias = optional_argument(tables, "short_bias", device, precision.parameter);
+        const at::Tensor coeffs = argument(tables, "coeffs", device, precision.parameter);
+        const at::Tensor decay = argument(tables, "decay", device, precision.parameter);
+        const at::Tensor skip = argument(tables, "skip", device, precision.parameter);
+        const auto offsets = optional_argument(tables, "offsets", device, at::kLong);
+        const at::Tensor out = hyenarec::hyena_mixer(
+            x, short_weight, short_bias, coeffs, decay, tables.integer("horizon"), skip, offsets);
+        EXPECT_EQ(out.scalar_type(), precision.activation);
+        EXPECT_TRUE(out.is_contiguous());
+        check_case(
+            tables, out, {"x", "short_weight", "short_bias", "coeffs", "decay", "skip"},
+            {x, short_weight, short_bias.value_or(at::Tensor()), coeffs, decay, skip}, precision);
+      }
+    }
+  }
+}
+
 TEST(FftConv, IsTheSameForStridedArguments) {
   const at::Tensor wide = at::randn({2, 30, 10});
   const at::Tensor u = wide.slice(2, 0, 5), gate = wide.slice(2, 5, 10);
@@ -212,12 +260,53 @@ TEST(ShortConv, NamesWhatIsWrong) {
   expect_error([&] { hyenarec::short_conv(packed, weight, std::nullopt, offsets({0, 5})); }, {"offsets"});
 }
 
+TEST(LegendreConv, NamesWhatIsWrong) {
+  const at::Tensor u = at::randn({2, 6, 4}), coeffs = at::randn({4, 3}), decay = at::rand({4});
+  expect_error([&] { hyenarec::legendre_conv(u[0], coeffs, decay, 6); }, {"u", "[6, 4]"});
+  expect_error([&] { hyenarec::legendre_conv(u, coeffs, decay, 5); }, {"u", "horizon = 5", "[2, 6, 4]"});
+  expect_error([&] { hyenarec::legendre_conv(u, coeffs, decay, 0); }, {"horizon"});
+  expect_error([&] { hyenarec::legendre_conv(u, at::randn({5, 3}), decay, 6); }, {"coeffs", "[5, 3]"});
+  expect_error([&] { hyenarec::legendre_conv(u, coeffs, at::rand({5}), 6); }, {"decay", "[5]"});
+  expect_error([&] { hyenarec::legendre_conv(u, coeffs, -1 - decay, 6); }, {"decay", "not negative"});
+  expect_error([&] { hyenarec::legendre_conv(u, coeffs, decay, 6, at::randn({3})); }, {"skip", "[3]"});
+  const auto packed = [&](const std::vector<int64_t>& offsets) {
+    hyenarec::legendre_conv(
+        at::randn({12, 4}), coeffs, decay, 6, std::nullopt, std::nullopt, std::nullopt,
+        at::tensor(offsets, at::kLong));
+  };
+  expect_error([&] { packed({0, 8, 4, 12}); }, {"offsets", "decrease"});
+  expect_error([&] { packed({0, 5, 12}); }, {"offsets", "horizon = 6", "got one of 7"});
+}
+
+TEST(HyenaMixer, NamesWhatIsWrong) {
+  const at::Tensor x = at::randn({2, 6, 12}), filter = at::randn({12, 3}), coeffs = at::randn({4, 3});
+  const at::Tensor decay = at::rand({4}), skip = at::randn({4});
+  const auto none = std::nullopt;
+  expect_error(
+      [&] {
+        hyenarec::hyena_mixer(at::randn({2, 6, 11}), filter, none, coeffs, decay, 6, skip);
+      },
+      {"x", "3D", "[2, 6, 11]"});
+  expect_error(
+      [&] {
+        hyenarec::hyena_mixer(x, at::randn({4, 3}), none, coeffs, decay, 6, skip);
+      },
+      {"short_weight", "3D = 12", "[4, 3]"});
+  expect_error(
+      [&] { hyenarec::hyena_mixer(x, filter, at::randn({4}), coeffs, decay, 6, skip); },
+      {"short_bias", "[4]"});
+  expect_error([&] { hyenarec::hyena_mixer(x, filter, none, coeffs, decay, 5, skip); }, {"x", "horizon = 5"});
+  expect_error(
+      [&] { hyenarec::hyena_mixer(x, filter, none, coeffs, decay, 6, at::randn({12})); }, {"skip", "[12]"});
+}
+
 TEST(Checks, AlsoRunInInferenceMode) {
   const c10::InferenceMode guard;
   const at::Tensor u = at::randn({2, 6, 4});
   expect_error([&] { hyenarec::fft_conv(u, at::randn({5, 6})); }, {"kernel", "[5, 6]"});
   expect_error([&] { hyenarec::short_conv(u, at::randn({3, 3})); }, {"weight", "[3, 3]"});
   expect_error([&] { hyenarec::legendre_kernel(at::randn({4, 3}), at::rand({5}), 5, 5); }, {"decay", "[5]"});
+  expect_error([&] { hyenarec::legendre_conv(u, at::randn({4, 3}), at::rand({5}), 6); }, {"decay", "[5]"});
 }
 
 TEST(Gradients, OfGradientsRaise) {

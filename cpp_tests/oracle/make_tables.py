@@ -19,7 +19,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-Arguments = dict[str, "Tensor | int"]
+Arguments = dict[str, "Tensor | int | None"]  # None: absent
 
 
 def load_reference() -> ModuleType:
@@ -49,14 +49,22 @@ def legendre_arguments(
     }
 
 
+def optional_arguments(
+    generator: torch.Generator, names: str, sizes: tuple[int, ...], offsets: list[int] | None = None
+) -> Arguments:
+    """skip [D] and gates, where `names` has them, for an activation of these sizes."""
+    arguments: Arguments = {
+        name: random(generator, *(sizes[-1:] if name == "skip" else sizes)) for name in names.split()
+    }
+    return arguments if offsets is None else arguments | {"offsets": torch.tensor(offsets)}
+
+
 def fft_conv_arguments(
     generator: torch.Generator, batch: int, length: int, channels: int, lags: int, optional: str
 ) -> Arguments:
-    arguments: Arguments = {"u": random(generator, batch, length, channels)}
-    arguments["kernel"] = random(generator, channels, lags)
-    for name in optional.split():
-        arguments[name] = random(generator, *((channels,) if name == "skip" else (batch, length, channels)))
-    return arguments
+    sizes = (batch, length, channels)
+    arguments: Arguments = {"u": random(generator, *sizes), "kernel": random(generator, channels, lags)}
+    return arguments | optional_arguments(generator, optional, sizes)
 
 
 def short_conv_arguments(
@@ -74,7 +82,49 @@ def short_conv_arguments(
     return arguments
 
 
+def legendre_conv_arguments(
+    generator: torch.Generator,
+    sizes: tuple[int, ...],
+    coefficients: int,
+    horizon: int,
+    optional: str,
+    offsets: list[int] | None = None,
+    decay: float | None = None,
+) -> Arguments:
+    """Without `decay`, channels forget in about an eighth of the horizon."""
+    channels = sizes[-1]
+    rate = random(generator, channels).abs() / 2 ** (horizon // 8).bit_length()
+    return {
+        "u": random(generator, *sizes),
+        "coeffs": random(generator, channels, coefficients),
+        "decay": rate if decay is None else torch.full_like(rate, decay),
+        "horizon": horizon,
+    } | optional_arguments(generator, optional, sizes, offsets)
+
+
+def hyena_mixer_arguments(
+    generator: torch.Generator,
+    sizes: tuple[int, ...],
+    coefficients: int,
+    horizon: int,
+    width: int,
+    bias: bool,
+    offsets: list[int] | None = None,
+) -> Arguments:
+    """`sizes` are those of the result."""
+    scan = legendre_conv_arguments(generator, sizes, coefficients, horizon, "skip", offsets)
+    del scan["u"]
+    wide = 3 * sizes[-1]
+    return {
+        "x": random(generator, *sizes[:-1], wide),
+        "short_weight": random(generator, wide, width),
+        "short_bias": random(generator, wide) if bias else None,
+    } | scan
+
+
 ALL = "skip pre_gate post_gate"
+# Sequences of very different lengths, empty ones among them.
+OFFSETS = [0, 3, 3, 10, 11, 11, 81, 113]
 CASES: dict[str, Callable[[torch.Generator], Arguments]] = {
     "legendre_kernel.single": lambda g: legendre_arguments(g, 1, 1, 1, 1),
     "legendre_kernel.horizon_one": lambda g: legendre_arguments(g, 3, 4, 1, 1),
@@ -104,6 +154,40 @@ CASES: dict[str, Callable[[torch.Generator], Arguments]] = {
     ),
     "short_conv.packed_long": lambda g: short_conv_arguments(g, (700, 33), 3, False, [0, 1, 400, 402, 700]),
     "short_conv.empty": lambda g: short_conv_arguments(g, (0, 4), 3, True, [0, 0]),
+    # Sizes, coefficients, horizon. Chunks of the scan have 16, 32 or 64 events.
+    "legendre_conv.single": lambda g: legendre_conv_arguments(g, (1, 1, 1), 1, 1, ALL),
+    "legendre_conv.horizon_one": lambda g: legendre_conv_arguments(g, (2, 1, 3), 4, 1, ALL),
+    "legendre_conv.plain": lambda g: legendre_conv_arguments(g, (2, 7, 3), 5, 7, ""),
+    "legendre_conv.more_coeffs_than_lags": lambda g: legendre_conv_arguments(g, (2, 4, 3), 9, 4, ALL),
+    "legendre_conv.one_chunk": lambda g: legendre_conv_arguments(g, (2, 16, 4), 9, 40, "skip"),
+    "legendre_conv.whole_chunks": lambda g: legendre_conv_arguments(g, (2, 128, 8), 9, 128, "pre_gate"),
+    "legendre_conv.cut_by_horizon": lambda g: legendre_conv_arguments(g, (2, 70, 5), 9, 70, ALL),
+    "legendre_conv.last_chunk_of_one": lambda g: legendre_conv_arguments(g, (2, 129, 5), 17, 129, ALL),
+    "legendre_conv.part_of_horizon": lambda g: legendre_conv_arguments(g, (1, 77, 17), 33, 300, ALL),
+    "legendre_conv.long": lambda g: legendre_conv_arguments(g, (1, 1021, 2), 17, 1500, ALL),
+    "legendre_conv.many_channels": lambda g: legendre_conv_arguments(g, (1, 70, 70), 2, 70, "post_gate"),
+    "legendre_conv.many_coeffs": lambda g: legendre_conv_arguments(g, (2, 150, 3), 40, 150, "skip"),
+    "legendre_conv.no_coeffs": lambda g: legendre_conv_arguments(g, (2, 40, 3), 0, 40, ALL),
+    "legendre_conv.no_decay": lambda g: legendre_conv_arguments(g, (2, 150, 4), 17, 200, ALL, decay=0),
+    "legendre_conv.fast_decay": lambda g: legendre_conv_arguments(g, (2, 70, 4), 9, 70, ALL, decay=50),
+    "legendre_conv.packed": lambda g: legendre_conv_arguments(g, (113, 5), 9, 70, ALL, OFFSETS),
+    "legendre_conv.packed_plain": lambda g: legendre_conv_arguments(g, (113, 8), 17, 90, "", OFFSETS),
+    "legendre_conv.packed_long": lambda g: legendre_conv_arguments(
+        g, (500, 9), 33, 298, ALL, [0, 1, 200, 202, 500]
+    ),
+    "legendre_conv.empty": lambda g: legendre_conv_arguments(g, (0, 5, 3), 9, 5, ALL),
+    "legendre_conv.no_events": lambda g: legendre_conv_arguments(g, (0, 3), 9, 5, ALL, [0, 0]),
+    "hyena_mixer.single": lambda g: hyena_mixer_arguments(g, (1, 1, 1), 1, 1, 3, True),
+    "hyena_mixer.plain": lambda g: hyena_mixer_arguments(g, (2, 7, 3), 5, 7, 3, False),
+    "hyena_mixer.whole_chunks": lambda g: hyena_mixer_arguments(g, (2, 128, 8), 9, 128, 4, True),
+    "hyena_mixer.cut_by_horizon": lambda g: hyena_mixer_arguments(g, (2, 70, 5), 17, 70, 1, True),
+    "hyena_mixer.last_chunk_of_one": lambda g: hyena_mixer_arguments(g, (1, 129, 5), 9, 129, 8, False),
+    "hyena_mixer.part_of_horizon": lambda g: hyena_mixer_arguments(g, (1, 77, 17), 33, 300, 3, True),
+    "hyena_mixer.many_channels": lambda g: hyena_mixer_arguments(g, (1, 40, 70), 2, 40, 3, True),
+    "hyena_mixer.packed": lambda g: hyena_mixer_arguments(g, (113, 5), 9, 70, 4, True, OFFSETS),
+    "hyena_mixer.packed_eight_taps": lambda g: hyena_mixer_arguments(g, (113, 8), 17, 90, 8, True, OFFSETS),
+    "hyena_mixer.packed_plain": lambda g: hyena_mixer_arguments(g, (113, 3), 17, 90, 3, False, OFFSETS),
+    "hyena_mixer.empty": lambda g: hyena_mixer_arguments(g, (0, 4), 9, 5, 3, True, [0, 0]),
 }
 
 
@@ -124,6 +208,8 @@ def solve(reference: ModuleType, op: str, arguments: Arguments, generator: torch
 def write_case(path: Path, table: Arguments) -> None:
     lines = []
     for name, value in table.items():
+        if value is None:
+            continue
         tensor = torch.as_tensor(value)
         head = [name, str(tensor.dim()), *map(str, tensor.shape)]
         lines.append(" ".join([*head, *(repr(number) for number in tensor.flatten().tolist())]))

@@ -64,6 +64,15 @@ std::vector<double> product(
   return c;
 }
 
+template <typename scalar_t>
+std::vector<scalar_t> transposed(const std::vector<scalar_t>& matrix, int64_t rows, int64_t columns) {
+  std::vector<scalar_t> result(matrix.size());
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) result[j * rows + i] = matrix[i * columns + j];
+  }
+  return result;
+}
+
 // Number of leading rows whose followers are all together below `tolerance`.
 int64_t significant(const std::vector<double>& row_maxima, double tolerance) {
   double rest = 0.0;
@@ -79,13 +88,14 @@ class Builder {
       : horizon_(horizon), chunk_(chunk), n_(num_coeffs), quadrature_(num_coeffs) {}
 
   LegendreTables<scalar_t> build(int64_t length) const {
-    LegendreTables<scalar_t> tables{horizon_, chunk_, n_, {}, {}, {}};
+    LegendreTables<scalar_t> tables{horizon_, chunk_, n_, {}, {}, {}, {}};
     tables.basis.resize(n_ * chunk_);
     std::vector<double> values(n_);
     for (int64_t j = 0; j < chunk_; ++j) {
       fill_polynomials(on_interval(j, 0, chunk_ - 1), n_, values.data());
       for (int64_t k = 0; k < n_; ++k) tables.basis[k * chunk_ + j] = static_cast<scalar_t>(values[k]);
     }
+    tables.basis_by_column = transposed(tables.basis, n_, chunk_);
     for (int64_t start = 0; start < length; start += chunk_) {
       LegendreChunk<scalar_t> chunk;
       const int64_t next = start + chunk_;
@@ -138,12 +148,15 @@ class Builder {
     }
     chunk.num_local = significant(maxima, kTolerance);
     chunk.local = upper_triangle(matrix, chunk.num_local, n_);
+    chunk.local_by_column = transposed(chunk.local, chunk.num_local, n_);
   }
 
   void fill_restriction(int64_t start, int64_t next, LegendreChunk<scalar_t>& chunk) const {
     const auto times = nodes_on(static_cast<double>(next), last());
-    const auto matrix = product(quadrature_.projection, state_basis(times, start), n_, n_, n_);
-    chunk.restriction = upper_triangle(matrix, n_, n_);
+    auto matrix = product(quadrature_.projection, state_basis(times, start), n_, n_, n_);
+    for (int64_t k = 0; k < n_; ++k) matrix[k * n_ + k] -= 1.0;
+    chunk.restriction_change = upper_triangle(matrix, n_, n_);
+    chunk.restriction_change_by_column = transposed(chunk.restriction_change, n_, n_);
   }
 
   void fill_tail(int64_t start, std::vector<scalar_t>& tail) const {
@@ -178,6 +191,16 @@ class Builder {
     for_each_entry(chunk.num_moments, [&](int64_t q, int64_t p, int64_t degree) {
       chunk.transfer.push_back(static_cast<scalar_t>(full[(q * n + p) * n + degree]));
     });
+    for (int64_t q = 0; q < chunk.num_moments; ++q) {
+      for_each_run(n - q, [&](int64_t first, int64_t size) {
+        for (int64_t degree = first + q; degree < n; ++degree) {
+          for (int64_t p = first; p < first + size; ++p) {
+            const double value = p + q > degree ? 0.0 : full[(q * n + p) * n + degree];
+            chunk.transfer_by_run.push_back(static_cast<scalar_t>(value));
+          }
+        }
+      });
+    }
   }
 
   // The order of LegendreChunk::transfer.

@@ -8,7 +8,7 @@
 //
 //   evaluate  output[b + j] = sum_k basis[k][j] (local state)[k],   the state restricted to the chunk first
 //   moments   moment[q]     = sum_j basis[q][j] input[b + j]
-//   advance   state'        = restriction state + contracted transfer moments
+//   advance   state'        = exp(-decay C) restriction state + contracted transfer moments
 //
 // A chunk is short beside the horizon, so a polynomial of degree N - 1 on the horizon is, to rounding, one of
 // a lower degree on the chunk: local_terms and moment_terms say how many terms are left (9 of 17 for T =
@@ -27,18 +27,36 @@ namespace hyenarec {
 // coefficients. Longer chunks cost more inside, shorter ones more between them; chosen by measurement.
 HYENAREC_API int64_t legendre_chunk_length(int64_t num_coeffs);
 
-// What the scan needs to pass through chunk i, which starts at b = i C. All matrices are row-major.
+// Calls visit(first, size) over [0, count) in runs of 8, 4, 2 and 1: what vector code holds in registers at a
+// time.
+template <typename Visit>
+void for_each_run(int64_t count, const Visit& visit) {
+  int64_t first = 0;
+  for (const int64_t size : {8, 4, 2, 1}) {
+    for (; first + size <= count; first += size) visit(first, size);
+  }
+}
+
+// What the scan needs to pass through chunk i, which starts at b = i C. All matrices are row-major; those
+// named by_column are transposed, so that a loop over either index finds its numbers side by side.
 template <typename scalar_t>
 struct LegendreChunk {
   // local [num_local, N]: the state on the chunk's own interval [b, b + C - 1]; local[k][p] = 0 for p < k.
   int64_t num_local = 0;
   std::vector<scalar_t> local;
-  // restriction [N, N]: the state on the next chunk's horizon [b + C, T - 1]; upper triangular.
-  std::vector<scalar_t> restriction;
+  std::vector<scalar_t> local_by_column;
+  // restriction_change [N, N]: the state on the next chunk's horizon [b + C, T - 1] minus the state itself;
+  // upper triangular. Restriction is nearly the identity: its difference keeps the digits that hundreds of
+  // chunks in single precision would lose. For the same reason use expm1(-decay C), not exp(-decay C).
+  std::vector<scalar_t> restriction_change;
+  std::vector<scalar_t> restriction_change_by_column;
   // transfer: P_n(u(t - s)) = sum_{p + q <= n} transfer(q, p, n) P_p(t on [b + C, T - 1]) P_q(s on the chunk),
   // for q < num_moments, p < N - q, n from p + q to N - 1, in this order without gaps.
   int64_t num_moments = 0;
   std::vector<scalar_t> transfer;
+  // The same for vector code: for each q, each run of p (for_each_run of N - q), each n from the run's first p
+  // + q on, the run's numbers; 0 where p + q > n.
+  std::vector<scalar_t> transfer_by_run;
 };
 
 template <typename scalar_t>
@@ -48,6 +66,7 @@ struct LegendreTables {
   int64_t num_coeffs;
   // basis [N, C]: P_k at the places of the chunk's events, 2 j / (C - 1) - 1. P_k(-x) = (-1)^k P_k(x).
   std::vector<scalar_t> basis;
+  std::vector<scalar_t> basis_by_column;
   // For the chunks of a history up to the length asked for. Chunk 0 has no state yet, so no local; the
   // horizon's last chunk has no successor, so no restriction and no transfer.
   std::vector<LegendreChunk<scalar_t>> chunks;

@@ -93,4 +93,24 @@ Events<scalar_t> events_of(
   return {data + (packed ? sequences.start(sequence) * stride : sequence * tensor.stride(0)), stride};
 }
 
+// An activation's memory apart from its tensor, for inner loops. Absent tensors have no data.
+template <typename scalar_t>
+struct Activation {
+  scalar_t* data = nullptr;
+  int64_t sequence_stride = 0;  // padded only
+  int64_t row_stride = 0;
+
+  // The row of event t of a sequence.
+  scalar_t* row(const Sequences& sequences, int64_t sequence, int64_t t) const {
+    const int64_t first =
+        sequences.offsets ? sequences.offsets[sequence] * row_stride : sequence * sequence_stride;
+    return data + first + t * row_stride;
+  }
+};
+
+template <typename scalar_t>
+Activation<scalar_t> activation_of(scalar_t* data, const at::Tensor& tensor) {
+  return {data, tensor.dim() == 3 ? tensor.stride(0) : 0, tensor.stride(-2)};
+}
+
 }  // namespace hyenarec

@@ -7,16 +7,20 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 // Sanitizers start after the loader's choice, and other compilers and machines know other ways.
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__) && \
     __GNUC__ >= 12 && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+#define HYENAREC_HAS_TARGETS
 #define HYENAREC_SIMD __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define HYENAREC_SIMD
 #endif
 
 #define HYENAREC_INLINE inline __attribute__((always_inline))
+// After a lambda's parameters.
+#define HYENAREC_INLINE_LAMBDA __attribute__((always_inline))
 
 // Eight-lane vectors stay inside inlined functions, so their calling convention never matters.
 #if defined(__GNUC__) && !defined(__clang__)
@@ -26,38 +30,70 @@
 namespace hyenarec::simd {
 
 // The compiler's own vectors: they take arithmetic operators and become whatever registers the machine has.
-template <typename scalar_t>
+template <typename scalar_t, int lanes = 8>
 struct VectorOf {
-  typedef scalar_t type __attribute__((vector_size(8 * sizeof(scalar_t))));
+  typedef scalar_t type __attribute__((vector_size(lanes * sizeof(scalar_t))));
 };
-template <typename scalar_t>
-using Vector = typename VectorOf<scalar_t>::type;
+template <typename scalar_t, int lanes = 8>
+using Vector = typename VectorOf<scalar_t, lanes>::type;
 
-template <typename lanes_t, typename scalar_t>
-HYENAREC_INLINE lanes_t load_lanes(const scalar_t* from) {
-  lanes_t lanes;
+template <typename V>
+using LaneOf = std::remove_reference_t<decltype(std::declval<V&>()[0])>;
+template <typename V>
+constexpr int kLanes = sizeof(V) / sizeof(LaneOf<V>);
+
+template <typename V>
+HYENAREC_INLINE V load_lanes(const void* from) {
+  V lanes;
   std::memcpy(&lanes, from, sizeof(lanes));
   return lanes;
 }
 
-HYENAREC_INLINE Vector<float> load(const float* from) { return load_lanes<Vector<float>>(from); }
-HYENAREC_INLINE Vector<double> load(const double* from) { return load_lanes<Vector<double>>(from); }
+template <int lanes = 8>
+HYENAREC_INLINE Vector<float, lanes> load(const float* from) {
+  return load_lanes<Vector<float, lanes>>(from);
+}
+template <int lanes = 8>
+HYENAREC_INLINE Vector<double, lanes> load(const double* from) {
+  return load_lanes<Vector<double, lanes>>(from);
+}
 // bfloat16 is the upper half of a float.
-HYENAREC_INLINE Vector<float> load(const c10::BFloat16* from) {
-  return (Vector<float>)(__builtin_convertvector(load_lanes<Vector<uint16_t>>(from), Vector<uint32_t>) << 16);
+template <int lanes = 8>
+HYENAREC_INLINE Vector<float, lanes> load(const c10::BFloat16* from) {
+  const auto halves = load_lanes<Vector<uint16_t, lanes>>(from);
+  return (Vector<float, lanes>)(__builtin_convertvector(halves, Vector<uint32_t, lanes>) << 16);
 }
 
-HYENAREC_INLINE void store(const Vector<float>& lanes, float* to) { std::memcpy(to, &lanes, sizeof(lanes)); }
-HYENAREC_INLINE void store(const Vector<double>& lanes, double* to) {
+template <typename V>
+HYENAREC_INLINE void store(const V& lanes, LaneOf<V>* to) {
   std::memcpy(to, &lanes, sizeof(lanes));
 }
 // Rounds to nearest even and keeps NaN, as c10::BFloat16 does.
-HYENAREC_INLINE void store(const Vector<float>& lanes, c10::BFloat16* to) {
-  const auto bits = (Vector<uint32_t>)lanes;
+template <typename V>
+HYENAREC_INLINE void store(const V& lanes, c10::BFloat16* to) {
+  using Bits = Vector<uint32_t, kLanes<V>>;
+  const auto bits = (Bits)lanes;
   const auto rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const auto is_nan = (Vector<uint32_t>)(lanes != lanes);
-  const auto halves = __builtin_convertvector((rounded & ~is_nan) | (0x7fc0u & is_nan), Vector<uint16_t>);
+  const auto is_nan = (Bits)(lanes != lanes);
+  const auto halves =
+      __builtin_convertvector((rounded & ~is_nan) | (0x7fc0u & is_nan), Vector<uint16_t, kLanes<V>>);
   std::memcpy(to, &halves, sizeof(halves));
+}
+
+// The first `count` lanes from memory, the others zero; and the first `count` lanes to memory.
+template <typename V, typename scalar_t>
+HYENAREC_INLINE V load_first(const scalar_t* from, int64_t count) {
+  if (count == kLanes<V>) return load<kLanes<V>>(from);
+  scalar_t lanes[kLanes<V>] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = from[i];
+  return load<kLanes<V>>(lanes);
+}
+template <typename V, typename scalar_t>
+HYENAREC_INLINE void store_first(const V& value, scalar_t* to, int64_t count) {
+  if (count == kLanes<V>) return store(value, to);
+  scalar_t lanes[kLanes<V>];
+  store(value, lanes);
+  for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
 }
 
 #if defined(__clang__)
@@ -88,5 +124,42 @@ HYENAREC_INLINE void transpose(Vector<compute_t> (&rows)[8]) {
 }
 
 #undef HYENAREC_SHUFFLE
+
+// The other way to one binary for all machines, for code whose vectors and blocks depend on the registers:
+// run_with_widest_vectors(body) calls body(integral constant bytes), where a vector register holds so many
+// bytes, within a function that is compiled for that machine. The body and all it calls must be
+// HYENAREC_INLINE.
+using Bytes16 = std::integral_constant<int, 16>;
+using Bytes32 = std::integral_constant<int, 32>;
+using Bytes64 = std::integral_constant<int, 64>;
+
+#if defined(HYENAREC_HAS_TARGETS)
+template <typename Body>
+__attribute__((noinline, target("arch=x86-64-v4"))) void run_with_avx512(const Body& body) {
+  body(Bytes64{});
+}
+template <typename Body>
+__attribute__((noinline, target("arch=x86-64-v3"))) void run_with_avx2(const Body& body) {
+  body(Bytes32{});
+}
+#endif
+
+// Bytes of the machine's widest vector register: 64, 32, or 16 on any machine.
+inline int widest_vector_bytes() {
+#if defined(HYENAREC_HAS_TARGETS)
+  if (__builtin_cpu_supports("x86-64-v4")) return 64;
+  if (__builtin_cpu_supports("x86-64-v3")) return 32;
+#endif
+  return 16;
+}
+
+template <typename Body>
+void run_with_widest_vectors(const Body& body) {
+#if defined(HYENAREC_HAS_TARGETS)
+  if (widest_vector_bytes() == 64) return run_with_avx512(body);
+  if (widest_vector_bytes() == 32) return run_with_avx2(body);
+#endif
+  body(Bytes16{});
+}
 
 }  // namespace hyenarec::simd

@@ -1,0 +1,213 @@
+// legendre_conv on the CPU: the scan of legendre_sweeps.h with the gates at its ends.
+#include <ATen/Dispatch.h>
+#include <ATen/OpMathType.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "../argument_checks.h"
+#include "../channels_last.h"
+#include "../legendre_conv.h"
+#include "legendre_call.h"
+
+namespace hyenarec {
+namespace {
+
+using scan::Call;
+using scan::Group;
+using scan::Scratch;
+using scan::Wanted;
+
+// The activations of one call; gates without data are ones, results without data are not wanted.
+template <typename scalar_t>
+struct Activations {
+  Sequences sequences;
+  Activation<const scalar_t> u, pre_gate, post_gate, grad;
+  Activation<scalar_t> out, u_grad, pre_gate_grad, post_gate_grad;
+};
+
+// A vector of channels of a task's sequences.
+template <typename V, typename scalar_t>
+struct GatedRows {
+  const Activations<scalar_t>& all;
+  const Group& group;
+  int64_t first_channel;
+  int64_t channels;
+
+  template <typename pointer_t>
+  HYENAREC_INLINE pointer_t* row(const Activation<pointer_t>& activation, int64_t s, int64_t t) const {
+    return activation.row(all.sequences, group.sequences[s], t) + first_channel;
+  }
+  HYENAREC_INLINE V load(const scalar_t* from) const { return simd::load_first<V>(from, channels); }
+  HYENAREC_INLINE void store(const V& value, scalar_t* to) const { simd::store_first(value, to, channels); }
+
+  // values[t] = a[t] gate[t]
+  HYENAREC_INLINE void load_gated(
+      const Activation<const scalar_t>& a,
+      const Activation<const scalar_t>& gate,
+      int64_t s,
+      int64_t begin,
+      int64_t rows,
+      V* values) const {
+    const scalar_t* from = row(a, s, begin);
+    for (int64_t t = 0; t < rows; ++t) values[t] = load(from + t * a.row_stride);
+    if (!gate.data) return;
+    const scalar_t* factor = row(gate, s, begin);
+    for (int64_t t = 0; t < rows; ++t) values[t] *= load(factor + t * gate.row_stride);
+  }
+  // to[t] = values[t] factor[t]
+  HYENAREC_INLINE void store_gated(
+      const V* values,
+      const Activation<const scalar_t>& factor,
+      const Activation<scalar_t>& to,
+      int64_t s,
+      int64_t begin,
+      int64_t rows) const {
+    scalar_t* out = row(to, s, begin);
+    if (!factor.data) {
+      for (int64_t t = 0; t < rows; ++t) store(values[t], out + t * to.row_stride);
+      return;
+    }
+    const scalar_t* from = row(factor, s, begin);
+    for (int64_t t = 0; t < rows; ++t)
+      store(values[t] * load(from + t * factor.row_stride), out + t * to.row_stride);
+  }
+
+  HYENAREC_INLINE void load_input(int64_t s, int64_t begin, int64_t rows, V* z) {
+    load_gated(all.u, all.pre_gate, s, begin, rows, z);
+  }
+  HYENAREC_INLINE void store_output(int64_t s, int64_t begin, int64_t rows, const V* y) {
+    store_gated(y, all.post_gate, all.out, s, begin, rows);
+  }
+  HYENAREC_INLINE void load_output_grad(int64_t s, int64_t begin, int64_t rows, V* dy) {
+    load_gated(all.grad, all.post_gate, s, begin, rows, dy);
+  }
+  HYENAREC_INLINE void take_output(int64_t s, int64_t begin, int64_t rows, const V* y) {
+    store_gated(y, all.grad, all.post_gate_grad, s, begin, rows);
+  }
+  HYENAREC_INLINE void take_input_grad(int64_t s, int64_t begin, int64_t rows, const V* dz) {
+    if (all.u_grad.data) store_gated(dz, all.pre_gate, all.u_grad, s, begin, rows);
+    if (all.pre_gate_grad.data) store_gated(dz, all.u, all.pre_gate_grad, s, begin, rows);
+  }
+};
+
+// Tensors whose rows can be read a vector at a time; undefined where there is none.
+at::Tensor readable(const std::optional<at::Tensor>& tensor) {
+  return tensor ? with_unit_channel_stride(*tensor) : at::Tensor();
+}
+
+template <typename scalar_t>
+Activation<const scalar_t> input_of(const at::Tensor& tensor) {
+  if (!tensor.defined()) return {};
+  return activation_of(tensor.const_data_ptr<scalar_t>(), tensor);
+}
+
+template <typename scalar_t>
+Activation<scalar_t> result_of(const at::Tensor& tensor, bool wanted) {
+  if (!wanted) return {};
+  return activation_of(tensor.mutable_data_ptr<scalar_t>(), tensor);
+}
+
+at::Tensor legendre_conv_cpu(
+    const at::Tensor& u,
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    int64_t horizon,
+    const std::optional<at::Tensor>& skip,
+    const std::optional<at::Tensor>& pre_gate,
+    const std::optional<at::Tensor>& post_gate,
+    const std::optional<at::Tensor>& offsets) {
+  const char* op = "legendre_conv";
+  detail::check_legendre_conv_arguments(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
+  detail::check_cpu_activation_type({op, "u", u});
+  detail::check_decay_values(op, decay);
+  const auto starts = contiguous_or_undefined(offsets);
+  const auto sequences = make_sequences(op, u, starts, horizon);
+  auto out = at::empty(u.sizes(), u.options());
+  if (out.numel() == 0) return out;
+
+  const auto rows = with_unit_channel_stride(u);
+  const auto before = readable(pre_gate), after = readable(post_gate);
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, u.scalar_type(), "legendre_conv", [&] {
+    const Activations<scalar_t> activations{
+        sequences,
+        input_of<scalar_t>(rows),
+        input_of<scalar_t>(before),
+        input_of<scalar_t>(after),
+        {},
+        result_of<scalar_t>(out, true),
+        {},
+        {},
+        {}};
+    Call<at::opmath_type<scalar_t>> call(sequences, coeffs, decay, skip, horizon);
+    call.forward([&](auto lanes, const Group& group, int64_t channel, int64_t count) HYENAREC_INLINE_LAMBDA {
+      return GatedRows<decltype(lanes), scalar_t>{activations, group, channel, count};
+    });
+  });
+  return out;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> legendre_conv_backward_cpu(
+    const at::Tensor& grad,
+    const at::Tensor& u,
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    int64_t horizon,
+    const std::optional<at::Tensor>& skip,
+    const std::optional<at::Tensor>& pre_gate,
+    const std::optional<at::Tensor>& post_gate,
+    const std::optional<at::Tensor>& offsets,
+    std::array<bool, 6> needs_grad) {
+  const char* op = "legendre_conv_backward";
+  detail::check_legendre_conv_backward_arguments(
+      grad, u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
+  detail::check_cpu_activation_type({op, "u", u});
+  detail::check_decay_values(op, decay);
+  const auto starts = contiguous_or_undefined(offsets);
+  const auto sequences = make_sequences(op, u, starts, horizon);
+  const auto activation = [&](bool wanted) {
+    return wanted ? at::empty(u.sizes(), u.options()) : at::empty({0}, u.options());
+  };
+  const bool want_pre = needs_grad[4] && pre_gate, want_post = needs_grad[5] && post_gate;
+  auto u_grad = activation(needs_grad[0]);
+  auto pre_gate_grad = activation(want_pre);
+  auto post_gate_grad = activation(want_post);
+  const Wanted wanted{
+      needs_grad[0] || want_pre, want_post, needs_grad[1] || needs_grad[2] || (needs_grad[3] && skip)};
+
+  const auto rows = with_unit_channel_stride(u), grads = with_unit_channel_stride(grad);
+  const auto before = readable(pre_gate), after = readable(post_gate);
+  scan::ParameterGradients gradients;
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, u.scalar_type(), "legendre_conv_backward", [&] {
+    const Activations<scalar_t> activations{
+        sequences,
+        input_of<scalar_t>(rows),
+        input_of<scalar_t>(before),
+        input_of<scalar_t>(after),
+        input_of<scalar_t>(grads),
+        {},
+        result_of<scalar_t>(u_grad, needs_grad[0]),
+        result_of<scalar_t>(pre_gate_grad, want_pre),
+        result_of<scalar_t>(post_gate_grad, want_post)};
+    Call<at::opmath_type<scalar_t>> call(sequences, coeffs, decay, skip, horizon);
+    gradients = call.backward(
+        wanted, [&](auto lanes, const Group& group, int64_t channel, int64_t count) HYENAREC_INLINE_LAMBDA {
+          return GatedRows<decltype(lanes), scalar_t>{activations, group, channel, count};
+        });
+  });
+  const auto none = [&] { return at::empty({0}, coeffs.options()); };
+  return {
+      u_grad,
+      needs_grad[1] ? gradients.coeffs : none(),
+      needs_grad[2] ? gradients.decay : none(),
+      needs_grad[3] && skip ? gradients.skip : none(),
+      pre_gate_grad,
+      post_gate_grad};
+}
+
+}  // namespace
+}  // namespace hyenarec
+
+TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
+  m.impl("legendre_conv", hyenarec::legendre_conv_cpu);
+  m.impl("legendre_conv_backward", hyenarec::legendre_conv_backward_cpu);
+}

@@ -1,0 +1,289 @@
+// The arithmetic of the Legendre scan within one chunk, for a tile of channels side by side in a vector. See
+// legendre_tables.h for the method. Everything here is forced inline into a function that is compiled for one
+// instruction set, so no calling convention and no function of another set is ever involved.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "simd.h"
+
+namespace hyenarec::scan {
+
+// Events are computed in blocks of so many, the last one filled up with zeros.
+constexpr int64_t kBlock = 8;
+// Rows of zeros that must lie before the inputs given to `add_lag_products`.
+constexpr int64_t kZerosBefore = kBlock;
+
+using simd::LaneOf;
+
+// Calls visit(integral constant size, first) for the runs of for_each_run: a run's sums stay in registers.
+template <typename Visit>
+HYENAREC_INLINE void in_runs(int64_t count, const Visit& visit) {
+  int64_t first = 0;
+  for (; first + 8 <= count; first += 8) visit(std::integral_constant<int, 8>{}, first);
+  if (first + 4 <= count) visit(std::integral_constant<int, 4>{}, first), first += 4;
+  if (first + 2 <= count) visit(std::integral_constant<int, 2>{}, first), first += 2;
+  if (first < count) visit(std::integral_constant<int, 1>{}, first);
+}
+
+// The same from the last run to the first.
+template <typename Visit>
+HYENAREC_INLINE void in_runs_backwards(int64_t count, const Visit& visit) {
+  if (count % 2 >= 1) visit(std::integral_constant<int, 1>{}, count -= 1);
+  if (count % 4 >= 2) visit(std::integral_constant<int, 2>{}, count -= 2);
+  if (count % 8 >= 4) visit(std::integral_constant<int, 4>{}, count -= 4);
+  while (count > 0) visit(std::integral_constant<int, 8>{}, count -= 8);
+}
+
+// y[t] += sum_{s <= t} kernel[t - s] z[s] for t < rows, a multiple of kBlock; direction -1 walks z and y
+// backwards from where they point. Eight outputs by four inputs at a time: 15 loads for 32 multiply-adds.
+template <int direction, typename V>
+HYENAREC_INLINE void add_near(const V* kernel, const V* z, V* y, int64_t rows) {
+  for (int64_t first = 0; first < rows; first += kBlock) {
+    V sums[kBlock];
+    for (int i = 0; i < kBlock; ++i) sums[i] = y[direction * (first + i)];
+    for (int64_t s = 0; s < first; s += 4) {
+      V inputs[4];
+      for (int j = 0; j < 4; ++j) inputs[j] = z[direction * (s + j)];
+      for (int lag = -3; lag < kBlock; ++lag) {
+        const V weight = kernel[first - s + lag];
+        for (int j = 0; j < 4; ++j) {
+          if (lag + j >= 0 && lag + j < kBlock) sums[lag + j] += weight * inputs[j];
+        }
+      }
+    }
+    for (int j = 0; j < kBlock; ++j) {
+      const V input = z[direction * (first + j)];
+      for (int i = j; i < kBlock; ++i) sums[i] += kernel[i - j] * input;
+    }
+    for (int i = 0; i < kBlock; ++i) y[direction * (first + i)] = sums[i];
+  }
+}
+
+// sums[lag] += sum_t dy[t] z[t - lag] for lag < rows, with z[-kZerosBefore .. -1] = 0.
+template <typename V>
+HYENAREC_INLINE void add_lag_products(const V* dy, const V* z, V* sums, int64_t rows) {
+  for (int64_t first = 0; first < rows; first += kBlock) {
+    V lags[kBlock];
+    for (int i = 0; i < kBlock; ++i) lags[i] = sums[first + i];
+    for (int64_t t = first; t < rows; t += 4) {
+      V outputs[4];
+      for (int j = 0; j < 4; ++j) outputs[j] = dy[t + j];
+      for (int place = 3; place > -kBlock; --place) {
+        const V input = z[t - first + place];
+        for (int j = 0; j < 4; ++j) {
+          if (j - place >= 0 && j - place < kBlock) lags[j - place] += outputs[j] * input;
+        }
+      }
+    }
+    for (int i = 0; i < kBlock; ++i) sums[first + i] = lags[i];
+  }
+}
+
+// out[i] = sum_{j >= i} matrix[i][j] in[j] for an upper triangular matrix [rows, columns], given by column.
+template <typename V>
+HYENAREC_INLINE void multiply_upper(
+    const LaneOf<V>* by_column, int64_t rows, int64_t columns, const V* in, V* out) {
+  in_runs(rows, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+    V sums[run()] = {};
+    const LaneOf<V>* column = by_column + first * rows + first;
+    for (int64_t j = first; j < columns; ++j, column += rows) {
+      const V value = in[j];
+      for (int i = 0; i < run(); ++i) sums[i] += column[i] * value;
+    }
+    for (int i = 0; i < run(); ++i) out[first + i] = sums[i];
+  });
+}
+
+// out[j] += sum_{i <= j, i < rows} matrix[i][j] in[i]: the transposed product.
+template <typename V>
+HYENAREC_INLINE void add_transposed_upper(
+    const LaneOf<V>* matrix, int64_t rows, int64_t columns, const V* in, V* out) {
+  in_runs(columns, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+    V sums[run()];
+    for (int j = 0; j < run(); ++j) sums[j] = out[first + j];
+    const LaneOf<V>* row = matrix + first;
+    for (int64_t i = 0; i < std::min<int64_t>(rows, first + run()); ++i, row += columns) {
+      const V value = in[i];
+      for (int j = 0; j < run(); ++j) sums[j] += row[j] * value;
+    }
+    for (int j = 0; j < run(); ++j) out[first + j] = sums[j];
+  });
+}
+
+// y[j] = fade[j] sum_{k < terms} basis[k][j] local[k] for the events of a chunk. Even polynomials are
+// symmetric about its middle and odd ones antisymmetric, so two events share one sum of each.
+template <typename V>
+HYENAREC_INLINE void evaluate(
+    const LaneOf<V>* basis, int64_t chunk, int64_t terms, const V* local, const V* fade, V* y) {
+  in_runs(chunk / 2, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+    V even[run()] = {}, odd[run()] = {};
+    const LaneOf<V>* row = basis + first;
+    for (int64_t k = 0; k + 1 < terms; k += 2, row += 2 * chunk) {
+      const V a = local[k], b = local[k + 1];
+      for (int j = 0; j < run(); ++j) even[j] += row[j] * a;
+      for (int j = 0; j < run(); ++j) odd[j] += row[chunk + j] * b;
+    }
+    if (terms % 2 == 1) {
+      const V a = local[terms - 1];
+      for (int j = 0; j < run(); ++j) even[j] += row[j] * a;
+    }
+    for (int j = 0; j < run(); ++j) {
+      const int64_t t = first + j, mirrored = chunk - 1 - t;
+      y[t] = (even[j] + odd[j]) * fade[t];
+      y[mirrored] = (even[j] - odd[j]) * fade[mirrored];
+    }
+  });
+}
+
+// moments[k] = sum_j basis[k][j] weight[j] z[j] for k < terms, the transposed `evaluate`, with the basis
+// [num_coeffs, chunk] given by column. `folded` is room for `chunk` vectors.
+template <typename V>
+HYENAREC_INLINE void take_moments(
+    const LaneOf<V>* by_column,
+    int64_t num_coeffs,
+    int64_t chunk,
+    int64_t terms,
+    const V* z,
+    const V* weight,
+    V* folded,
+    V* moments) {
+  const int64_t half = chunk / 2;
+  V* const sums_of_pairs = folded;
+  V* const differences = folded + half;
+  for (int64_t t = 0; t < half; ++t) {
+    const V early = z[t] * weight[t], late = z[chunk - 1 - t] * weight[chunk - 1 - t];
+    sums_of_pairs[t] = early + late;
+    differences[t] = early - late;
+  }
+  in_runs(terms / 2, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+    V even[run()] = {}, odd[run()] = {};
+    const LaneOf<V>* column = by_column + 2 * first;
+    for (int64_t t = 0; t < half; ++t, column += num_coeffs) {
+      const V a = sums_of_pairs[t], b = differences[t];
+      for (int i = 0; i < run(); ++i) even[i] += column[2 * i] * a;
+      for (int i = 0; i < run(); ++i) odd[i] += column[2 * i + 1] * b;
+    }
+    for (int i = 0; i < run(); ++i) {
+      moments[2 * (first + i)] = even[i];
+      moments[2 * (first + i) + 1] = odd[i];
+    }
+  });
+  if (terms % 2 == 1) {
+    V sums[4] = {};  // chunk / 2 is a multiple of 4
+    const LaneOf<V>* column = by_column + terms - 1;
+    for (int64_t t = 0; t < half; t += 4) {
+      for (int i = 0; i < 4; ++i) sums[i] += column[(t + i) * num_coeffs] * sums_of_pairs[t + i];
+    }
+    moments[terms - 1] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+}
+
+// contracted[q][p] = sum_n coeffs[n] transfer(q, p, n), zero for p + q >= N; rows of N. `transfer` lies by
+// run.
+template <typename V>
+HYENAREC_INLINE void contract(
+    const LaneOf<V>* transfer, int64_t num_moments, int64_t num_coeffs, const V* coeffs, V* contracted) {
+  for (int64_t q = 0; q < num_moments; ++q) {
+    V* const row = contracted + q * num_coeffs;
+    in_runs(num_coeffs - q, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+      V sums[run()] = {};
+      for (int64_t n = first + q; n < num_coeffs; ++n, transfer += run()) {
+        const V coefficient = coeffs[n];
+        for (int i = 0; i < run(); ++i) sums[i] += transfer[i] * coefficient;
+      }
+      for (int i = 0; i < run(); ++i) row[first + i] = sums[i];
+    });
+    for (int64_t p = num_coeffs - q; p < num_coeffs; ++p) row[p] = V{};
+  }
+}
+
+// coeffs_grad[n] += sum_{q, p} transfer(q, p, n) products[q][p]: the transposed `contract`.
+template <typename V>
+HYENAREC_INLINE void add_contracted_grad(
+    const LaneOf<V>* transfer, int64_t num_moments, int64_t num_coeffs, const V* products, V* coeffs_grad) {
+  for (int64_t q = 0; q < num_moments; ++q) {
+    const V* const row = products + q * num_coeffs;
+    in_runs(num_coeffs - q, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+      V factors[run()];
+      for (int i = 0; i < run(); ++i) factors[i] = row[first + i];
+      for (int64_t n = first + q; n < num_coeffs; ++n, transfer += run()) {
+        V sum = transfer[0] * factors[0];
+        for (int i = 1; i < run(); ++i) sum += transfer[i] * factors[i];
+        coeffs_grad[n] += sum;
+      }
+    });
+  }
+}
+
+// dmoments[q] = sum_p contracted[q][p] dstate[p], and products[q][p] += moments[q] dstate[p].
+template <typename V>
+HYENAREC_INLINE void add_moment_grad(
+    const V* contracted,
+    int64_t num_moments,
+    int64_t num_coeffs,
+    const V* dstate,
+    const V* moments,
+    V* dmoments,
+    V* products) {
+  for (int64_t q = 0; q < num_moments; ++q) {
+    const V* const weights = contracted + q * num_coeffs;
+    V* const row = products + q * num_coeffs;
+    const V moment = moments[q];
+    V sums[2] = {};
+    for (int64_t p = 0; p < num_coeffs - q; ++p) {
+      sums[p % 2] += weights[p] * dstate[p];
+      row[p] += moment * dstate[p];
+    }
+    dmoments[q] = sums[0] + sums[1];
+  }
+}
+
+// state = exp(-decay C) restriction state + contracted moments, in place: a run of rows needs no row before
+// it. `step` is expm1(-decay C), and the restriction (by column) comes as a change, too: what little changes
+// is added last, so that a long chain of chunks doesn't lose digits.
+template <typename V>
+HYENAREC_INLINE void advance(
+    const LaneOf<V>* change_by_column,
+    int64_t num_coeffs,
+    const V& step,
+    const V* contracted,
+    const V* moments,
+    int64_t num_moments,
+    V* state) {
+  in_runs(num_coeffs, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+    V change[run()] = {};
+    const LaneOf<V>* column = change_by_column + first * num_coeffs + first;
+    for (int64_t j = first; j < num_coeffs; ++j, column += num_coeffs) {
+      const V value = state[j];
+      for (int i = 0; i < run(); ++i) change[i] += column[i] * value;
+    }
+    for (int i = 0; i < run(); ++i) change[i] += step * (state[first + i] + change[i]);
+    const V* row = contracted + first;
+    for (int64_t q = 0; q < std::min(num_moments, num_coeffs - first); ++q, row += num_coeffs) {
+      const V moment = moments[q];
+      for (int i = 0; i < run(); ++i) change[i] += row[i] * moment;
+    }
+    for (int i = 0; i < run(); ++i) state[first + i] += change[i];
+  });
+}
+
+// dstate = exp(-decay C) restrictionᵀ dstate, in place: a run of columns needs no column after it.
+template <typename V>
+HYENAREC_INLINE void advance_transposed(
+    const LaneOf<V>* restriction_change, int64_t num_coeffs, const V& step, V* dstate) {
+  in_runs_backwards(num_coeffs, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+    V change[run()] = {};
+    const LaneOf<V>* row = restriction_change + first;
+    for (int64_t i = 0; i < first + run(); ++i, row += num_coeffs) {
+      const V value = dstate[i];
+      for (int j = 0; j < run(); ++j) change[j] += row[j] * value;
+    }
+    for (int j = 0; j < run(); ++j) change[j] += step * (dstate[first + j] + change[j]);
+    for (int j = 0; j < run(); ++j) dstate[first + j] += change[j];
+  });
+}
+
+}  // namespace hyenarec::scan

@@ -6,9 +6,9 @@
 #include <torch/library.h>
 
 #include "../argument_checks.h"
-#include "../channels_last.h"
 #include "../short_conv.h"
 #include "launch.cuh"
+#include "rows.h"
 #include "short_conv.cuh"
 
 namespace hyenarec {
@@ -17,34 +17,10 @@ namespace {
 constexpr int64_t kForwardRun =
     16;  // rows a thread slides over: enough to hide the halo, short enough to fill a GPU
 
-// An activation as rows of channels: its pointer and the distance of its rows. [B, L, D] and [total, D]
-// alike; a copy is made unless channels are contiguous and all rows evenly spaced.
-struct Rows {
-  at::Tensor tensor;
-  int64_t stride;
-
-  explicit Rows(const at::Tensor& source) : tensor(with_unit_channel_stride(source)) {
-    const int64_t dims = tensor.dim();
-    const bool even = dims == 2 || tensor.size(0) == 1 || tensor.size(1) == 1 ||
-                      tensor.stride(0) == tensor.size(1) * tensor.stride(1);
-    if (!even) tensor = tensor.contiguous();
-    // The stride of a dimension of size 1 is arbitrary, also in a contiguous tensor: with one event a
-    // sequence, the sequences' distance counts.
-    stride = tensor.stride(dims == 3 && tensor.size(1) == 1 ? 0 : dims - 2);
-  }
-};
-
-SequenceRows sequence_rows(const at::Tensor& u, const at::Tensor& offsets) {
-  if (offsets.defined()) {
-    TORCH_CHECK(offsets.size(0) > 1, "short_conv: offsets must hold a sequence for the rows of u, got none");
-    return {u.size(0), 0, offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1};
-  }
-  return {u.size(0) * u.size(1), u.size(1), nullptr, 0};
-}
-
-// offsets on the device, contiguous; undefined when padded.
-at::Tensor contiguous_offsets(const std::optional<at::Tensor>& offsets) {
-  return offsets ? offsets->contiguous() : at::Tensor();
+SequenceRows sequence_rows(const RowSequences& sequences) {
+  return {
+      sequences.rows, sequences.length, sequences.offsets_data(),
+      sequences.offsets.defined() ? sequences.count : 0};
 }
 
 template <typename scalar_t>
@@ -83,8 +59,8 @@ at::Tensor short_conv_cuda(
   const Rows input(u);
   const auto taps = weight.contiguous();
   const auto shifts = bias ? bias->contiguous() : at::Tensor();
-  const auto bounds = contiguous_offsets(offsets);
-  const auto rows = sequence_rows(u, bounds);
+  const RowSequences sequences("short_conv", u, offsets);
+  const auto rows = sequence_rows(sequences);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "short_conv", [&] {
     using param_t = accumulate_t<scalar_t>;
     choose<scalar_t>(aligned<scalar_t>(input, channels), width, [&](auto vector, auto tap_count) {
@@ -117,8 +93,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_cuda(
 
   const Rows input(u), output(grad);
   const auto taps = weight.contiguous();
-  const auto bounds = contiguous_offsets(offsets);
-  const auto rows = sequence_rows(u, bounds);
+  const RowSequences sequences("short_conv", u, offsets);
+  const auto rows = sequence_rows(sequences);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "short_conv_backward", [&] {
     using param_t = accumulate_t<scalar_t>;
     const bool vectors = aligned<scalar_t>(input, channels) && aligned<scalar_t>(output, channels);

@@ -1,0 +1,147 @@
+// hyena_mixer's kernels beside the oracle: padded and packed, four and eight taps, one segment and several,
+// both orders of blocks.
+#include "scan_run.h"
+
+#include "ops/cuda/hyena_mixer.cuh"
+
+namespace {
+
+using namespace device_test;
+using cuda_on_cpu::BFloat16;
+
+struct Gradients {
+  std::vector<double> x, weight, bias;
+  ParameterGradients parameters;
+  bool operator==(const Gradients&) const = default;
+};
+
+template <typename scalar_t, int kN, int kTaps>
+class Problem {
+ public:
+  using T = accumulate_t<scalar_t>;
+  using Source = MixerSource<scalar_t, kTaps>;
+
+  explicit Problem(const oracle::Case& expected)
+      : expected_(expected),
+        sequences_(expected, "x"),
+        channels_(expected["coeffs"].sizes[0]),
+        width_(static_cast<int>(expected["short_weight"].sizes[1])),
+        x_(expected["x"].values),
+        grad_(expected["grad"].values),
+        weight_(expected["short_weight"].values),
+        bias_(expected.has("short_bias") ? expected["short_bias"].values : std::vector<double>()) {}
+
+  bool applies() const {
+    return sequences_.rows > 0 && width_ <= kTaps && expected_["coeffs"].sizes[1] <= kN;
+  }
+
+  std::vector<double> forward(const Cut& cut) const {
+    Buffer<scalar_t> out(sequences_.rows * channels_);
+    auto source = inputs();
+    source.out = {out.data(), channels_};
+    Scan<T, kN>(expected_, sequences_, channels_, cut).forward(source);
+    return out.values();
+  }
+
+  Gradients backward(const Cut& cut, const ScanWanted& wanted) const {
+    Scan<T, kN> scan(expected_, sequences_, channels_, cut);
+    Buffer<scalar_t> x(wanted.input ? x_.size() : 0);
+    Buffer<T> edges(scan.segment_slots() * 6 * Source::kHalo * scan.pitch());
+    auto source = inputs();
+    source.grad_x = {wanted.input ? x.data() : nullptr, 3 * channels_};
+    source.edges = edges.data();
+    source.edge_pitch = scan.pitch();
+    const auto parameters = scan.backward(source, wanted);
+    if (scan.work().segments > 1 && wanted.input)
+      launch(
+          scan_shape(scan.work(), cut.warps), cut.order, hyena_mixer_join<scalar_t, kTaps>, scan.work(),
+          source);
+    Gradients grads{x.values(), {}, {}, parameters};
+    if (!wanted.kernel) return grads;
+    const auto& sums = parameters.source_sums;  // [3, kTaps + 1, channels]
+    for (int64_t column = 0; column < 3 * channels_; ++column) {
+      const auto row = [&](int64_t tap) {
+        return static_cast<size_t>((column / channels_ * (kTaps + 1) + tap) * channels_ + column % channels_);
+      };
+      for (int lag = 0; lag < width_; ++lag) grads.weight.push_back(sums[row(lag)]);
+      grads.bias.push_back(sums[row(kTaps)]);
+    }
+    return grads;
+  }
+
+ private:
+  Source inputs() const {
+    Source source{};
+    source.x = {x_.data(), 3 * channels_};
+    source.grad = {grad_.data(), channels_};
+    source.weight = weight_.data();
+    source.bias = bias_.size() > 0 ? bias_.data() : nullptr;
+    source.width = width_;
+    source.channels = channels_;
+    return source;
+  }
+
+  const oracle::Case& expected_;
+  const Sequences sequences_;
+  const int64_t channels_;
+  const int width_;
+  const Buffer<scalar_t> x_, grad_;
+  const Buffer<T> weight_, bias_;
+};
+
+constexpr ScanWanted kAll{true, true, true};
+
+template <typename scalar_t>
+void expect_gradients(const oracle::Case& expected, const Gradients& grads) {
+  using T = accumulate_t<scalar_t>;
+  expect_near(expected, "grad_x", grads.x, kTolerance<scalar_t>);
+  expect_near(expected, "grad_short_weight", grads.weight, 2 * kTolerance<T>);
+  expect_near(expected, "grad_short_bias", grads.bias, 2 * kTolerance<T>);
+  expect_near(expected, "grad_coeffs", grads.parameters.coeffs, 2 * kTolerance<T>);
+  expect_near(expected, "grad_decay", grads.parameters.decay, 5 * kTolerance<T>);
+  expect_near(expected, "grad_skip", grads.parameters.skip, 2 * kTolerance<T>);
+}
+
+template <typename scalar_t, int kN, int kTaps>
+void check(const oracle::Case& expected, bool thorough = false) {
+  const Problem<scalar_t, kN, kTaps> problem(expected);
+  if (!problem.applies()) return;
+  SCOPED_TRACE(
+      expected.name() + ", " + std::to_string(kN) + " coefficients, " + std::to_string(kTaps) + " taps");
+  const Cut whole{};
+  expect_near(expected, "out", problem.forward(whole), kTolerance<scalar_t>);
+  const auto grads = problem.backward(whole, kAll);
+  expect_gradients<scalar_t>(expected, grads);
+  if (!thorough) return;
+
+  Cut segments{.segment_chunks = 1, .warps = 3, .row_groups = 1, .slab = 100};
+  const auto out = problem.forward(segments);
+  expect_near(expected, "out", out, kTolerance<scalar_t>);
+  const auto segment_grads = problem.backward(segments, kAll);
+  expect_gradients<scalar_t>(expected, segment_grads);
+
+  segments.order = BlockOrder::descending;
+  EXPECT_EQ(out, problem.forward(segments));
+  EXPECT_EQ(segment_grads, problem.backward(segments, kAll));
+}
+
+class HyenaMixerDevice : public testing::TestWithParam<oracle::Case> {};
+
+TEST_P(HyenaMixerDevice, EqualsTheOracle) {
+  if (GetParam()["coeffs"].sizes[1] <= 17) {
+    check<float, 17, 4>(GetParam(), true);
+    check<BFloat16, 17, 4>(GetParam());
+  } else {
+    check<float, 33, 4>(GetParam(), true);
+  }
+  check<float, 17, 8>(GetParam(), GetParam()["short_weight"].sizes[1] > 4);
+  check<double, kScanMaxCoeffs, 8>(GetParam());
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Cases,
+    HyenaMixerDevice,
+    testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "hyena_mixer")),
+    [](const auto& info) { return case_name(info.param); });
+
+}  // namespace

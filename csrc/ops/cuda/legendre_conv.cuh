@@ -1,0 +1,113 @@
+// Device code of legendre_conv: what the scan's sweeps (legendre_scan.cuh) read and write.
+//
+// Bytes that must move, a row of D channels: forward u, two gates and out, 4 D; backward grad, u, two gates and
+// three gradients, 7 D.
+#pragma once
+
+#include "legendre_scan_backward.cuh"
+
+namespace hyenarec {
+
+// Rows of channels side by side, `stride` apart; data == nullptr stands for ones, or for what isn't wanted.
+template <typename scalar_t>
+struct ScanRows {
+  scalar_t* data;
+  int64_t stride;
+
+  __device__ scalar_t* at(int64_t row, int64_t channel) const { return data + row * stride + channel; }
+};
+
+// values[j] = or *= the channel of row + j; zero beyond `rows`.
+template <typename scalar_t, typename T>
+__device__ inline void load_rows(
+    const ScanRows<const scalar_t>& source, int64_t channel, int64_t row, int rows, T (&values)[kScanChunk]) {
+  const scalar_t* from = source.at(row, channel);
+#pragma unroll
+  for (int j = 0; j < kScanChunk; ++j) values[j] = j < rows ? static_cast<T>(from[j * source.stride]) : T(0);
+}
+template <typename scalar_t, typename T>
+__device__ inline void multiply_rows(
+    const ScanRows<const scalar_t>& source, int64_t channel, int64_t row, int rows, T (&values)[kScanChunk]) {
+  if (source.data == nullptr) return;
+  T factors[kScanChunk];
+  load_rows(source, channel, row, rows, factors);
+#pragma unroll
+  for (int j = 0; j < kScanChunk; ++j) values[j] *= factors[j];
+}
+template <typename scalar_t, typename T>
+__device__ inline void store_rows(
+    const ScanRows<scalar_t>& target, int64_t channel, int64_t row, int rows, const T (&values)[kScanChunk]) {
+  scalar_t* to = target.at(row, channel);
+#pragma unroll
+  for (int j = 0; j < kScanChunk; ++j) {
+    if (j < rows) to[j * target.stride] = static_cast<scalar_t>(values[j]);
+  }
+}
+// The product of the values with the rows of `factor`, where both are wanted.
+template <typename scalar_t, typename T>
+__device__ inline void store_products(
+    const ScanRows<scalar_t>& target,
+    const ScanRows<const scalar_t>& factor,
+    int64_t channel,
+    int64_t row,
+    int rows,
+    const T (&values)[kScanChunk]) {
+  if (target.data == nullptr) return;
+  T products[kScanChunk];
+#pragma unroll
+  for (int j = 0; j < kScanChunk; ++j) products[j] = values[j];
+  multiply_rows(factor, channel, row, rows, products);
+  store_rows(target, channel, row, rows, products);
+}
+
+// out = post (kernel * (pre u)); see the sweeps for what the functions mean.
+template <typename scalar_t>
+struct ConvSource {
+  using Scalar = scalar_t;
+  using T = accumulate_t<scalar_t>;
+  static constexpr int kSums = 0;
+
+  ScanRows<const scalar_t> u, pre, post, grad;
+  ScanRows<scalar_t> out, grad_u, grad_pre, grad_post;
+
+  __device__ void load_input(int64_t channel, int64_t row, int64_t, int rows, T (&x)[kScanChunk]) const {
+    load_rows(u, channel, row, rows, x);
+    multiply_rows(pre, channel, row, rows, x);
+  }
+  __device__ void gate_and_store(int64_t channel, int64_t row, int64_t, int rows, T (&y)[kScanChunk]) const {
+    multiply_rows(post, channel, row, rows, y);
+    store_rows(out, channel, row, rows, y);
+  }
+  __device__ void poison_output(int64_t channel, int64_t row) const {
+    *out.at(row, channel) = static_cast<scalar_t>(NAN);
+  }
+
+  __device__ void load_gradient(int64_t channel, int64_t row, int64_t, int rows, T (&dy)[kScanChunk]) const {
+    load_rows(grad, channel, row, rows, dy);
+    multiply_rows(post, channel, row, rows, dy);
+  }
+  struct Memory {};
+  __device__ void begin(Memory&) const {}
+  __device__ void begin_segment(Memory&, int64_t, int64_t, int64_t) const {}
+  __device__ void end_segment(const Memory&) const {}
+  __device__ void store_output_gradient(
+      Memory&, int64_t channel, int64_t row, int64_t, int rows, const T (&y)[kScanChunk]) const {
+    store_products(grad_post, grad, channel, row, rows, y);
+  }
+  __device__ void store_input_gradient(
+      Memory&, int64_t channel, int64_t row, int64_t, int rows, const T (&dx)[kScanChunk]) const {
+    store_products(grad_u, pre, channel, row, rows, dx);
+    store_products(grad_pre, u, channel, row, rows, dx);
+  }
+  __device__ void store_sums(const Memory&, T*) const {}
+  __device__ void poison_gradients(int64_t channel, int64_t row) const {
+    const auto poison = [&](const ScanRows<scalar_t>& target) {
+      if (target.data != nullptr) *target.at(row, channel) = static_cast<scalar_t>(NAN);
+    };
+    poison(grad_u);
+    poison(grad_pre);
+    poison(grad_post);
+  }
+};
+
+}  // namespace hyenarec

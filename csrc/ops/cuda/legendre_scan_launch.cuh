@@ -1,0 +1,248 @@
+// Launching the Legendre scan from torch: how the work is cut, the scratch, the order of the launches.
+#pragma once
+
+#include <ATen/ops/argsort.h>
+#include <ATen/ops/diff.h>
+#include <ATen/ops/empty.h>
+
+#include <optional>
+#include <type_traits>
+
+#include "launch.cuh"
+#include "legendre_scan_backward.cuh"
+#include "rows.h"
+#include "scan_device_tables.h"
+
+namespace hyenarec {
+
+static_assert(sizeof(ScanChunkShape) == 3 * sizeof(int64_t));  // rows of DeviceScanTables::shapes
+
+// Calls run(n) with the number of coefficients that is compiled for at least as many, as a constant.
+// In double everything takes the one instantiation for any number: speed doesn't matter there.
+template <typename T, typename Run>
+void choose_scan_coeffs(int64_t given, const Run& run) {
+  if constexpr (std::is_same_v<T, double>) {
+    run(std::integral_constant<int, kScanMaxCoeffs>{});
+  } else if (given <= 9) {
+    run(std::integral_constant<int, 9>{});
+  } else if (given <= 17) {
+    run(std::integral_constant<int, 17>{});
+  } else if (given <= 33) {
+    run(std::integral_constant<int, 33>{});
+  } else {
+    run(std::integral_constant<int, kScanMaxCoeffs>{});
+  }
+}
+
+struct ScanGradients {
+  at::Tensor coeffs, decay, skip, source_sums;  // source_sums [kSums, channels rounded up], double
+};
+
+// One call of an operator with parameters of type T: coeffs [D, N], decay [D], skip [D] or none.
+template <typename T>
+class ScanCall {
+ public:
+  ScanCall(
+      const char* op,
+      const RowSequences& sequences,
+      const at::Tensor& coeffs,
+      const at::Tensor& decay,
+      const std::optional<at::Tensor>& skip,
+      int64_t horizon)
+      : sequences_(sequences),
+        coeffs_(coeffs.contiguous()),
+        decay_(decay.contiguous()),
+        skip_(skip ? skip->contiguous() : at::Tensor()),
+        given_(coeffs.size(1)) {
+    TORCH_CHECK(
+        given_ <= kScanMaxCoeffs, op, ": coeffs must be [D, N] with N <= ", kScanMaxCoeffs, " on CUDA, got ",
+        coeffs.sizes());
+    choose_scan_coeffs<T>(given_, [&](auto coeff_count) {
+      num_coeffs_ = coeff_count() <= kScanUnrolledCoeffs ? coeff_count() : std::max<int64_t>(given_, 1);
+    });
+    const int64_t channels = coeffs.size(0);
+    tiles_ = ceil_div(channels, kScanLanes);
+    pitch_ = tiles_ * kScanLanes;
+    const int64_t longest =
+        std::min(sequences.offsets.defined() ? sequences.rows : sequences.length, horizon);
+    const int64_t chunks = ceil_div(longest, kScanChunk);
+    cut(chunks, channels, horizon);
+    get_tables(longest, horizon);
+    prepare(chunks, horizon);
+  }
+
+  // Source: see legendre_scan.cuh.
+  template <typename Source>
+  void forward(const Source& source) {
+    choose_scan_coeffs<T>(given_, [&](auto coeff_count) {
+      constexpr int kN = coeff_count();
+      const auto carry = find_carry<Source, kN>(source);
+      launch(
+          scan_shape(work_, warps_), legendre_scan_forward<Source, kN, false>, work_, tables_, parameters_,
+          source, data(carry), nullptr);
+    });
+  }
+
+  // The source's gradients, and those of the parameters that are given as defined tensors.
+  template <typename Source>
+  ScanGradients backward(const Source& source, const ScanWanted& wanted, ScanGradients grads) {
+    choose_scan_coeffs<T>(given_, [&](auto coeff_count) {
+      constexpr int kN = coeff_count();
+      at::Tensor states;
+      if (wanted.kernel || wanted.output) {
+        states = scratch(scan_slots(work_.rows, work_.sequences, kScanChunk) * num_coeffs_);
+        const auto carry = find_carry<Source, kN>(source);
+        launch(
+            scan_shape(work_, warps_), legendre_scan_forward<Source, kN, true>, work_, tables_, parameters_,
+            source, data(carry), data(states));
+      }
+      const auto carry = find_adjoint_carry<Source, kN>(source);
+      const int64_t rows = kScanTimeSums<Source> + num_coeffs_, blocks = work_.row_groups * work_.segments;
+      const auto partial = wanted.kernel ? scratch(blocks * rows) : at::Tensor();
+      const auto shape = scan_backward_shape<Source>(work_, num_coeffs_, warps_, most_moments_);
+      launch(
+          shape.launch, legendre_scan_backward<Source, kN>, work_, tables_, parameters_, source, wanted,
+          shape.slab, data(states), data(carry), data(partial));
+      if (wanted.kernel) finish<Source>(partial, blocks, rows, grads);
+    });
+    return grads;
+  }
+
+ private:
+  // Segments and warps, from sizes and the number of multiprocessors. 8 warps on each are wanted: enough
+  // loads in flight, so that `steps` chunks one after another are the least that a warp walks. Whole
+  // sequences while the longest takes not much more than that; else segments of a power of two of chunks (few
+  // tables), neither so short that combining them takes longer than walking them nor longer than `steps`.
+  void cut(int64_t chunks, int64_t channels, int64_t horizon) {
+    int processors = 0;
+    C10_CUDA_CHECK(
+        cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, c10::cuda::current_device()));
+    const int64_t steps = ceil_div(ceil_div(sequences_.rows, kScanChunk) * tiles_, 8 * processors);
+    int64_t segment = chunks;
+    if (chunks > larger(3 * steps, 16)) {
+      segment = 4;
+      while (segment < steps || 4 * segment * segment < chunks) segment *= 2;
+    }
+    const int64_t segments = ceil_div(chunks, segment);
+    const int64_t all_warps = sequences_.count * tiles_ * segments;
+    // Warps of a block share what they read of a chunk's tables; a GPU with few warps has them everywhere.
+    warps_ = 8;
+    while (warps_ > 1 && (all_warps < warps_ * processors || sequences_.count < warps_)) warps_ /= 2;
+    const int64_t groups = ceil_div(sequences_.count, warps_);
+    constexpr int64_t kMostBlocks = 1024;  // of a tile: each leaves sums
+    if (sequences_.offsets.defined())
+      order_ = at::argsort(at::diff(sequences_.offsets), /*stable=*/true, /*dim=*/0, /*descending=*/true);
+    work_ = {
+        sequences_.rows,
+        sequences_.length,
+        horizon,
+        sequences_.offsets_data(),
+        order_.defined() ? order_.template const_data_ptr<int64_t>() : nullptr,
+        sequences_.count,
+        channels,
+        segment,
+        segments,
+        smaller(groups, larger(kMostBlocks / segments, 1))};
+  }
+
+  void get_tables(int64_t longest, int64_t horizon) {
+    int64_t length = kScanChunk;
+    while (length < longest) length *= 2;
+    const int64_t row = scan_pitch(num_coeffs_);
+    kept_tables_ = get_scan_tables(
+        {coeffs_.device().index(), coeffs_.scalar_type(), horizon, kScanChunk, num_coeffs_, row,
+         std::min(length, horizon), work_.segments > 1 ? work_.segment_chunks : 0});
+    const auto& kept = *kept_tables_;
+    most_moments_ = kept.most_moments;
+    tables_ = {
+        static_cast<int>(num_coeffs_),
+        static_cast<int>(row),
+        horizon,
+        kept.tail_chunk,
+        static_cast<const ScanChunkShape*>(kept.shapes.const_data_ptr()),
+        data(kept.matrices),
+        data(kept.transfer),
+        data(kept.tail),
+        data(kept.jumps)};
+  }
+
+  void prepare(int64_t chunks, int64_t horizon) {
+    near_ = scratch(kScanChunk);
+    fades_ = scratch(kScanFades);
+    const int64_t entries = scan_entries(num_coeffs_, most_moments_),
+                  passed = std::max<int64_t>(chunks - 1, 0);
+    transfers_ = scratch(passed * entries);
+    launch(
+        scan_prepare_shape(pitch_), legendre_scan_prepare<T>, work_.channels, pitch_, given_, horizon,
+        work_.segment_chunks, data(coeffs_), data(decay_), data(skip_), data(near_), data(fades_));
+    parameters_ = {pitch_, data(near_), data(fades_), data(transfers_), entries};
+    if (passed > 0) {
+      launch(
+          scan_contract_shape(tiles_, passed), legendre_scan_contract<T>, work_, tables_, tiles_, entries,
+          given_, data(coeffs_), data(transfers_));
+    }
+  }
+
+  // The states at the segments' starts; undefined with one segment.
+  template <typename Source, int kN>
+  at::Tensor find_carry(const Source& source) const {
+    if (work_.segments == 1) return {};
+    auto carry = carry_scratch();
+    launch(
+        scan_shape(work_, warps_), legendre_scan_carry<Source, kN>, work_, tables_, parameters_, source,
+        data(carry));
+    combine<kN, false>(carry);
+    return carry;
+  }
+  template <typename Source, int kN>
+  at::Tensor find_adjoint_carry(const Source& source) const {
+    if (work_.segments == 1) return {};
+    auto carry = carry_scratch();
+    launch(
+        scan_shape(work_, warps_), legendre_scan_adjoint_carry<Source, kN>, work_, tables_, parameters_,
+        source, data(carry));
+    combine<kN, true>(carry);
+    return carry;
+  }
+  at::Tensor carry_scratch() const {
+    return scratch(scan_slots(work_.rows, work_.sequences, work_.segment_chunks * kScanChunk) * num_coeffs_);
+  }
+  template <int kN, bool kAdjoint>
+  void combine(const at::Tensor& carry) const {
+    launch(
+        scan_shape(work_, warps_), legendre_scan_combine<T, kN, kAdjoint>, work_, tables_, parameters_,
+        data(carry));
+  }
+
+  template <typename Source>
+  void finish(const at::Tensor& partial, int64_t blocks, int64_t rows, ScanGradients& grads) const {
+    const auto sums = at::empty({rows, pitch_}, coeffs_.options().dtype(at::kDouble));
+    launch(
+        scan_sum_shape(rows, pitch_), legendre_scan_sum<T>, blocks, rows, pitch_, data(partial),
+        sums.template mutable_data_ptr<double>());
+    launch(
+        scan_finish_shape(work_.channels, given_), legendre_scan_finish<T>, work_.channels, pitch_, given_,
+        work_.horizon, kScanTimeSums<Source>, sums.template const_data_ptr<double>(), data(near_),
+        data(decay_), data(grads.coeffs), data(grads.decay), data(grads.skip));
+    grads.source_sums = sums.narrow(0, kScanSourceSums, Source::kSums);
+  }
+
+  // `rows` rows of the channels, rounded up to whole warps.
+  at::Tensor scratch(int64_t rows) const { return at::empty({rows, pitch_}, coeffs_.options()); }
+  static T* data(const at::Tensor& tensor) {
+    return tensor.defined() && tensor.numel() > 0 ? static_cast<T*>(tensor.data_ptr()) : nullptr;
+  }
+
+  const RowSequences sequences_;
+  const at::Tensor coeffs_, decay_, skip_;
+  const int64_t given_;
+  int64_t num_coeffs_ = 0, tiles_ = 0, pitch_ = 0, most_moments_ = 0;
+  int warps_ = 1;
+  at::Tensor order_, near_, fades_, transfers_;
+  std::shared_ptr<const DeviceScanTables> kept_tables_;
+  ScanWork work_;
+  ScanTables<T> tables_;
+  ScanChannels<T> parameters_;
+};
+
+}  // namespace hyenarec

@@ -38,69 +38,87 @@ class Call {
         tiles_((problem_.channels + lanes_ - 1) / lanes_) {
     weights_ = weight_memory_.get<compute_t>(tiles_ * weight_rows() * lanes_);
     run_tasks(tiles_, [&](int64_t tile, Scratch&) {
-      fill_weights(problem_, basis_, tile * lanes_, channels_of(tile), lanes_, weights_of(tile));
+      fill_weights(problem_, basis_, tile * lanes_, channels_of(tile), lanes_, weights_at(tile));
     });
   }
 
-  // make_source(V{}, group, first channel, number of channels) gives the Source of a task.
+  // make_source(V{}, task) gives the Source of a task.
   template <typename MakeSource>
   void forward(const MakeSource& make_source) {
-    for_each_task(
-        make_source,
-        [&](auto& source, const auto& weights, const Group& group, int64_t, Scratch& scratch)
-            HYENAREC_INLINE_LAMBDA { forward_task(*problem_.tables, group, weights, source, scratch); });
+    for_each_task([&](auto lanes, const Task& task, Scratch& scratch) HYENAREC_INLINE_LAMBDA {
+      auto source = make_source(lanes, task);
+      forward_task<decltype(lanes)>(
+          *problem_.tables, task.group, weights_of<decltype(lanes)>(task), source, scratch);
+    });
   }
 
   template <typename MakeSource>
   ParameterGradients backward(const Wanted& wanted, const MakeSource& make_source) {
-    const int64_t size = sum_rows().count() * lanes_;
-    std::vector<double> sums(groups() * tiles_ * size);
-    for_each_task(
-        make_source, [&](auto& source, const auto& weights, const Group& group, int64_t task,
-                         Scratch& scratch) HYENAREC_INLINE_LAMBDA {
-          backward_task(*problem_.tables, group, weights, wanted, source, scratch, sums.data() + task * size);
-        });
+    auto sums = make_sums(sum_rows().count());
+    for_each_task([&](auto lanes, const Task& task, Scratch& scratch) HYENAREC_INLINE_LAMBDA {
+      auto source = make_source(lanes, task);
+      backward_task<decltype(lanes)>(
+          *problem_.tables, task.group, weights_of<decltype(lanes)>(task), wanted, source, scratch,
+          sums.of(task));
+    });
     return wanted.parameters ? parameter_gradients(sums) : ParameterGradients{};
+  }
+
+  // Room for sums of every task: rows of a vector's lanes.
+  struct Sums {
+    std::vector<double> values;
+    int64_t rows, lanes;
+
+    double* of(const Task& task) { return values.data() + task.index * rows * lanes; }
+  };
+  Sums make_sums(int64_t rows) const {
+    return {std::vector<double>(groups() * tiles_ * rows * lanes_), rows, lanes_};
+  }
+  // A channel's sums over all tasks, always added in the same order.
+  std::vector<double> total(const Sums& sums, int64_t channel) const {
+    std::vector<double> total(sums.rows, 0.0);
+    for (int64_t group = 0; group < groups(); ++group) {
+      const double* of_task = sums.values.data() + (group * tiles_ + channel / lanes_) * sums.rows * lanes_;
+      for (int64_t row = 0; row < sums.rows; ++row) total[row] += of_task[row * lanes_ + channel % lanes_];
+    }
+    return total;
   }
 
  private:
   int64_t groups() const { return static_cast<int64_t>(problem_.groups.size()); }
   int64_t weight_rows() const { return 3 * problem_.chunk() + 1 + problem_.num_coeffs(); }
-  compute_t* weights_of(int64_t tile) { return weights_ + tile * weight_rows() * lanes_; }
   int64_t channels_of(int64_t tile) const { return std::min(lanes_, problem_.channels - tile * lanes_); }
   SumRows sum_rows() const { return {problem_.num_coeffs(), problem_.chunk()}; }
+  compute_t* weights_at(int64_t tile) const { return weights_ + tile * weight_rows() * lanes_; }
+
+  template <typename V>
+  TileWeights<V> weights_of(const Task& task) const {
+    return {reinterpret_cast<const V*>(weights_at(task.index % tiles_)), problem_.chunk()};
+  }
 
   // Tasks are numbered by group, then by tile: those of the longest sequences come first.
-  template <typename MakeSource, typename Run>
-  void for_each_task(const MakeSource& make_source, const Run& run) {
-    run_tasks(groups() * tiles_, [&](int64_t task, Scratch& scratch) {
-      const Group& group = problem_.groups[task / tiles_];
-      const int64_t tile = task % tiles_;
+  template <typename Run>
+  void for_each_task(const Run& run) {
+    run_tasks(groups() * tiles_, [&](int64_t index, Scratch& scratch) {
+      const int64_t tile = index % tiles_;
+      const Task task{index, problem_.groups[index / tiles_], tile * lanes_, channels_of(tile)};
       simd::run_with_widest_vectors([&](auto bytes) HYENAREC_INLINE_LAMBDA {
-        using V = simd::Vector<compute_t, bytes() / sizeof(compute_t)>;
-        auto source = make_source(V{}, group, tile * lanes_, channels_of(tile));
-        const TileWeights<V> weights(reinterpret_cast<const V*>(weights_of(tile)), problem_.chunk());
-        run(source, weights, group, task, scratch);
+        run(simd::Vector<compute_t, bytes() / sizeof(compute_t)>{}, task, scratch);
       });
     });
   }
 
-  // Adds the tasks' sums up, always in the same order, and carries them to the parameters.
-  ParameterGradients parameter_gradients(const std::vector<double>& sums) const {
-    const int64_t n = problem_.num_coeffs(), chunk = problem_.chunk(), count = sum_rows().count();
+  // Carries the sums over all tasks to the parameters.
+  ParameterGradients parameter_gradients(const Sums& sums) const {
+    const int64_t n = problem_.num_coeffs(), chunk = problem_.chunk();
     ParameterGradients gradients{
         at::empty(coeffs_.sizes(), coeffs_.options()), at::empty(decay_.sizes(), decay_.options()),
         at::empty(decay_.sizes(), decay_.options())};
     auto* coeffs_grad = gradients.coeffs.template mutable_data_ptr<compute_t>();
     auto* decay_grad = gradients.decay.template mutable_data_ptr<compute_t>();
     auto* skip_grad = gradients.skip.template mutable_data_ptr<compute_t>();
-    std::vector<double> total(count);
     for (int64_t d = 0; d < problem_.channels; ++d) {
-      std::fill(total.begin(), total.end(), 0.0);
-      for (int64_t g = 0; g < groups(); ++g) {
-        const double* task = sums.data() + (g * tiles_ + d / lanes_) * count * lanes_ + d % lanes_;
-        for (int64_t row = 0; row < count; ++row) total[row] += task[row * lanes_];
-      }
+      const auto total = this->total(sums, d);
       const double* lags = total.data() + sum_rows().lags();
       const NearKernel kernel(problem_, basis_, d);
       double by_decay = total[sum_rows().far_decay()];

@@ -14,7 +14,7 @@ namespace {
 
 using scan::Call;
 using scan::Group;
-using scan::Scratch;
+using scan::Task;
 using scan::Wanted;
 
 // The activations of one call; gates without data are ones, results without data are not wanted.
@@ -72,6 +72,24 @@ struct GatedRows {
       store(values[t] * load(from + t * factor.row_stride), out + t * to.row_stride);
   }
 
+  template <typename pointer_t>
+  HYENAREC_INLINE void prefetch_rows(
+      const Activation<pointer_t>& a, int64_t s, int64_t begin, int64_t rows) const {
+    if (!a.data) return;
+    pointer_t* from = row(a, s, begin);
+    for (int64_t t = 0; t < rows; ++t) simd::prefetch(from + t * a.row_stride);
+  }
+  HYENAREC_INLINE void prefetch(int64_t s, int64_t begin, int64_t rows) const {
+    prefetch_rows(all.u, s, begin, rows);
+    prefetch_rows(all.pre_gate, s, begin, rows);
+    prefetch_rows(all.post_gate, s, begin, rows);
+    prefetch_rows(all.out, s, begin, rows);
+    prefetch_rows(all.grad, s, begin, rows);
+    prefetch_rows(all.post_gate_grad, s, begin, rows);
+    prefetch_rows(all.u_grad, s, begin, rows);
+    prefetch_rows(all.pre_gate_grad, s, begin, rows);
+  }
+
   HYENAREC_INLINE void load_input(int64_t s, int64_t begin, int64_t rows, V* z) {
     load_gated(all.u, all.pre_gate, s, begin, rows, z);
   }
@@ -88,6 +106,7 @@ struct GatedRows {
     if (all.u_grad.data) store_gated(dz, all.pre_gate, all.u_grad, s, begin, rows);
     if (all.pre_gate_grad.data) store_gated(dz, all.u, all.pre_gate_grad, s, begin, rows);
   }
+  HYENAREC_INLINE void end_chunk() {}
 };
 
 // Tensors whose rows can be read a vector at a time; undefined where there is none.
@@ -139,8 +158,8 @@ at::Tensor legendre_conv_cpu(
         {},
         {}};
     Call<at::opmath_type<scalar_t>> call(sequences, coeffs, decay, skip, horizon);
-    call.forward([&](auto lanes, const Group& group, int64_t channel, int64_t count) HYENAREC_INLINE_LAMBDA {
-      return GatedRows<decltype(lanes), scalar_t>{activations, group, channel, count};
+    call.forward([&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
+      return GatedRows<decltype(lanes), scalar_t>{activations, task.group, task.first_channel, task.channels};
     });
   });
   return out;
@@ -189,10 +208,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
         result_of<scalar_t>(pre_gate_grad, want_pre),
         result_of<scalar_t>(post_gate_grad, want_post)};
     Call<at::opmath_type<scalar_t>> call(sequences, coeffs, decay, skip, horizon);
-    gradients = call.backward(
-        wanted, [&](auto lanes, const Group& group, int64_t channel, int64_t count) HYENAREC_INLINE_LAMBDA {
-          return GatedRows<decltype(lanes), scalar_t>{activations, group, channel, count};
-        });
+    gradients = call.backward(wanted, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
+      return GatedRows<decltype(lanes), scalar_t>{activations, task.group, task.first_channel, task.channels};
+    });
   });
   const auto none = [&] { return at::empty({0}, coeffs.options()); };
   return {

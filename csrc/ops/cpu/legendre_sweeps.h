@@ -75,6 +75,14 @@ inline std::vector<Group> make_groups(const Sequences& sequences) {
   return groups;
 }
 
+// A group's sequences by one vector of channels; the last of them may be absent.
+struct Task {
+  int64_t index;
+  const Group& group;
+  int64_t first_channel;
+  int64_t channels;
+};
+
 // What all tasks of one call share.
 template <typename compute_t>
 struct Problem {
@@ -231,6 +239,18 @@ HYENAREC_INLINE void clear_rest(V* values, int64_t rows, int64_t chunk) {
   for (int64_t t = rows; t < chunk; ++t) values[t] = V{};
 }
 
+// Asks for the rows that follow those of sequence s at `begin` in a forward sweep: the next sequence's same
+// chunk, or the first one's next.
+template <typename Source>
+HYENAREC_INLINE void prefetch_after(
+    const Source& source, const Group& group, int64_t s, int64_t begin, int64_t chunk) {
+  const bool same_chunk = s + 1 < group.count() && group.lengths[s + 1] > begin;
+  const int64_t next = same_chunk ? s + 1 : 0;
+  const int64_t next_begin = same_chunk ? begin : begin + chunk;
+  if (group.lengths[next] > next_begin)
+    source.prefetch(next, next_begin, std::min(chunk, group.lengths[next] - next_begin));
+}
+
 // y = kernel * z of every sequence of a group, from first chunk to last.
 template <typename V, typename Source>
 HYENAREC_INLINE void forward_task(
@@ -254,6 +274,7 @@ HYENAREC_INLINE void forward_task(
       const int64_t rows = std::min(chunk, group.lengths[s] - begin);
       V* const state = states + s * n;
       source.load_input(s, begin, rows, buffers.z);
+      prefetch_after(source, group, s, begin, chunk);
       clear_rest(buffers.z, rows, chunk);
       evaluate_state(tables, index, weights, state, local, buffers.y);
       add_near<1>(weights.near, buffers.z, buffers.y, padded(rows));
@@ -339,8 +360,8 @@ HYENAREC_INLINE void backward_task(
       source.load_input(s, begin, rows, buffers.z);
       clear_rest(buffers.z, rows, chunk);
       evaluate_state(tables, index, weights, state, local, buffers.y);
-      if (wanted.parameters && index > 0) {
-        source.load_output_grad(s, begin, rows, buffers.dy);
+      if (wanted.parameters || wanted.output) source.load_output_grad(s, begin, rows, buffers.dy);
+      if (wanted.parameters) {
         for (int64_t t = 1; t < rows; ++t)
           *decay_share -= static_cast<LaneOf<V>>(t) * buffers.dy[t] * buffers.y[t];
       }
@@ -360,6 +381,7 @@ HYENAREC_INLINE void backward_task(
       }
     }
     flush(decay_share, 1, sums + rows_of.far_decay() * simd::kLanes<V>);
+    source.end_chunk();
   }
   if (!wanted.input && !wanted.parameters) return;
 
@@ -408,6 +430,7 @@ HYENAREC_INLINE void backward_task(
         add_contracted_grad(constants.transfer_by_run.data(), num_moments, n, products, coeffs_shares);
       flush(shares, rows_of.count(), sums);
     }
+    source.end_chunk();
   }
 }
 

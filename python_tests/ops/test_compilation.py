@@ -25,8 +25,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from hyenarec import ops
 
 HORIZON = 64
+# No size that varies equals another one in the first call: the compiler would take them for the same symbol.
+CHANNELS = 7
 PADDED = [padded(2, 12), padded(3, 7), padded(5, 50)]
-# No two sizes of the first one are equal: the compiler would take them for the same symbol.
 PACKED = [packed(4, 0, 5, 2, 1), packed(0, 3, 4), packed(20, 1, 24, 5)]
 BATCH = torch.export.Dim("batch")
 LENGTH = torch.export.Dim("length", min=2, max=HORIZON)
@@ -87,33 +88,33 @@ def without_lengths(arguments: Arguments) -> Arguments:
 CASES = {
     "legendre_kernel and fft_conv": Varying(
         kernel_and_fft_conv,
-        [without_lengths(legendre_conv_case(layout, 4)) for layout in PADDED],
+        [without_lengths(legendre_conv_case(layout, CHANNELS)) for layout in PADDED],
         {"u": IN_PADDED, "pre_gate": IN_PADDED, "post_gate": IN_PADDED},
     ),
     "legendre_kernel": Varying(
         lambda u, coeffs, decay: ops.legendre_kernel(coeffs, decay, HORIZON, u.shape[1]) + u.sum(),
         [
-            {"u": fft_conv_case(*layout.sizes)["u"]} | without_lengths(legendre_kernel_case(4))
+            {"u": fft_conv_case(*layout.sizes)["u"]} | without_lengths(legendre_kernel_case(CHANNELS))
             for layout in PADDED
         ],
         {"u": IN_PADDED},
     ),
     "short_conv": Varying(
-        ops.short_conv, [short_conv_case(layout, 4) for layout in PADDED], {"u": {0: BATCH, 1: LENGTH}}
+        ops.short_conv, [short_conv_case(layout, CHANNELS) for layout in PADDED], {"u": {0: BATCH, 1: LENGTH}}
     ),
     "short_conv packed": Varying(
         ops.short_conv,
-        [short_conv_case(layout, 4) for layout in PACKED],
+        [short_conv_case(layout, CHANNELS) for layout in PACKED],
         {"u": IN_PACKED, "offsets": {0: torch.export.Dim("starts")}},
     ),
     "legendre_conv": Varying(
         ops.legendre_conv,
-        [legendre_conv_case(layout, 4, horizon=HORIZON) for layout in PADDED],
+        [legendre_conv_case(layout, CHANNELS, horizon=HORIZON) for layout in PADDED],
         {"u": IN_PADDED, "pre_gate": IN_PADDED, "post_gate": IN_PADDED},
     ),
     "legendre_conv packed": Varying(
         ops.legendre_conv,
-        [legendre_conv_case(layout, 4, horizon=HORIZON) for layout in PACKED],
+        [legendre_conv_case(layout, CHANNELS, horizon=HORIZON) for layout in PACKED],
         {
             "u": IN_PACKED,
             "pre_gate": IN_PACKED,
@@ -123,17 +124,17 @@ CASES = {
     ),
     "legendre_conv over the batch": Varying(
         legendre_conv_over_the_batch,
-        [without_lengths(legendre_conv_case(layout, 4, optional=())) for layout in PADDED],
+        [without_lengths(legendre_conv_case(layout, CHANNELS, optional=())) for layout in PADDED],
         {"u": IN_PADDED},
     ),
     "hyena_mixer": Varying(
         ops.hyena_mixer,
-        [hyena_mixer_case(layout, 4, horizon=HORIZON) for layout in PADDED],
+        [hyena_mixer_case(layout, CHANNELS, horizon=HORIZON) for layout in PADDED],
         {"x": IN_PADDED},
     ),
     "hyena_mixer packed": Varying(
         ops.hyena_mixer,
-        [hyena_mixer_case(layout, 4, horizon=HORIZON) for layout in PACKED],
+        [hyena_mixer_case(layout, CHANNELS, horizon=HORIZON) for layout in PACKED],
         {"x": IN_PACKED, "offsets": {0: torch.export.Dim("starts")}},
     ),
 }

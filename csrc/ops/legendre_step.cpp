@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "argument_checks.h"
+#include "channels_last.h"
 #include "legendre_kernel.h"
 #include "legendre_tables.h"
 
@@ -118,6 +119,11 @@ LegendreStepSizes check_legendre_step_arguments(
   if (pre_gate) check_like({op, "pre_gate", *pre_gate}, u_argument);
   if (post_gate) check_like({op, "post_gate", *post_gate}, u_argument);
   return {num_coeffs, chunk};
+}
+
+at::Tensor legendre_step_events(const std::optional<at::Tensor>& tensor) {
+  if (!tensor) return {};
+  return with_unit_channel_stride(tensor->dim() == 2 ? tensor->unsqueeze(1) : *tensor);
 }
 
 at::Tensor make_legendre_step_weights(

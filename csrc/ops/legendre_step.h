@@ -87,6 +87,9 @@ LegendreStepSizes check_legendre_step_arguments(
     const std::optional<at::Tensor>& pre_gate,
     const std::optional<at::Tensor>& post_gate);
 
+// An activation or gate as [B, L, D] with channels side by side; undefined if absent.
+at::Tensor legendre_step_events(const std::optional<at::Tensor>& tensor);
+
 // The numbers of legendre_step_weights, on any device.
 at::Tensor make_legendre_step_weights(
     const at::Tensor& coeffs,

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "../argument_checks.h"
-#include "../channels_last.h"
 #include "../legendre_math.h"
 #include "../legendre_step.h"
 #include "../legendre_tables.h"
@@ -208,12 +207,6 @@ void step(
       call.channels, scratch);
 }
 
-// [B, L, D] from [B, D] or [B, L, D], channels side by side; undefined stays so.
-at::Tensor events_of(const std::optional<at::Tensor>& tensor) {
-  if (!tensor) return {};
-  return with_unit_channel_stride(tensor->dim() == 2 ? tensor->unsqueeze(1) : *tensor);
-}
-
 at::Tensor legendre_step_cpu(
     at::Tensor& state,
     const at::Tensor& u,
@@ -225,7 +218,9 @@ at::Tensor legendre_step_cpu(
   const auto sizes =
       detail::check_legendre_step_arguments(state, u, position, weights, horizon, pre_gate, post_gate);
   detail::check_cpu_activation_type({"legendre_step", "u", u});
-  const auto events = events_of(u), pre_gates = events_of(pre_gate), post_gates = events_of(post_gate);
+  const auto events = detail::legendre_step_events(u);
+  const auto pre_gates = detail::legendre_step_events(pre_gate);
+  const auto post_gates = detail::legendre_step_events(post_gate);
   const auto positions = position.contiguous(), rows = weights.contiguous();
   const int64_t length = events.size(1), channels = events.size(2);
   check_positions(positions, length, horizon);

@@ -16,9 +16,9 @@ namespace hyenarec {
 namespace {
 
 using scan::Call;
-using scan::Group;
 using scan::kBlock;
 using scan::kMaxChunk;
+using scan::Task;
 using scan::Wanted;
 
 constexpr int64_t kQuery = 0, kKey = 1, kValue = 2, kParts = 3;
@@ -46,39 +46,37 @@ struct Filtered {
   V* const events = with_history + kShortConvMaxWidth;
 };
 
-// A vector of channels of a task's sequences.
+// The Source of a task.
 template <typename V, typename scalar_t>
 class MixedRows {
   using compute_t = simd::LaneOf<V>;
 
  public:
-  HYENAREC_INLINE MixedRows(const Mixer<scalar_t, compute_t>& mixer, const scan::Task& task, double* sums)
-      : mixer_(mixer),
-        group_(task.group),
-        first_channel_(task.first_channel),
-        channels_(task.channels),
-        sums_(sums) {
-    for (int64_t part = 0; part < kParts; ++part) {
-      const int64_t column = part * mixer.channels + first_channel_;
-      for (int64_t w = 0; w < mixer.width; ++w)
-        taps_[part][w] = simd::load_first<V>(mixer.taps + w * kParts * mixer.channels + column, channels_);
-      biases_[part] = simd::load_first<V>(mixer.biases + column, channels_);
-      for (V& share : shares_[part]) share = V{};
+  // `sums`, of Mixer::sum_rows() rows, take the gradients; nullptr in a forward pass.
+  HYENAREC_INLINE MixedRows(const Mixer<scalar_t, compute_t>& mixer, const Task& task, scan::Sums* sums)
+      : mixer_(mixer), task_(task), sums_(sums), reach_(mixer.width - 1) {
+    for (int64_t v = 0; v < task.vectors; ++v) {
+      select(v);
+      for (int64_t part = 0; part < kParts; ++part) {
+        const int64_t column = part * mixer.channels + first_channel_;
+        for (int64_t w = 0; w < mixer.width; ++w)
+          filter_->taps[part][w] =
+              simd::load_first<V>(mixer.taps + w * kParts * mixer.channels + column, channels_);
+        filter_->biases[part] = simd::load_first<V>(mixer.biases + column, channels_);
+        for (V& share : filter_->shares[part]) share = V{};
+      }
     }
     if (sums == nullptr) return;
-    reach_ = mixer.width - 1;
-    carries_ = memory_.get<V>(kParts * group_.count() * kShortConvMaxWidth);
-    for (int64_t i = 0; i < kParts * group_.count() * kShortConvMaxWidth; ++i) carries_[i] = V{};
-    std::fill_n(sums, mixer.sum_rows() * simd::kLanes<V>, 0.0);
+    const int64_t carried = kParts * task.group.count() * task.vectors * kShortConvMaxWidth;
+    carries_ = memory_.get<V>(carried);
+    for (int64_t i = 0; i < carried; ++i) carries_[i] = V{};
   }
 
-  HYENAREC_INLINE void prefetch(int64_t s, int64_t begin, int64_t rows) const {
-    for (int64_t part = 0; part < kParts; ++part) {
-      prefetch_rows(mixer_.x, s, begin, rows, part);
-      prefetch_rows(mixer_.x_grad, s, begin, rows, part);
-    }
-    prefetch_rows(mixer_.out, s, begin, rows, 0);
-    prefetch_rows(mixer_.grad, s, begin, rows, 0);
+  HYENAREC_INLINE void select(int64_t vector) {
+    vector_ = vector;
+    filter_ = &filters_[vector];
+    first_channel_ = (task_.first_vector + vector) * simd::kLanes<V>;
+    channels_ = std::min<int64_t>(simd::kLanes<V>, mixer_.channels - first_channel_);
   }
 
   // z = k v
@@ -112,7 +110,7 @@ class MixedRows {
     // An input's gradient needs the `reach` events after it: those at the end wait for the next chunk.
     V* const carry = carry_of(kQuery, s);
     for (int64_t i = 0; i < reach_; ++i) dq[i - reach_] = carry[i];
-    const bool ends = begin + rows == group_.lengths[s];
+    const bool ends = begin + rows == task_.group.lengths[s];
     const int64_t late = std::min(reach_, begin);
     store_x_grad(kQuery, s, begin - late, rows + late - (ends ? 0 : reach_), dq - late);
     for (int64_t i = 0; i < reach_; ++i) carry[i] = dq[rows - reach_ + i];
@@ -124,40 +122,35 @@ class MixedRows {
   }
   // Moves the chunk's shares of the sums to the task's.
   HYENAREC_INLINE void end_chunk() {
-    for (int64_t part = 0; part < kParts; ++part)
-      scan::flush(shares_[part], mixer_.width + 1, sums_ + part * (mixer_.width + 1) * simd::kLanes<V>);
+    const int64_t rows = mixer_.width + 1;
+    for (int64_t v = 0; v < task_.vectors; ++v) {
+      for (int64_t part = 0; part < kParts; ++part)
+        scan::flush(filters_[v].shares[part], rows, sums_->of(task_, v) + part * rows * simd::kLanes<V>);
+    }
   }
 
  private:
   template <typename pointer_t>
   HYENAREC_INLINE pointer_t* row(const Activation<pointer_t>& a, int64_t s, int64_t t, int64_t part) const {
-    return a.row(mixer_.sequences, group_.sequences[s], t) + part * mixer_.channels + first_channel_;
-  }
-  template <typename pointer_t>
-  HYENAREC_INLINE void prefetch_rows(
-      const Activation<pointer_t>& a, int64_t s, int64_t begin, int64_t rows, int64_t part) const {
-    if (!a.data) return;
-    pointer_t* from = row(a, s, begin, part);
-    for (int64_t t = 0; t < rows; ++t) simd::prefetch(from + t * a.row_stride);
+    return a.row(mixer_.sequences, task_.group.sequences[s], t) + part * mixer_.channels + first_channel_;
   }
   HYENAREC_INLINE V* carry_of(int64_t part, int64_t s) const {
-    return carries_ + (part * group_.count() + s) * kShortConvMaxWidth;
+    return carries_ + ((part * task_.group.count() + s) * task_.vectors + vector_) * kShortConvMaxWidth;
   }
   // values[t] = bias + sum_w taps[w] x[t - w]
   HYENAREC_INLINE void filter(int64_t part, int64_t s, int64_t begin, int64_t rows, Filtered<V>& to) const {
-    const int64_t reach = mixer_.width - 1;
-    const int64_t earlier = std::min(reach, begin);
+    const int64_t earlier = std::min(reach_, begin);
     const scalar_t* from = row(mixer_.x, s, begin, part);
-    for (int64_t t = -reach; t < -earlier; ++t) to.events[t] = V{};
+    for (int64_t t = -reach_; t < -earlier; ++t) to.events[t] = V{};
     for (int64_t t = -earlier; t < rows; ++t)
       to.events[t] = simd::load_first<V>(from + t * mixer_.x.row_stride, channels_);
     const int64_t end = scan::padded(rows);
     scan::clear_rest(to.events, rows, end);
     for (int64_t first = 0; first < end; first += kBlock) {
       V sums[kBlock];
-      for (V& sum : sums) sum = biases_[part];
+      for (V& sum : sums) sum = filter_->biases[part];
       for (int64_t w = 0; w < mixer_.width; ++w) {
-        const V tap = taps_[part][w];
+        const V tap = filter_->taps[part][w];
         for (int64_t i = 0; i < kBlock; ++i) sums[i] += tap * to.events[first + i - w];
       }
       for (int64_t i = 0; i < kBlock; ++i) to.values[first + i] = sums[i];
@@ -172,11 +165,11 @@ class MixedRows {
       for (int64_t t = 0; t < end; t += 4) {
         for (int64_t i = 0; i < 4; ++i) sums[i] += d[t + i] * input.events[t + i - w];
       }
-      shares_[part][w] += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      filter_->shares[part][w] += (sums[0] + sums[1]) + (sums[2] + sums[3]);
     }
     V sum = {};
     for (int64_t t = 0; t < rows; ++t) sum += d[t];
-    shares_[part][mixer_.width] += sum;
+    filter_->shares[part][mixer_.width] += sum;
   }
 
   // x_grad[begin + t] = sum_w taps[w] d[t + w] for t < rows
@@ -186,7 +179,7 @@ class MixedRows {
     for (int64_t first = 0; first < rows; first += kBlock) {
       V sums[kBlock] = {};
       for (int64_t w = 0; w < mixer_.width; ++w) {
-        const V tap = taps_[part][w];
+        const V tap = filter_->taps[part][w];
         for (int64_t i = 0; i < kBlock; ++i) sums[i] += tap * d[first + i + w];
       }
       const int64_t stored = std::min(kBlock, rows - first);
@@ -213,18 +206,24 @@ class MixedRows {
     for (int64_t i = 0; i < reach_; ++i) carry[i] = d[i];
   }
 
+  // The short convolution of a vector's channels, and one chunk's share of its gradients: taps, then the bias.
+  struct Filter {
+    V taps[kParts][kShortConvMaxWidth], biases[kParts], shares[kParts][kShortConvMaxWidth + 1];
+  };
+
   const Mixer<scalar_t, compute_t>& mixer_;
-  const Group& group_;
-  const int64_t first_channel_, channels_;
-  double* const sums_;
-  int64_t reach_ = 0;  // events that the short convolution reaches back
-  V taps_[kParts][kShortConvMaxWidth], biases_[kParts], shares_[kParts][kShortConvMaxWidth + 1];
+  const Task& task_;
+  scan::Sums* const sums_;
+  const int64_t reach_;  // events that the short convolution reaches back
+  int64_t vector_ = 0, first_channel_ = 0, channels_ = 0;
+  Filter filters_[scan::kMaxVectors];
+  Filter* filter_ = filters_;
   Filtered<V> query_, key_, value_;
   V grad_[kMaxChunk];
   // Room for a chunk's gradient between events before and after it, which one block may read beyond.
   V gradient_[kShortConvMaxWidth + kMaxChunk + 2 * kBlock];
   scan::Scratch memory_;
-  V* carries_ = nullptr;  // [part][sequence]: the gradients at a chunk's edge that the next one needs
+  V* carries_ = nullptr;  // [part][sequence][vector]: gradients at a chunk's edge that the next one needs
 };
 
 at::Tensor hyena_mixer_cpu(
@@ -263,7 +262,7 @@ at::Tensor hyena_mixer_cpu(
         activation_of(out.mutable_data_ptr<scalar_t>(), out),
         {}};
     Call<compute_t> call(sequences, coeffs, decay, skip, horizon);
-    call.forward([&](auto lanes, const scan::Task& task) HYENAREC_INLINE_LAMBDA {
+    call.forward([&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return MixedRows<decltype(lanes), scalar_t>(mixer, task, nullptr);
     });
   });
@@ -318,8 +317,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     if (needs_grad[0]) mixer.x_grad = activation_of(x_grad.mutable_data_ptr<scalar_t>(), x_grad);
     Call<compute_t> call(sequences, coeffs, decay, skip, horizon);
     auto sums = call.make_sums(mixer.sum_rows());
-    gradients = call.backward(wanted, [&](auto lanes, const scan::Task& task) HYENAREC_INLINE_LAMBDA {
-      return MixedRows<decltype(lanes), scalar_t>(mixer, task, sums.of(task));
+    gradients = call.backward(wanted, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
+      return MixedRows<decltype(lanes), scalar_t>(mixer, task, &sums);
     });
     for (int64_t column = 0; column < kParts * mixer.channels; ++column) {
       const int64_t part = column / mixer.channels;

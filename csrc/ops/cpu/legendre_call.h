@@ -13,6 +13,16 @@ struct ParameterGradients {
   at::Tensor coeffs, decay, skip;  // [D, N], [D], [D]
 };
 
+// Sums over tasks, as rows of a vector's lanes, all zero at first: [group][vector][rows, lanes].
+struct Sums {
+  std::vector<double> values;
+  int64_t vectors, rows, lanes;
+
+  double* of(const Task& task, int64_t v) {
+    return values.data() + (task.group_index * vectors + task.first_vector + v) * rows * lanes;
+  }
+};
+
 template <typename compute_t>
 class Call {
  public:
@@ -35,10 +45,13 @@ class Call {
             make_groups(sequences)},
         basis_(near_basis(horizon, problem_.chunk(), problem_.num_coeffs())),
         lanes_(simd::widest_vector_bytes() / sizeof(compute_t)),
-        tiles_((problem_.channels + lanes_ - 1) / lanes_) {
-    weights_ = weight_memory_.get<compute_t>(tiles_ * weight_rows() * lanes_);
-    run_tasks(tiles_, [&](int64_t tile, Scratch&) {
-      fill_weights(problem_, basis_, tile * lanes_, channels_of(tile), lanes_, weights_at(tile));
+        vectors_((problem_.channels + lanes_ - 1) / lanes_),
+        vectors_per_task_(choose_vectors_per_task()) {
+    weights_ = weight_memory_.get<compute_t>(vectors_ * weight_rows() * lanes_);
+    run_tasks(vectors_, [&](int64_t vector, Scratch&) {
+      const int64_t first = vector * lanes_;
+      fill_weights(
+          problem_, basis_, first, std::min(lanes_, problem_.channels - first), lanes_, weights_at(vector));
     });
   }
 
@@ -46,9 +59,10 @@ class Call {
   template <typename MakeSource>
   void forward(const MakeSource& make_source) {
     for_each_task([&](auto lanes, const Task& task, Scratch& scratch) HYENAREC_INLINE_LAMBDA {
+      using V = decltype(lanes);
       auto source = make_source(lanes, task);
-      forward_task<decltype(lanes)>(
-          *problem_.tables, task.group, weights_of<decltype(lanes)>(task), source, scratch);
+      const Weights<V> weights(*this, task);
+      forward_task<V>(*problem_.tables, task, weights.of_vector, source, scratch);
     });
   }
 
@@ -56,52 +70,63 @@ class Call {
   ParameterGradients backward(const Wanted& wanted, const MakeSource& make_source) {
     auto sums = make_sums(sum_rows().count());
     for_each_task([&](auto lanes, const Task& task, Scratch& scratch) HYENAREC_INLINE_LAMBDA {
+      using V = decltype(lanes);
       auto source = make_source(lanes, task);
-      backward_task<decltype(lanes)>(
-          *problem_.tables, task.group, weights_of<decltype(lanes)>(task), wanted, source, scratch,
-          sums.of(task));
+      const Weights<V> weights(*this, task);
+      double* sums_of_vector[kMaxVectors];
+      for (int64_t v = 0; v < task.vectors; ++v) sums_of_vector[v] = sums.of(task, v);
+      backward_task<V>(*problem_.tables, task, weights.of_vector, wanted, source, scratch, sums_of_vector);
     });
     return wanted.parameters ? parameter_gradients(sums) : ParameterGradients{};
   }
 
-  // Room for sums of every task: rows of a vector's lanes.
-  struct Sums {
-    std::vector<double> values;
-    int64_t rows, lanes;
-
-    double* of(const Task& task) { return values.data() + task.index * rows * lanes; }
-  };
   Sums make_sums(int64_t rows) const {
-    return {std::vector<double>(groups() * tiles_ * rows * lanes_), rows, lanes_};
+    return {std::vector<double>(groups() * vectors_ * rows * lanes_), vectors_, rows, lanes_};
   }
-  // A channel's sums over all tasks, always added in the same order.
+  // A channel's sums over all groups, always added in the same order.
   std::vector<double> total(const Sums& sums, int64_t channel) const {
     std::vector<double> total(sums.rows, 0.0);
     for (int64_t group = 0; group < groups(); ++group) {
-      const double* of_task = sums.values.data() + (group * tiles_ + channel / lanes_) * sums.rows * lanes_;
-      for (int64_t row = 0; row < sums.rows; ++row) total[row] += of_task[row * lanes_ + channel % lanes_];
+      const double* from =
+          sums.values.data() + (group * vectors_ + channel / lanes_) * sums.rows * lanes_ + channel % lanes_;
+      for (int64_t row = 0; row < sums.rows; ++row) total[row] += from[row * lanes_];
     }
     return total;
   }
 
  private:
+  template <typename V>
+  struct Weights {
+    TileWeights<V> of_vector[kMaxVectors];
+
+    // Vectors that the task doesn't have get the last one's.
+    Weights(const Call& call, const Task& task)
+        : of_vector{of(call, task, 0), of(call, task, 1), of(call, task, 2), of(call, task, 3)} {}
+    static TileWeights<V> of(const Call& call, const Task& task, int64_t v) {
+      const int64_t vector = task.first_vector + std::min(v, task.vectors - 1);
+      return {reinterpret_cast<const V*>(call.weights_at(vector)), call.problem_.chunk()};
+    }
+  };
+
   int64_t groups() const { return static_cast<int64_t>(problem_.groups.size()); }
   int64_t weight_rows() const { return 3 * problem_.chunk() + 1 + problem_.num_coeffs(); }
-  int64_t channels_of(int64_t tile) const { return std::min(lanes_, problem_.channels - tile * lanes_); }
   SumRows sum_rows() const { return {problem_.num_coeffs(), problem_.chunk()}; }
-  compute_t* weights_at(int64_t tile) const { return weights_ + tile * weight_rows() * lanes_; }
+  compute_t* weights_at(int64_t vector) const { return weights_ + vector * weight_rows() * lanes_; }
 
-  template <typename V>
-  TileWeights<V> weights_of(const Task& task) const {
-    return {reinterpret_cast<const V*>(weights_at(task.index % tiles_)), problem_.chunk()};
+  // As many as leave a task for every thread. No result depends on it.
+  int64_t choose_vectors_per_task() const {
+    int64_t width = kMaxVectors;
+    while (width > 1 && groups() * ((vectors_ + width - 1) / width) < at::get_num_threads()) width /= 2;
+    return width;
   }
 
-  // Tasks are numbered by group, then by tile: those of the longest sequences come first.
+  // Tasks are numbered by group first: those of the longest sequences come first.
   template <typename Run>
   void for_each_task(const Run& run) {
-    run_tasks(groups() * tiles_, [&](int64_t index, Scratch& scratch) {
-      const int64_t tile = index % tiles_;
-      const Task task{index, problem_.groups[index / tiles_], tile * lanes_, channels_of(tile)};
+    const int64_t tiles = (vectors_ + vectors_per_task_ - 1) / vectors_per_task_;
+    run_tasks(groups() * tiles, [&](int64_t index, Scratch& scratch) {
+      const int64_t group = index / tiles, first = index % tiles * vectors_per_task_;
+      const Task task{problem_.groups[group], group, first, std::min(vectors_per_task_, vectors_ - first)};
       simd::run_with_widest_vectors([&](auto bytes) HYENAREC_INLINE_LAMBDA {
         run(simd::Vector<compute_t, bytes() / sizeof(compute_t)>{}, task, scratch);
       });
@@ -140,7 +165,8 @@ class Call {
   const Problem<compute_t> problem_;
   const std::vector<double> basis_;
   const int64_t lanes_;
-  const int64_t tiles_;
+  const int64_t vectors_;
+  const int64_t vectors_per_task_;
   Scratch weight_memory_;
   compute_t* weights_ = nullptr;
 };

@@ -13,7 +13,6 @@ namespace hyenarec {
 namespace {
 
 using scan::Call;
-using scan::Group;
 using scan::Task;
 using scan::Wanted;
 
@@ -21,24 +20,46 @@ using scan::Wanted;
 template <typename scalar_t>
 struct Activations {
   Sequences sequences;
+  int64_t channels;
   Activation<const scalar_t> u, pre_gate, post_gate, grad;
   Activation<scalar_t> out, u_grad, pre_gate_grad, post_gate_grad;
 };
 
-// A vector of channels of a task's sequences.
+// The Source of a task.
 template <typename V, typename scalar_t>
-struct GatedRows {
-  const Activations<scalar_t>& all;
-  const Group& group;
-  int64_t first_channel;
-  int64_t channels;
+class GatedRows {
+ public:
+  HYENAREC_INLINE GatedRows(const Activations<scalar_t>& all, const Task& task) : all_(all), task_(task) {}
 
+  HYENAREC_INLINE void select(int64_t vector) {
+    first_channel_ = (task_.first_vector + vector) * simd::kLanes<V>;
+    channels_ = std::min<int64_t>(simd::kLanes<V>, all_.channels - first_channel_);
+  }
+  HYENAREC_INLINE void load_input(int64_t s, int64_t begin, int64_t rows, V* z) {
+    load_gated(all_.u, all_.pre_gate, s, begin, rows, z);
+  }
+  HYENAREC_INLINE void store_output(int64_t s, int64_t begin, int64_t rows, const V* y) {
+    store_gated(y, all_.post_gate, all_.out, s, begin, rows);
+  }
+  HYENAREC_INLINE void load_output_grad(int64_t s, int64_t begin, int64_t rows, V* dy) {
+    load_gated(all_.grad, all_.post_gate, s, begin, rows, dy);
+  }
+  HYENAREC_INLINE void take_output(int64_t s, int64_t begin, int64_t rows, const V* y) {
+    store_gated(y, all_.grad, all_.post_gate_grad, s, begin, rows);
+  }
+  HYENAREC_INLINE void take_input_grad(int64_t s, int64_t begin, int64_t rows, const V* dz) {
+    if (all_.u_grad.data) store_gated(dz, all_.pre_gate, all_.u_grad, s, begin, rows);
+    if (all_.pre_gate_grad.data) store_gated(dz, all_.u, all_.pre_gate_grad, s, begin, rows);
+  }
+  HYENAREC_INLINE void end_chunk() {}
+
+ private:
   template <typename pointer_t>
   HYENAREC_INLINE pointer_t* row(const Activation<pointer_t>& activation, int64_t s, int64_t t) const {
-    return activation.row(all.sequences, group.sequences[s], t) + first_channel;
+    return activation.row(all_.sequences, task_.group.sequences[s], t) + first_channel_;
   }
-  HYENAREC_INLINE V load(const scalar_t* from) const { return simd::load_first<V>(from, channels); }
-  HYENAREC_INLINE void store(const V& value, scalar_t* to) const { simd::store_first(value, to, channels); }
+  HYENAREC_INLINE V load(const scalar_t* from) const { return simd::load_first<V>(from, channels_); }
+  HYENAREC_INLINE void store(const V& value, scalar_t* to) const { simd::store_first(value, to, channels_); }
 
   // values[t] = a[t] gate[t]
   HYENAREC_INLINE void load_gated(
@@ -72,41 +93,9 @@ struct GatedRows {
       store(values[t] * load(from + t * factor.row_stride), out + t * to.row_stride);
   }
 
-  template <typename pointer_t>
-  HYENAREC_INLINE void prefetch_rows(
-      const Activation<pointer_t>& a, int64_t s, int64_t begin, int64_t rows) const {
-    if (!a.data) return;
-    pointer_t* from = row(a, s, begin);
-    for (int64_t t = 0; t < rows; ++t) simd::prefetch(from + t * a.row_stride);
-  }
-  HYENAREC_INLINE void prefetch(int64_t s, int64_t begin, int64_t rows) const {
-    prefetch_rows(all.u, s, begin, rows);
-    prefetch_rows(all.pre_gate, s, begin, rows);
-    prefetch_rows(all.post_gate, s, begin, rows);
-    prefetch_rows(all.out, s, begin, rows);
-    prefetch_rows(all.grad, s, begin, rows);
-    prefetch_rows(all.post_gate_grad, s, begin, rows);
-    prefetch_rows(all.u_grad, s, begin, rows);
-    prefetch_rows(all.pre_gate_grad, s, begin, rows);
-  }
-
-  HYENAREC_INLINE void load_input(int64_t s, int64_t begin, int64_t rows, V* z) {
-    load_gated(all.u, all.pre_gate, s, begin, rows, z);
-  }
-  HYENAREC_INLINE void store_output(int64_t s, int64_t begin, int64_t rows, const V* y) {
-    store_gated(y, all.post_gate, all.out, s, begin, rows);
-  }
-  HYENAREC_INLINE void load_output_grad(int64_t s, int64_t begin, int64_t rows, V* dy) {
-    load_gated(all.grad, all.post_gate, s, begin, rows, dy);
-  }
-  HYENAREC_INLINE void take_output(int64_t s, int64_t begin, int64_t rows, const V* y) {
-    store_gated(y, all.grad, all.post_gate_grad, s, begin, rows);
-  }
-  HYENAREC_INLINE void take_input_grad(int64_t s, int64_t begin, int64_t rows, const V* dz) {
-    if (all.u_grad.data) store_gated(dz, all.pre_gate, all.u_grad, s, begin, rows);
-    if (all.pre_gate_grad.data) store_gated(dz, all.u, all.pre_gate_grad, s, begin, rows);
-  }
-  HYENAREC_INLINE void end_chunk() {}
+  const Activations<scalar_t>& all_;
+  const Task& task_;
+  int64_t first_channel_ = 0, channels_ = 0;
 };
 
 // Tensors whose rows can be read a vector at a time; undefined where there is none.
@@ -149,6 +138,7 @@ at::Tensor legendre_conv_cpu(
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, u.scalar_type(), "legendre_conv", [&] {
     const Activations<scalar_t> activations{
         sequences,
+        coeffs.size(0),
         input_of<scalar_t>(rows),
         input_of<scalar_t>(before),
         input_of<scalar_t>(after),
@@ -159,7 +149,7 @@ at::Tensor legendre_conv_cpu(
         {}};
     Call<at::opmath_type<scalar_t>> call(sequences, coeffs, decay, skip, horizon);
     call.forward([&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
-      return GatedRows<decltype(lanes), scalar_t>{activations, task.group, task.first_channel, task.channels};
+      return GatedRows<decltype(lanes), scalar_t>(activations, task);
     });
   });
   return out;
@@ -199,6 +189,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, u.scalar_type(), "legendre_conv_backward", [&] {
     const Activations<scalar_t> activations{
         sequences,
+        coeffs.size(0),
         input_of<scalar_t>(rows),
         input_of<scalar_t>(before),
         input_of<scalar_t>(after),
@@ -209,7 +200,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
         result_of<scalar_t>(post_gate_grad, want_post)};
     Call<at::opmath_type<scalar_t>> call(sequences, coeffs, decay, skip, horizon);
     gradients = call.backward(wanted, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
-      return GatedRows<decltype(lanes), scalar_t>{activations, task.group, task.first_channel, task.channels};
+      return GatedRows<decltype(lanes), scalar_t>(activations, task);
     });
   });
   const auto none = [&] { return at::empty({0}, coeffs.options()); };

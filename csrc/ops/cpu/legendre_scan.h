@@ -37,29 +37,46 @@ HYENAREC_INLINE void in_runs_backwards(int64_t count, const Visit& visit) {
   while (count > 0) visit(std::integral_constant<int, 8>{}, count -= 8);
 }
 
-// y[t] += sum_{s <= t} kernel[t - s] z[s] for t < rows, a multiple of kBlock; direction -1 walks z and y
-// backwards from where they point. Eight outputs by four inputs at a time: 15 loads for 32 multiply-adds.
-template <int direction, typename V>
-HYENAREC_INLINE void add_near(const V* kernel, const V* z, V* y, int64_t rows) {
-  for (int64_t first = 0; first < rows; first += kBlock) {
-    V sums[kBlock];
-    for (int i = 0; i < kBlock; ++i) sums[i] = y[direction * (first + i)];
-    for (int64_t s = 0; s < first; s += 4) {
-      V inputs[4];
-      for (int j = 0; j < 4; ++j) inputs[j] = z[direction * (s + j)];
-      for (int lag = -3; lag < kBlock; ++lag) {
-        const V weight = kernel[first - s + lag];
-        for (int j = 0; j < 4; ++j) {
-          if (lag + j >= 0 && lag + j < kBlock) sums[lag + j] += weight * inputs[j];
-        }
+// The outputs [first, first + size) of `add_near`, four inputs at a time: a lag's weight is loaded once for all
+// of them.
+template <int size, int direction, typename V>
+HYENAREC_INLINE void add_near_block(const V* kernel, const V* z, V* y, int64_t first) {
+  V sums[size];
+#pragma GCC unroll 16
+  for (int i = 0; i < size; ++i) sums[i] = y[direction * (first + i)];
+  for (int64_t s = 0; s < first; s += 4) {
+    V inputs[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) inputs[j] = z[direction * (s + j)];
+#pragma GCC unroll 19
+    for (int place = -3; place < size; ++place) {
+      const V weight = kernel[first - s + place];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        if (place + j >= 0 && place + j < size) sums[place + j] += weight * inputs[j];
       }
     }
-    for (int j = 0; j < kBlock; ++j) {
-      const V input = z[direction * (first + j)];
-      for (int i = j; i < kBlock; ++i) sums[i] += kernel[i - j] * input;
-    }
-    for (int i = 0; i < kBlock; ++i) y[direction * (first + i)] = sums[i];
   }
+#pragma GCC unroll 16
+  for (int j = 0; j < size; ++j) {
+    const V input = z[direction * (first + j)];
+#pragma GCC unroll 16
+    for (int i = j; i < size; ++i) sums[i] += kernel[i - j] * input;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < size; ++i) y[direction * (first + i)] = sums[i];
+}
+
+// y[t] += sum_{s <= t} kernel[t - s] z[s] for t < rows, a multiple of kBlock; direction -1 walks z and y
+// backwards from where they point.
+template <int direction, typename V>
+HYENAREC_INLINE void add_near(const V* kernel, const V* z, V* y, int64_t rows) {
+  int64_t first = 0;
+  if constexpr (sizeof(V) == 64) {  // 32 registers: enough for sixteen sums
+    for (; first + 2 * kBlock <= rows; first += 2 * kBlock)
+      add_near_block<2 * kBlock, direction>(kernel, z, y, first);
+  }
+  for (; first < rows; first += kBlock) add_near_block<kBlock, direction>(kernel, z, y, first);
 }
 
 // sums[lag] += sum_t dy[t] z[t - lag] for lag < rows, with z[-kZerosBefore .. -1] = 0.

@@ -1,9 +1,10 @@
-// The Legendre scan over whole sequences: tasks of a few sequences by one vector of channels, walked chunk by
-// chunk, all sequences of a task in step, so that what depends on chunk and channel only (the contraction of
-// coefficients and transfer table) is computed once for all of them.
+// The Legendre scan over whole sequences. A task is a few sequences by up to four vectors of channels, walked
+// chunk by chunk, all its sequences in step: what depends on chunk and channel only (the contraction of
+// coefficients and transfer table) is computed once for all of them, and neighbouring vectors find each
+// other's rows in the cache.
 //
 // Where inputs come from and where results go is a Source's business (legendre_conv and hyena_mixer have one
-// each); its members are called with the index of a sequence within the task.
+// each). Its members work on one vector, chosen by select(vector), of one sequence, by its place in the task.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -22,6 +23,7 @@
 namespace hyenarec::scan {
 
 constexpr int64_t kMaxChunk = 64;
+constexpr int64_t kMaxVectors = 4;  // of a task: four cache lines side by side
 // A task's size: enough sequences to share a contraction, enough events to outweigh what a task costs.
 constexpr int64_t kTaskSequences = 4;
 constexpr int64_t kTaskEvents = 8192;
@@ -75,12 +77,12 @@ inline std::vector<Group> make_groups(const Sequences& sequences) {
   return groups;
 }
 
-// A group's sequences by one vector of channels; the last of them may be absent.
+// A group's sequences by a few neighbouring vectors of channels.
 struct Task {
-  int64_t index;
   const Group& group;
-  int64_t first_channel;
-  int64_t channels;
+  int64_t group_index;
+  int64_t first_vector;
+  int64_t vectors;
 };
 
 // What all tasks of one call share.
@@ -234,58 +236,62 @@ struct ChunkBuffers {
   }
 };
 
+// Each vector's coefficients with the chunk's transfer table: [vectors][N, N].
+template <typename V>
+HYENAREC_INLINE void contract_all(
+    const LegendreChunk<LaneOf<V>>& constants,
+    int64_t num_coeffs,
+    const Task& task,
+    const TileWeights<V>* weights,
+    V* contracted) {
+  for (int64_t v = 0; v < task.vectors; ++v)
+    contract(
+        constants.transfer_by_run.data(), constants.num_moments, num_coeffs, weights[v].coeffs,
+        contracted + v * num_coeffs * num_coeffs);
+}
+
 template <typename V>
 HYENAREC_INLINE void clear_rest(V* values, int64_t rows, int64_t chunk) {
   for (int64_t t = rows; t < chunk; ++t) values[t] = V{};
 }
 
-// Asks for the rows that follow those of sequence s at `begin` in a forward sweep: the next sequence's same
-// chunk, or the first one's next.
-template <typename Source>
-HYENAREC_INLINE void prefetch_after(
-    const Source& source, const Group& group, int64_t s, int64_t begin, int64_t chunk) {
-  const bool same_chunk = s + 1 < group.count() && group.lengths[s + 1] > begin;
-  const int64_t next = same_chunk ? s + 1 : 0;
-  const int64_t next_begin = same_chunk ? begin : begin + chunk;
-  if (group.lengths[next] > next_begin)
-    source.prefetch(next, next_begin, std::min(chunk, group.lengths[next] - next_begin));
-}
-
-// y = kernel * z of every sequence of a group, from first chunk to last.
+// y = kernel * z of every sequence of a task, from first chunk to last.
 template <typename V, typename Source>
 HYENAREC_INLINE void forward_task(
     const LegendreTables<LaneOf<V>>& tables,
-    const Group& group,
-    const TileWeights<V>& weights,
+    const Task& task,
+    const TileWeights<V>* weights,
     Source& source,
     Scratch& scratch) {
   const int64_t n = tables.num_coeffs, chunk = tables.chunk;
-  V* const states = scratch.get<V>(group.count() * n + n * n + 2 * n);
-  V* const contracted = states + group.count() * n;
-  V* const moments = contracted + n * n;
+  const Group& group = task.group;
+  V* const states = scratch.get<V>(task.vectors * (group.count() * n + n * n) + 2 * n);
+  V* const contracted = states + task.vectors * group.count() * n;
+  V* const moments = contracted + task.vectors * n * n;
   V* const local = moments + n;
-  for (int64_t i = 0; i < group.count() * n; ++i) states[i] = V{};
+  for (int64_t i = 0; i < task.vectors * group.count() * n; ++i) states[i] = V{};
   ChunkBuffers<V> buffers;
   for (int64_t index = 0, begin = 0; begin < group.longest(); ++index, begin += chunk) {
     const auto& constants = tables.chunks[index];
-    if (group.longest() > begin + chunk)
-      contract(constants.transfer_by_run.data(), constants.num_moments, n, weights.coeffs, contracted);
+    if (group.longest() > begin + chunk) contract_all(constants, n, task, weights, contracted);
     for (int64_t s = 0; s < group.count() && group.lengths[s] > begin; ++s) {
       const int64_t rows = std::min(chunk, group.lengths[s] - begin);
-      V* const state = states + s * n;
-      source.load_input(s, begin, rows, buffers.z);
-      prefetch_after(source, group, s, begin, chunk);
-      clear_rest(buffers.z, rows, chunk);
-      evaluate_state(tables, index, weights, state, local, buffers.y);
-      add_near<1>(weights.near, buffers.z, buffers.y, padded(rows));
-      source.store_output(s, begin, rows, buffers.y);
-      if (group.lengths[s] > begin + chunk) {
-        take_moments(
-            tables.basis_by_column.data(), n, chunk, constants.num_moments, buffers.z, weights.lift,
-            buffers.folded, moments);
-        advance(
-            constants.restriction_change_by_column.data(), n, *weights.step, contracted, moments,
-            constants.num_moments, state);
+      for (int64_t v = 0; v < task.vectors; ++v) {
+        V* const state = states + (s * task.vectors + v) * n;
+        source.select(v);
+        source.load_input(s, begin, rows, buffers.z);
+        clear_rest(buffers.z, rows, chunk);
+        evaluate_state(tables, index, weights[v], state, local, buffers.y);
+        add_near<1>(weights[v].near, buffers.z, buffers.y, padded(rows));
+        source.store_output(s, begin, rows, buffers.y);
+        if (group.lengths[s] > begin + chunk) {
+          take_moments(
+              tables.basis_by_column.data(), n, chunk, constants.num_moments, buffers.z, weights[v].lift,
+              buffers.folded, moments);
+          advance(
+              constants.restriction_change_by_column.data(), n, *weights[v].step, contracted + v * n * n,
+              moments, constants.num_moments, state);
+        }
       }
     }
   }
@@ -317,121 +323,198 @@ HYENAREC_INLINE void flush(V* shares, int64_t rows, double* sums) {
   }
 }
 
-// The gradients of a group's sequences: once forwards, to have outputs, states and moments, then backwards
-// through the transposed scan. `sums` [SumRows::count(), lanes] are overwritten.
+// A backward task's memory, in vectors.
+template <typename V>
+struct BackwardMemory {
+  int64_t n, chunks, sequences, vectors;
+  V* saved;       // [chunk][sequence][vector][2 N] the state that a chunk starts with, and its moments
+  V* states;      // [sequence][vector][N] states going forward, their gradients going back
+  V* contracted;  // [vector][N, N]
+  V* products;    // [vector][N, N] moments by gradients of states, summed over the sequences
+  V* shares;      // [vector][SumRows] one chunk's share of the sums
+  V* local;       // [N]
+  V* dmoments;    // [N]
+
+  BackwardMemory(
+      Scratch& scratch, int64_t n, int64_t chunks, int64_t sequences, int64_t vectors, int64_t sum_rows)
+      : n(n), chunks(chunks), sequences(sequences), vectors(vectors) {
+    const int64_t saved_size = chunks * sequences * vectors * 2 * n;
+    const int64_t cleared = vectors * (sequences * n + 2 * n * n + sum_rows);
+    saved = scratch.get<V>(saved_size + cleared + 2 * n);
+    states = saved + saved_size;
+    contracted = states + sequences * vectors * n;
+    products = contracted + vectors * n * n;
+    shares = products + vectors * n * n;
+    local = shares + vectors * sum_rows;
+    dmoments = local + n;
+    for (int64_t i = 0; i < cleared; ++i) states[i] = V{};
+  }
+  V* saved_at(int64_t chunk, int64_t s, int64_t v) const {
+    return saved + ((chunk * sequences + s) * vectors + v) * 2 * n;
+  }
+  V* state(int64_t s, int64_t v) const { return states + (s * vectors + v) * n; }
+};
+
+// The forward sweep of a backward pass: states and moments are kept, the post gate gets its gradient, and the
+// outputs' part of the decay's is summed.
+template <typename V, typename Source>
+HYENAREC_INLINE void sweep_forwards(
+    const LegendreTables<LaneOf<V>>& tables,
+    const Task& task,
+    const TileWeights<V>* weights,
+    const Wanted& wanted,
+    const BackwardMemory<V>& memory,
+    Source& source,
+    double* const* sums) {
+  const int64_t n = tables.num_coeffs, chunk = tables.chunk;
+  const SumRows rows_of{n, chunk};
+  const Group& group = task.group;
+  ChunkBuffers<V> buffers;
+  for (int64_t index = 0, begin = 0; begin < group.longest(); ++index, begin += chunk) {
+    const auto& constants = tables.chunks[index];
+    if (group.longest() > begin + chunk) contract_all(constants, n, task, weights, memory.contracted);
+    for (int64_t s = 0; s < group.count() && group.lengths[s] > begin; ++s) {
+      const int64_t rows = std::min(chunk, group.lengths[s] - begin);
+      for (int64_t v = 0; v < task.vectors; ++v) {
+        V* const state = memory.state(s, v);
+        source.select(v);
+        source.load_input(s, begin, rows, buffers.z);
+        clear_rest(buffers.z, rows, chunk);
+        if (wanted.parameters || wanted.output) {
+          evaluate_state(tables, index, weights[v], state, memory.local, buffers.y);
+          source.load_output_grad(s, begin, rows, buffers.dy);
+        }
+        if (wanted.parameters) {
+          V sum = {};
+          for (int64_t t = 1; t < rows; ++t) sum += static_cast<LaneOf<V>>(t) * buffers.dy[t] * buffers.y[t];
+          memory.shares[v * rows_of.count() + rows_of.far_decay()] -= sum;
+        }
+        if (wanted.output) {
+          add_near<1>(weights[v].near, buffers.z, buffers.y, padded(rows));
+          source.take_output(s, begin, rows, buffers.y);
+        }
+        if (group.lengths[s] > begin + chunk) {
+          V* const kept = memory.saved_at(index, s, v);
+          for (int64_t k = 0; k < n; ++k) kept[k] = state[k];
+          take_moments(
+              tables.basis_by_column.data(), n, chunk, constants.num_moments, buffers.z, weights[v].lift,
+              buffers.folded, kept + n);
+          advance(
+              constants.restriction_change_by_column.data(), n, *weights[v].step,
+              memory.contracted + v * n * n, kept + n, constants.num_moments, state);
+        }
+      }
+    }
+    for (int64_t v = 0; v < task.vectors; ++v)
+      flush(
+          memory.shares + v * rows_of.count() + rows_of.far_decay(), 1,
+          sums[v] + rows_of.far_decay() * simd::kLanes<V>);
+    source.end_chunk();
+  }
+}
+
+// dz = what the outputs of later chunks contribute to a chunk's input gradient. Moves the state's gradient from
+// the chunk's end to its start, and adds to the sums for coeffs and decay.
+template <typename V>
+HYENAREC_INLINE void pass_state_grad(
+    const LegendreTables<LaneOf<V>>& tables,
+    int64_t index,
+    const TileWeights<V>& weights,
+    const V* saved,
+    const V* contracted,
+    const V* z,
+    V* dstate,
+    V* dmoments,
+    V* products,
+    V* decay_share,
+    V* dz) {
+  const int64_t n = tables.num_coeffs, chunk = tables.chunk;
+  const auto& constants = tables.chunks[index];
+  add_moment_grad(contracted, constants.num_moments, n, dstate, saved + n, dmoments, products);
+  evaluate(tables.basis.data(), chunk, constants.num_moments, dmoments, weights.lift, dz);
+  advance_transposed(constants.restriction_change.data(), n, *weights.step, dstate);
+  V by_step = {}, by_lift = {};
+  for (int64_t k = 0; k < n; ++k) by_step += dstate[k] * saved[k];
+  for (int64_t t = 0; t < chunk; ++t) by_lift += static_cast<LaneOf<V>>(chunk - t) * z[t] * dz[t];
+  *decay_share -= static_cast<LaneOf<V>>(chunk) * by_step + by_lift;
+}
+
+// The transposed scan, from the last chunk to the first.
+template <typename V, typename Source>
+HYENAREC_INLINE void sweep_backwards(
+    const LegendreTables<LaneOf<V>>& tables,
+    const Task& task,
+    const TileWeights<V>* weights,
+    const Wanted& wanted,
+    const BackwardMemory<V>& memory,
+    Source& source,
+    double* const* sums) {
+  const int64_t n = tables.num_coeffs, chunk = tables.chunk;
+  const SumRows rows_of{n, chunk};
+  const Group& group = task.group;
+  ChunkBuffers<V> buffers;
+  for (int64_t i = 0; i < group.count() * task.vectors * n; ++i) memory.states[i] = V{};
+  for (int64_t index = memory.chunks - 1; index >= 0; --index) {
+    const int64_t begin = index * chunk;
+    const auto& constants = tables.chunks[index];
+    const bool goes_on = group.longest() > begin + chunk;
+    if (goes_on) {
+      contract_all(constants, n, task, weights, memory.contracted);
+      for (int64_t i = 0; i < task.vectors * n * n; ++i) memory.products[i] = V{};
+    }
+    for (int64_t s = 0; s < group.count() && group.lengths[s] > begin; ++s) {
+      const int64_t rows = std::min(chunk, group.lengths[s] - begin);
+      const int64_t last = padded(rows) - 1;
+      for (int64_t v = 0; v < task.vectors; ++v) {
+        V* const dstate = memory.state(s, v);
+        V* const shares = memory.shares + v * rows_of.count();
+        source.select(v);
+        source.load_input(s, begin, rows, buffers.z);
+        source.load_output_grad(s, begin, rows, buffers.dy);
+        clear_rest(buffers.z, rows, chunk);
+        clear_rest(buffers.dy, rows, chunk);
+        if (group.lengths[s] > begin + chunk) {
+          pass_state_grad(
+              tables, index, weights[v], memory.saved_at(index, s, v), memory.contracted + v * n * n,
+              buffers.z, dstate, memory.dmoments, memory.products + v * n * n, shares + rows_of.far_decay(),
+              buffers.dz);
+        } else {
+          clear_rest(buffers.dz, 0, chunk);
+        }
+        if (index > 0)
+          add_state_grad(tables, index, weights[v], buffers.dy, buffers.folded, memory.local, dstate);
+        add_near<-1>(weights[v].near, buffers.dy + last, buffers.dz + last, last + 1);
+        if (wanted.parameters) add_lag_products(buffers.dy, buffers.z, shares + rows_of.lags(), last + 1);
+        if (wanted.input) source.take_input_grad(s, begin, rows, buffers.dz);
+      }
+    }
+    for (int64_t v = 0; v < task.vectors && wanted.parameters; ++v) {
+      V* const shares = memory.shares + v * rows_of.count();
+      if (goes_on)
+        add_contracted_grad(
+            constants.transfer_by_run.data(), constants.num_moments, n, memory.products + v * n * n, shares);
+      flush(shares, rows_of.count(), sums[v]);
+    }
+    source.end_chunk();
+  }
+}
+
+// The gradients of a task's sequences. sums[vector] [SumRows::count(), lanes] start at zero.
 template <typename V, typename Source>
 HYENAREC_INLINE void backward_task(
     const LegendreTables<LaneOf<V>>& tables,
-    const Group& group,
-    const TileWeights<V>& weights,
+    const Task& task,
+    const TileWeights<V>* weights,
     const Wanted& wanted,
     Source& source,
     Scratch& scratch,
-    double* sums) {
-  const int64_t n = tables.num_coeffs, chunk = tables.chunk;
-  const SumRows rows_of{n, chunk};
-  const int64_t most_chunks = (group.longest() + chunk - 1) / chunk;
-  // saved [chunk][sequence][2 N]: the state that a chunk starts with, and its moments.
-  const int64_t saved_size = most_chunks * group.count() * 2 * n;
-  V* const saved = scratch.get<V>(saved_size + group.count() * n + 2 * n * n + 2 * n + rows_of.count());
-  V* const states = saved + saved_size;
-  V* const contracted = states + group.count() * n;
-  V* const products = contracted + n * n;
-  V* const local = products + n * n;
-  V* const dmoments = local + n;
-  V* const shares = dmoments + n;
-  ChunkBuffers<V> buffers;
-  std::fill_n(sums, rows_of.count() * simd::kLanes<V>, 0.0);
-  for (int64_t i = 0; i < rows_of.count(); ++i) shares[i] = V{};
-  for (int64_t i = 0; i < group.count() * n; ++i) states[i] = V{};
-  V* const coeffs_shares = shares;
-  V* const lag_shares = shares + rows_of.lags();
-  V* const decay_share = shares + rows_of.far_decay();
-  const auto saved_at = [&](int64_t index, int64_t s)
-                            HYENAREC_INLINE_LAMBDA { return saved + (index * group.count() + s) * 2 * n; };
-
-  for (int64_t index = 0, begin = 0; begin < group.longest(); ++index, begin += chunk) {
-    const auto& constants = tables.chunks[index];
-    if (group.longest() > begin + chunk)
-      contract(constants.transfer_by_run.data(), constants.num_moments, n, weights.coeffs, contracted);
-    for (int64_t s = 0; s < group.count() && group.lengths[s] > begin; ++s) {
-      const int64_t rows = std::min(chunk, group.lengths[s] - begin);
-      V* const state = states + s * n;
-      source.load_input(s, begin, rows, buffers.z);
-      clear_rest(buffers.z, rows, chunk);
-      evaluate_state(tables, index, weights, state, local, buffers.y);
-      if (wanted.parameters || wanted.output) source.load_output_grad(s, begin, rows, buffers.dy);
-      if (wanted.parameters) {
-        for (int64_t t = 1; t < rows; ++t)
-          *decay_share -= static_cast<LaneOf<V>>(t) * buffers.dy[t] * buffers.y[t];
-      }
-      if (wanted.output) {
-        add_near<1>(weights.near, buffers.z, buffers.y, padded(rows));
-        source.take_output(s, begin, rows, buffers.y);
-      }
-      if (group.lengths[s] > begin + chunk) {
-        V* const kept = saved_at(index, s);
-        for (int64_t k = 0; k < n; ++k) kept[k] = state[k];
-        take_moments(
-            tables.basis_by_column.data(), n, chunk, constants.num_moments, buffers.z, weights.lift,
-            buffers.folded, kept + n);
-        advance(
-            constants.restriction_change_by_column.data(), n, *weights.step, contracted, kept + n,
-            constants.num_moments, state);
-      }
-    }
-    flush(decay_share, 1, sums + rows_of.far_decay() * simd::kLanes<V>);
-    source.end_chunk();
-  }
-  if (!wanted.input && !wanted.parameters) return;
-
-  V* const dstates = states;
-  for (int64_t i = 0; i < group.count() * n; ++i) dstates[i] = V{};
-  for (int64_t index = most_chunks - 1; index >= 0; --index) {
-    const int64_t begin = index * chunk;
-    const auto& constants = tables.chunks[index];
-    const int64_t num_moments = constants.num_moments;
-    const bool goes_on = group.longest() > begin + chunk;
-    if (goes_on) {
-      contract(constants.transfer_by_run.data(), num_moments, n, weights.coeffs, contracted);
-      for (int64_t i = 0; i < num_moments * n; ++i) products[i] = V{};
-    }
-    for (int64_t s = 0; s < group.count() && group.lengths[s] > begin; ++s) {
-      const int64_t rows = std::min(chunk, group.lengths[s] - begin);
-      V* const dstate = dstates + s * n;
-      source.load_input(s, begin, rows, buffers.z);
-      source.load_output_grad(s, begin, rows, buffers.dy);
-      clear_rest(buffers.z, rows, chunk);
-      clear_rest(buffers.dy, rows, chunk);
-      if (group.lengths[s] > begin + chunk) {
-        const V* const state = saved_at(index, s);
-        const V* const moments = state + n;
-        add_moment_grad(contracted, num_moments, n, dstate, moments, dmoments, products);
-        evaluate(tables.basis.data(), chunk, num_moments, dmoments, weights.lift, buffers.dz);
-        advance_transposed(constants.restriction_change.data(), n, *weights.step, dstate);
-        if (wanted.parameters) {
-          V by_step = {}, by_lift = {};
-          for (int64_t k = 0; k < n; ++k) by_step += dstate[k] * state[k];
-          for (int64_t t = 0; t < chunk; ++t)
-            by_lift += static_cast<LaneOf<V>>(chunk - t) * buffers.z[t] * buffers.dz[t];
-          *decay_share -= static_cast<LaneOf<V>>(chunk) * by_step + by_lift;
-        }
-      } else {
-        clear_rest(buffers.dz, 0, chunk);
-      }
-      if (index > 0) add_state_grad(tables, index, weights, buffers.dy, buffers.folded, local, dstate);
-      const int64_t last = padded(rows) - 1;
-      add_near<-1>(weights.near, buffers.dy + last, buffers.dz + last, last + 1);
-      if (wanted.parameters) add_lag_products(buffers.dy, buffers.z, lag_shares, last + 1);
-      if (wanted.input) source.take_input_grad(s, begin, rows, buffers.dz);
-    }
-    if (wanted.parameters) {
-      if (goes_on)
-        add_contracted_grad(constants.transfer_by_run.data(), num_moments, n, products, coeffs_shares);
-      flush(shares, rows_of.count(), sums);
-    }
-    source.end_chunk();
-  }
+    double* const* sums) {
+  const int64_t chunks = (task.group.longest() + tables.chunk - 1) / tables.chunk;
+  const SumRows rows_of{tables.num_coeffs, tables.chunk};
+  const BackwardMemory<V> memory(
+      scratch, tables.num_coeffs, chunks, task.group.count(), task.vectors, rows_of.count());
+  sweep_forwards(tables, task, weights, wanted, memory, source, sums);
+  if (wanted.input || wanted.parameters) sweep_backwards(tables, task, weights, wanted, memory, source, sums);
 }
 
 // Calls run(task, scratch) for each task in [0, count), largest first if they come so, on all threads.

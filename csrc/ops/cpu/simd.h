@@ -80,10 +80,6 @@ HYENAREC_INLINE void store(const V& lanes, c10::BFloat16* to) {
   std::memcpy(to, &halves, sizeof(halves));
 }
 
-// Asks for the cache line that will be read, or written.
-HYENAREC_INLINE void prefetch(const void* from) { __builtin_prefetch(from, 0); }
-HYENAREC_INLINE void prefetch(void* to) { __builtin_prefetch(to, 1); }
-
 // The first `count` lanes from memory, the others zero; and the first `count` lanes to memory.
 template <typename V, typename scalar_t>
 HYENAREC_INLINE V load_first(const scalar_t* from, int64_t count) {

@@ -38,7 +38,7 @@ class Problem {
   std::vector<double> forward(const Cut& cut) const {
     Buffer<scalar_t> out(sequences_.rows * channels_);
     auto source = inputs();
-    source.out = {out.data(), channels_};
+    source.out = {out.data(), static_cast<int>(channels_)};
     Scan<T, kN>(expected_, sequences_, channels_, cut).forward(source);
     return out.values();
   }
@@ -48,7 +48,7 @@ class Problem {
     Buffer<scalar_t> x(wanted.input ? x_.size() : 0);
     Buffer<T> edges(scan.segment_slots() * 6 * Source::kHalo * scan.pitch());
     auto source = inputs();
-    source.grad_x = {wanted.input ? x.data() : nullptr, 3 * channels_};
+    source.grad_x = {wanted.input ? x.data() : nullptr, static_cast<int>(3 * channels_)};
     source.edges = edges.data();
     source.edge_pitch = scan.pitch();
     const auto parameters = scan.backward(source, wanted);
@@ -72,8 +72,8 @@ class Problem {
  private:
   Source inputs() const {
     Source source{};
-    source.x = {x_.data(), 3 * channels_};
-    source.grad = {grad_.data(), channels_};
+    source.x = {x_.data(), static_cast<int>(3 * channels_)};
+    source.grad = {grad_.data(), static_cast<int>(channels_)};
     source.weight = weight_.data();
     source.bias = bias_.size() > 0 ? bias_.data() : nullptr;
     source.width = width_;
@@ -114,7 +114,7 @@ void check(const oracle::Case& expected, bool thorough = false) {
   expect_gradients<scalar_t>(expected, grads);
   if (!thorough) return;
 
-  Cut segments{.segment_chunks = 1, .warps = 3, .row_groups = 1, .slab = 100};
+  Cut segments{.segment_chunks = 1, .warps = 3, .most_blocks = 1, .slab = 100};
   const auto out = problem.forward(segments);
   expect_near(expected, "out", out, kTolerance<scalar_t>);
   const auto segment_grads = problem.backward(segments, kAll);
@@ -130,11 +130,12 @@ class HyenaMixerDevice : public testing::TestWithParam<oracle::Case> {};
 TEST_P(HyenaMixerDevice, EqualsTheOracle) {
   if (GetParam()["coeffs"].sizes[1] <= 17) {
     check<float, 17, 4>(GetParam(), true);
-    check<BFloat16, 17, 4>(GetParam());
   } else {
     check<float, 33, 4>(GetParam(), true);
   }
-  check<float, 17, 8>(GetParam(), GetParam()["short_weight"].sizes[1] > 4);
+  if (is_large(GetParam())) return;
+  check<BFloat16, 17, 4>(GetParam());
+  check<float, kScanMaxCoeffs, 8>(GetParam(), GetParam()["short_weight"].sizes[1] > 4);
   check<double, kScanMaxCoeffs, 8>(GetParam());
 }
 

@@ -10,9 +10,10 @@ namespace device_test {
 
 using namespace hyenarec;
 
-// The sequences of an oracle case: `name` is the activation that tells rows and length.
+// The sequences of an oracle case: `name` is the activation that tells rows and length. Other offsets than the
+// case's may be given.
 struct Sequences {
-  Sequences(const oracle::Case& expected, const char* name) {
+  Sequences(const oracle::Case& expected, const char* name, const std::vector<int64_t>& other = {}) {
     const auto& sizes = expected[name].sizes;
     horizon = expected.integer("horizon");
     if (!expected.has("offsets")) {
@@ -21,7 +22,7 @@ struct Sequences {
       rows = count * length;
       return;
     }
-    offsets = expected["offsets"].as<int64_t>();
+    offsets = other.empty() ? expected["offsets"].as<int64_t>() : other;
     count = static_cast<int64_t>(offsets.size()) - 1;
     rows = sizes[0];
     for (int64_t i = 0; i < count; ++i) order.push_back(i);
@@ -40,7 +41,7 @@ struct Sequences {
 struct Cut {
   int64_t segment_chunks = 0;  // 0: a whole sequence
   int warps = 2;
-  int64_t row_groups = 0;  // 0: as many as there are groups of sequences
+  int64_t most_blocks = 1000;
   int64_t slab = 3;
   BlockOrder order = BlockOrder::ascending;
 };
@@ -96,10 +97,10 @@ class Scan {
         channels,
         segment,
         ceil_div(chunks, segment),
-        cut.row_groups > 0 ? cut.row_groups : groups};
+        std::min(groups, cut.most_blocks)};
     const int64_t entries = scan_entries(n_, flat_.most_moments), tiles = pitch_ / kScanLanes;
     transfers_ = std::vector<T>(static_cast<size_t>(chunks * tiles * entries * kScanLanes), T(NAN));
-    parameters_ = {pitch_, near_.data(), fades_.data(), transfers_.data(), entries};
+    parameters_ = {static_cast<int>(pitch_), near_.data(), fades_.data(), transfers_.data(), entries};
 
     launch(
         scan_prepare_shape(pitch_), cut.order, legendre_scan_prepare<T>, channels, pitch_, given_,
@@ -138,18 +139,18 @@ class Scan {
           shape(), cut_.order, legendre_scan_combine<T, kN, true>, work_, tables_, parameters_,
           carry_.data());
     }
-    const int64_t rows = kTimeSums + n_, blocks = work_.row_groups * work_.segments;
+    const auto backward = scan_backward_shape<Source>(work_, n_, cut_.warps, cut_.slab, cut_.most_blocks);
+    const int64_t rows = kTimeSums + n_, blocks = backward.work.row_groups * work_.segments;
     Buffer<T> partial(blocks * rows * pitch_);
-    const auto backward_shape = scan_backward_shape<Source>(work_, n_, cut_.warps, cut_.slab);
     launch(
-        backward_shape.launch, cut_.order, legendre_scan_backward<Source, kN>, work_, tables_, parameters_,
-        source, wanted, backward_shape.slab, states.data(), carry_.data(), partial.data());
+        backward.launch, cut_.order, legendre_scan_backward<Source, kN>, backward.work, tables_, parameters_,
+        source, wanted, backward.slab, states.data(), carry_.data(), partial.data());
     if (!wanted.kernel) return {};
 
     Buffer<double> sums(rows * pitch_);
     launch(
-        scan_sum_shape(rows, pitch_), cut_.order, legendre_scan_sum<T>, blocks, rows, pitch_, partial.data(),
-        sums.data());
+        scan_sum_shape(blocks, rows, pitch_), cut_.order, legendre_scan_sum<T>, blocks, rows, pitch_,
+        partial.data(), sums.data());
     Buffer<T> coeffs(channels_ * given_), decay(channels_), skip(skip_.size());
     launch(
         scan_finish_shape(channels_, given_), cut_.order, legendre_scan_finish<T>, channels_, pitch_, given_,

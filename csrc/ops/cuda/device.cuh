@@ -40,6 +40,14 @@ __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + 
 __host__ __device__ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 __host__ __device__ inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Keeps the compiler from loading what comes after before what comes before is done, which would take
+// registers. Orders nothing between threads.
+__device__ inline void end_of_phase() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" ::: "memory");
+#endif
+}
+
 // Sum over the 32 lanes of a full warp, the same bits in every lane: the order is fixed.
 template <typename T>
 __device__ inline T warp_sum(T value) {

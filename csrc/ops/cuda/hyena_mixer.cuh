@@ -9,7 +9,8 @@
 // Bytes that must move, a row: forward x and out, 4 D; backward grad, x and grad_x, 7 D.
 #pragma once
 
-#include "legendre_conv.cuh"
+#include "legendre_scan_backward.cuh"
+#include "scan_rows.cuh"
 
 namespace hyenarec {
 
@@ -48,27 +49,26 @@ struct MixerSource {
     load_raw(column, row, before, rows, raw);
     const T shift = bias == nullptr ? T(0) : bias[column];
 #pragma unroll
-    for (int j = 0; j < kScanChunk; ++j) values[j] = j < rows ? shift : T(0);
+    for (int j = 0; j < kScanChunk; ++j) values[j] = shift;
 #pragma unroll
     for (int lag = 0; lag < kTaps; ++lag) {
       if (lag < width) {  // 0 times infinity is NaN: what no tap reaches must not be multiplied
         const T tap = weight[column * width + lag];
 #pragma unroll
-        for (int j = 0; j < kScanChunk; ++j) {
-          if (j < rows) values[j] += tap * raw[j + kHalo - lag];
-        }
+        for (int j = 0; j < kScanChunk; ++j) values[j] += tap * raw[j + kHalo - lag];
       }
     }
+    keep_rows(rows, values);
   }
-  // raw[i] is row + i - kHalo.
+  // raw[i] is row + i - kHalo; zero before the sequence and beyond `rows`.
   __device__ void load_raw(
       int64_t column, int64_t row, int64_t before, int rows, T (&raw)[kScanChunk + kHalo]) const {
-    const scalar_t* from = x.at(row, column);
+    const bool whole = rows == kScanChunk && before > 0;
+    load_channel(x, column, row, whole, before > 0 ? -kHalo : 0, rows - 1, kHalo, raw);
+    if (whole) return;
 #pragma unroll
-    for (int i = 0; i < kScanChunk + kHalo; ++i) {
-      const int place = i - kHalo;
-      raw[i] = place < rows && place + before >= 0 ? static_cast<T>(from[place * x.stride]) : T(0);
-    }
+    for (int i = 0; i < kScanChunk + kHalo; ++i)
+      raw[i] = i - kHalo < rows && (i >= kHalo || before > 0) ? raw[i] : T(0);
   }
 
   __device__ void load_input(
@@ -154,9 +154,9 @@ struct MixerSource {
     const int64_t column = part * channels + channel;
     T raw[kScanChunk + kHalo], dx[kScanChunk];
     load_raw(column, row, before, rows, raw);
+    keep_rows(rows, d);
 #pragma unroll
     for (int j = 0; j < kScanChunk; ++j) {
-      if (j >= rows) d[j] = T(0);
       dx[j] = T(0);
       memory.sums[part][kTaps] += d[j];
     }
@@ -169,8 +169,7 @@ struct MixerSource {
         for (int j = 0; j < kScanChunk; ++j) {
           const T from = j + lag < kScanChunk ? d[j + lag] : memory.behind[part][j + lag - kScanChunk];
           dx[j] += tap * from;
-          // Rows beyond the sequence's ends are zero; those that no tap reaches aren't multiplied.
-          if (j < rows) sums[j % 2] += d[j] * raw[j + kHalo - lag];
+          sums[j % 2] += d[j] * raw[j + kHalo - lag];
         }
         memory.sums[part][lag] += sums[0] + sums[1];
       }

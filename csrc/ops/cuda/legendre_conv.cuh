@@ -5,60 +5,9 @@
 #pragma once
 
 #include "legendre_scan_backward.cuh"
+#include "scan_rows.cuh"
 
 namespace hyenarec {
-
-// Rows of channels side by side, `stride` apart; data == nullptr stands for ones, or for what isn't wanted.
-template <typename scalar_t>
-struct ScanRows {
-  scalar_t* data;
-  int64_t stride;
-
-  __device__ scalar_t* at(int64_t row, int64_t channel) const { return data + row * stride + channel; }
-};
-
-// values[j] = or *= the channel of row + j; zero beyond `rows`.
-template <typename scalar_t, typename T>
-__device__ inline void load_rows(
-    const ScanRows<const scalar_t>& source, int64_t channel, int64_t row, int rows, T (&values)[kScanChunk]) {
-  const scalar_t* from = source.at(row, channel);
-#pragma unroll
-  for (int j = 0; j < kScanChunk; ++j) values[j] = j < rows ? static_cast<T>(from[j * source.stride]) : T(0);
-}
-template <typename scalar_t, typename T>
-__device__ inline void multiply_rows(
-    const ScanRows<const scalar_t>& source, int64_t channel, int64_t row, int rows, T (&values)[kScanChunk]) {
-  if (source.data == nullptr) return;
-  T factors[kScanChunk];
-  load_rows(source, channel, row, rows, factors);
-#pragma unroll
-  for (int j = 0; j < kScanChunk; ++j) values[j] *= factors[j];
-}
-template <typename scalar_t, typename T>
-__device__ inline void store_rows(
-    const ScanRows<scalar_t>& target, int64_t channel, int64_t row, int rows, const T (&values)[kScanChunk]) {
-  scalar_t* to = target.at(row, channel);
-#pragma unroll
-  for (int j = 0; j < kScanChunk; ++j) {
-    if (j < rows) to[j * target.stride] = static_cast<scalar_t>(values[j]);
-  }
-}
-// The product of the values with the rows of `factor`, where both are wanted.
-template <typename scalar_t, typename T>
-__device__ inline void store_products(
-    const ScanRows<scalar_t>& target,
-    const ScanRows<const scalar_t>& factor,
-    int64_t channel,
-    int64_t row,
-    int rows,
-    const T (&values)[kScanChunk]) {
-  if (target.data == nullptr) return;
-  T products[kScanChunk];
-#pragma unroll
-  for (int j = 0; j < kScanChunk; ++j) products[j] = values[j];
-  multiply_rows(factor, channel, row, rows, products);
-  store_rows(target, channel, row, rows, products);
-}
 
 // out = post (kernel * (pre u)); see the sweeps for what the functions mean.
 template <typename scalar_t>

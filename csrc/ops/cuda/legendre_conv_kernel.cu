@@ -14,27 +14,6 @@ namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-// An activation that may be absent.
-struct OptionalRows {
-  std::optional<Rows> rows;
-
-  explicit OptionalRows(const OptionalTensor& source) {
-    if (source) rows.emplace(*source);
-  }
-  template <typename scalar_t>
-  ScanRows<const scalar_t> data() const {
-    if (!rows) return {nullptr, 0};
-    return {rows->tensor.template const_data_ptr<scalar_t>(), rows->stride};
-  }
-};
-
-// A contiguous result; null if it is [0], not wanted.
-template <typename scalar_t>
-ScanRows<scalar_t> result_rows(const at::Tensor& result) {
-  if (result.numel() == 0) return {nullptr, 0};
-  return {result.mutable_data_ptr<scalar_t>(), result.size(-1)};
-}
-
 at::Tensor legendre_conv_cuda(
     const at::Tensor& u,
     const at::Tensor& coeffs,

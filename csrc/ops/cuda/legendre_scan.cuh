@@ -32,6 +32,7 @@ namespace hyenarec {
 
 constexpr int kScanChunk = 32;
 constexpr int kScanLanes = 32;       // channels of a warp
+constexpr int kScanThreads = 256;    // a block's, at most
 constexpr int kScanMaxCoeffs = 128;  // of the instantiation for any number of them
 constexpr int kScanUnrolledCoeffs = 33;
 // More coefficients than that stay in local memory, in loops that aren't unrolled: correct, not fast.
@@ -103,13 +104,13 @@ __host__ __device__ inline int64_t scan_entries(int64_t num_coeffs, int64_t mome
 // are the channels rounded up to whole warps; those beyond are zero.
 template <typename T>
 struct ScanChannels {
-  int64_t pitch;
-  const T* near;   // [32, pitch]: the kernel at the lags of a chunk, skip included
-  const T* fades;  // [35, pitch]: exp(-decay j), j = 0 .. 32, then expm1 of a chunk's and a segment's decay
-  const T* transfers;  // [chunks, pitch / 32, entries, 32]
+  int pitch;
+  const T* near;  // [tiles, 32, 32 lanes]: the kernel at the lags of a chunk, skip included
+  const T*
+      fades;  // [tiles, 35, 32]: exp(-decay j), j = 0 .. 32, then expm1 of a chunk's and a segment's decay
+  const T* transfers;  // [chunks, tiles, entries, 32]
   int64_t entries;     // at most: of chunks with the most moments
 
-  __device__ T fade(int64_t channel, int j) const { return fades[j * pitch + channel]; }
   __device__ const T* transfer(int64_t chunk, int64_t tile, int lane) const {
     return transfers + (chunk * (pitch / kScanLanes) + tile) * entries * kScanLanes + lane;
   }
@@ -129,7 +130,7 @@ struct ScanWork {
   int64_t sequences;
   int64_t channels;
   int64_t segment_chunks, segments;
-  int64_t row_groups;  // of blocks: each takes every row_groups-th group of blockDim.y sequences
+  int64_t row_groups;  // of blocks: each takes every row_groups-th group of as many sequences as it has warps
 
   __device__ ScanSequence sequence(int64_t place) const {
     if (place >= sequences) return {0, 0, 0, 0};
@@ -270,20 +271,41 @@ struct ScanThread {
   const ScanTables<T>& tables;
   const ScanChannels<T>& channels;
   int64_t tile, channel;
+  // This thread's in ScanChannels, 32 apart: addresses that differ by constants, one register for all.
+  const T* const taps;
+  const T* const fades;
 
+  __device__ ScanThread(
+      const ScanTables<T>& tables_, const ScanChannels<T>& channels_, int64_t tile_, int64_t channel_)
+      : tables(tables_),
+        channels(channels_),
+        tile(tile_),
+        channel(channel_),
+        taps(channels_.near + tile_ * kScanChunk * kScanLanes + threadIdx.x),
+        fades(channels_.fades + tile_ * kScanFades * kScanLanes + threadIdx.x) {}
+
+  // Length of the tables' rows.
+  __device__ int pitch() const { return kN <= kScanUnrolledCoeffs ? (kN + 3) / 4 * 4 : tables.pitch; }
   __device__ int coeffs() const { return kN <= kScanUnrolledCoeffs ? kN : tables.num_coeffs; }
-  __device__ T near(int lag) const { return channels.near[lag * channels.pitch + channel]; }
-  __device__ T fade(int j) const { return channels.fade(channel, j); }
+  __device__ T near(int lag) const { return taps[lag * kScanLanes]; }
+  __device__ T fade(int j) const { return fades[j * kScanLanes]; }
   // exp(-decay (32 - j)): what takes the chunk's event j to the next chunk's start.
   __device__ T lift(int j) const { return fade(kScanChunk - j); }
 
-  // y[j] = fade_j polynomial(j) of the state at the chunk's start.
+  // Events of the chunk that the horizon cuts.
+  __device__ int tail_rows() const { return static_cast<int>(tables.horizon % kScanChunk); }
+
+  // y[j] = fade_j polynomial(j) of the state at the chunk's start; events beyond the horizon are left alone.
   __device__ void evaluate(int64_t chunk, const T (&state)[kN], T (&y)[kScanChunk]) const {
     const int n = coeffs();
     if (chunk == tables.tail_chunk) {
+      // Seldom, so short code: a loop over events, whose registers can't be indexed.
+#pragma unroll 1
+      for (int row = 0; row < tail_rows(); ++row) {
+        const T value = fade(row) * dot_row<kN>(tables.tail + row * pitch(), 0, state, n);
 #pragma unroll
-      for (int j = 0; j < kScanChunk; ++j)
-        y[j] = fade(j) * dot_row<kN>(tables.tail + j * tables.pitch, 0, state, n);
+        for (int j = 0; j < kScanChunk; ++j) y[j] = j == row ? value : y[j];
+      }
       return;
     }
     ScanHalves<T> halves;
@@ -292,7 +314,7 @@ struct ScanThread {
     const T* local = tables.local(chunk);
 #pragma unroll kScanUnroll < kN>
     for (int k = 0; k < n; ++k) {
-      if (k < terms) halves.add(k, dot_row<kN>(local + k * tables.pitch, k, state, n));
+      if (k < terms) halves.add(k, dot_row<kN>(local + k * pitch(), k, state, n));
     }
 #pragma unroll
     for (int j = 0; j < kScanChunk; ++j) y[j] = fade(j) * halves.value(j);
@@ -301,9 +323,13 @@ struct ScanThread {
   __device__ void evaluate_adjoint(int64_t chunk, const T (&dy)[kScanChunk], T (&state)[kN]) const {
     const int n = coeffs();
     if (chunk == tables.tail_chunk) {
+#pragma unroll 1
+      for (int row = 0; row < tail_rows(); ++row) {
+        T value = T(0);
 #pragma unroll
-      for (int j = 0; j < kScanChunk; ++j)
-        add_row<kN>(tables.tail + j * tables.pitch, 0, fade(j) * dy[j], state, n);
+        for (int j = 0; j < kScanChunk; ++j) value = j == row ? dy[j] : value;
+        add_row<kN>(tables.tail + row * pitch(), 0, fade(row) * value, state, n);
+      }
       return;
     }
     ScanHalves<T> halves;
@@ -312,7 +338,7 @@ struct ScanThread {
     const T* local = tables.local(chunk);
 #pragma unroll kScanUnroll < kN>
     for (int k = 0; k < n; ++k) {
-      if (k < terms) add_row<kN>(local + k * tables.pitch, k, halves.moment(k), state, n);
+      if (k < terms) add_row<kN>(local + k * pitch(), k, halves.moment(k), state, n);
     }
   }
 
@@ -332,7 +358,7 @@ struct ScanThread {
   __device__ void advance(int64_t chunk, const T (&x)[kScanChunk], T (&state)[kN]) const {
     const int n = coeffs();
     if (chunk > 0)
-      restrict_state<kN>(tables.restriction_change(chunk), tables.pitch, fade(kScanChunkDecay), state, n);
+      restrict_state<kN>(tables.restriction_change(chunk), pitch(), fade(kScanChunkDecay), state, n);
     ScanHalves<T> halves;
     halves.take([&](int j) { return lift(j) * x[j]; });
     for_each_moment(chunk, [&](int q, const T* entries) {
@@ -365,12 +391,12 @@ __device__ inline void add_near_adjoint(const Thread& thread, const T (&x)[kScan
 
 // Numbers a slot (of a chunk or a segment) holds: [N, pitch of channels].
 template <int kN, typename T>
-__device__ inline void load_state(const T* __restrict__ from, int64_t pitch, T (&state)[kN], int n) {
+__device__ inline void load_state(const T* __restrict__ from, int pitch, T (&state)[kN], int n) {
 #pragma unroll kScanUnroll < kN>
   for (int p = 0; p < n; ++p) state[p] = from[p * pitch];
 }
 template <int kN, typename T>
-__device__ inline void store_state(T* __restrict__ to, int64_t pitch, const T (&state)[kN], int n) {
+__device__ inline void store_state(T* __restrict__ to, int pitch, const T (&state)[kN], int n) {
 #pragma unroll kScanUnroll < kN>
   for (int p = 0; p < n; ++p) to[p * pitch] = state[p];
 }
@@ -381,8 +407,6 @@ __device__ inline void clear_state(T (&state)[kN], int n) {
 }
 
 // --- the parameters, once a call -----------------------------------------------------------------------------
-
-constexpr int kScanThreads = 256;
 
 // near and fades of ScanChannels. coeffs [channels, given] (given <= num_coeffs), skip may be null.
 template <typename T>
@@ -400,15 +424,17 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_prepare(
   const int64_t number = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t lag = number / pitch, channel = number % pitch;
   if (lag >= kScanFades) return;
+  const int64_t tile = channel / kScanLanes, lane = channel % kScanLanes;
+  const int64_t fade_place = (tile * kScanFades + lag) * kScanLanes + lane;
   const bool real = channel < channels;
   const double rate = real ? static_cast<double>(decay[channel]) : 0.0;
   if (lag > kScanChunk) {
     const int64_t steps = kScanChunk * (lag == kScanSegmentDecay ? segment_chunks : 1);
-    fades[number] = static_cast<T>(expm1(-rate * static_cast<double>(steps)));
+    fades[fade_place] = static_cast<T>(expm1(-rate * static_cast<double>(steps)));
     return;
   }
   const double fade = exp(-rate * static_cast<double>(lag));
-  fades[number] = static_cast<T>(fade);
+  fades[fade_place] = static_cast<T>(fade);
   if (lag == kScanChunk) return;
   double sum = 0;
   if (real && lag < horizon) {
@@ -423,7 +449,7 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_prepare(
     sum *= fade;
   }
   if (real && lag == 0 && skip != nullptr) sum += static_cast<double>(skip[channel]);
-  near[number] = static_cast<T>(sum);
+  near[(tile * kScanChunk + lag) * kScanLanes + lane] = static_cast<T>(sum);
 }
 inline LaunchShape scan_prepare_shape(int64_t pitch) {
   return {ceil_div(kScanFades * pitch, kScanThreads), dim3(kScanThreads), 0};
@@ -539,7 +565,7 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_adjoint_carry(
       const int64_t row = sequence.begin + chunk * kScanChunk;
       if (chunk + 1 < chunks.last)
         transposed_restrict<kN>(
-            tables.restriction_change(chunk), tables.pitch, thread.fade(kScanChunkDecay), adjoint, n);
+            tables.restriction_change(chunk), thread.pitch(), thread.fade(kScanChunkDecay), adjoint, n);
       source.load_gradient(place.channel, row, chunk * kScanChunk, chunk_rows(sequence, chunk), dy);
       thread.evaluate_adjoint(chunk, dy, adjoint);
     }
@@ -568,11 +594,11 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_combine(
       const int64_t segment = kAdjoint ? segments - i : i;
       // The state before segment 1 is zero, and so is the adjoint behind the last.
       if (i > 1) {
-        const T* jump = tables.jumps + (kAdjoint ? segment : segment - 1) * n * tables.pitch;
+        const T* jump = tables.jumps + (kAdjoint ? segment : segment - 1) * n * thread.pitch();
         if (kAdjoint) {
-          transposed_restrict<kN>(jump, tables.pitch, decay, state, n);
+          transposed_restrict<kN>(jump, thread.pitch(), decay, state, n);
         } else {
-          restrict_state<kN>(jump, tables.pitch, decay, state, n);
+          restrict_state<kN>(jump, thread.pitch(), decay, state, n);
         }
       }
       T* slot = slots + segment * n * channels.pitch;
@@ -586,7 +612,7 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_combine(
 // The output; or with kStates instead the states at the start of chunks, for the backward sweep, into
 // [scan_slots(.. 32), N, pitch].
 template <typename Source, int kN, bool kStates>
-__global__ void __launch_bounds__(kScanThreads) legendre_scan_forward(
+__global__ void __launch_bounds__(kScanThreads, 2) legendre_scan_forward(
     ScanWork work,
     ScanTables<accumulate_t<typename Source::Scalar>> tables,
     ScanChannels<accumulate_t<typename Source::Scalar>> channels,
@@ -617,12 +643,9 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_forward(
       if (kStates && is_last) break;
       source.load_input(place.channel, row, before, rows, x);
       if (!kStates) {
-        if (chunk > 0) {
-          thread.evaluate(chunk, state, y);
-        } else {
 #pragma unroll
-          for (int j = 0; j < kScanChunk; ++j) y[j] = T(0);
-        }
+        for (int j = 0; j < kScanChunk; ++j) y[j] = T(0);
+        if (chunk > 0) thread.evaluate(chunk, state, y);
         add_near(thread, x, y);
         source.gate_and_store(place.channel, row, before, rows, y);
       }

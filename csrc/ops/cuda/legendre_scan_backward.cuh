@@ -34,20 +34,29 @@ struct ScanSharedSums {
   T* coeffs;     // [N]
 };
 struct ScanBackwardShape {
+  ScanWork work;
   int slab;
   LaunchShape launch;
 };
-// Shared memory stays below 96 KiB if it can: fewer warps, then fewer moments at a time.
+// Three blocks a multiprocessor, so that one computes while others wait for memory or at a barrier: 168
+// registers a thread, and 72 KiB of shared memory if that is possible with fewer moments at a time, then with
+// fewer warps. At most `most_blocks` blocks a tile: each leaves its sums.
+constexpr int kScanBackwardThreads = 128;
 template <typename Source>
-ScanBackwardShape scan_backward_shape(const ScanWork& work, int64_t num_coeffs, int warps, int64_t slab) {
+ScanBackwardShape scan_backward_shape(
+    const ScanWork& work, int64_t num_coeffs, int warps, int64_t slab, int64_t most_blocks) {
   using T = accumulate_t<typename Source::Scalar>;
   const auto bytes = [&] {
     return kScanLanes * static_cast<int64_t>(sizeof(T)) *
            (warps * (kScanTimeSums<Source> + 2 * num_coeffs) + (slab + 1) * num_coeffs);
   };
-  while (bytes() > 96 * 1024 && slab > 1) slab = ceil_div(slab, 2);
-  while (bytes() > 96 * 1024 && warps > 1) warps = warps / 2;
-  ScanBackwardShape shape{static_cast<int>(slab), scan_shape(work, warps)};
+  constexpr int64_t kBytes = 72 * 1024;
+  if (warps > kScanBackwardThreads / kScanLanes) warps = kScanBackwardThreads / kScanLanes;
+  while (bytes() > kBytes && slab > 1) slab = ceil_div(slab, 2);
+  while (bytes() > kBytes && warps > 1) warps = warps / 2;
+  ScanBackwardShape shape{work, static_cast<int>(slab), {}};
+  shape.work.row_groups = smaller(ceil_div(work.sequences, warps), larger(most_blocks / work.segments, 1));
+  shape.launch = scan_shape(shape.work, warps);
   shape.launch.shared_bytes = static_cast<size_t>(bytes());
   return shape;
 }
@@ -151,31 +160,34 @@ struct ScanBackward {
   // behind it.
   __device__ void walk(int64_t chunk, int64_t row, int rows, bool is_last, const T* __restrict__ state) {
     const int n = thread.coeffs();
-    const int64_t before = chunk * kScanChunk, channel = thread.channel, pitch = thread.channels.pitch;
+    const int64_t before = chunk * kScanChunk, channel = thread.channel;
+    const int pitch = thread.channels.pitch;
     T x[kScanChunk], dy[kScanChunk], y[kScanChunk];
-    source.load_gradient(channel, row, before, rows, dy);
-    source.load_input(channel, row, before, rows, x);
-
-    if (wanted.output || wanted.kernel) {
-      if (state != nullptr) {
-        T start[kN];
-        load_state<kN>(state, pitch, start, n);
-        thread.evaluate(chunk, start, y);
+    const bool needs_y = wanted.output || wanted.kernel;
 #pragma unroll
-        for (int j = 0; j < kScanChunk; ++j) decay_sum -= static_cast<T>(j) * dy[j] * y[j];
-      } else {
-#pragma unroll
-        for (int j = 0; j < kScanChunk; ++j) y[j] = T(0);
-      }
-      if (wanted.output) {
-        add_near(thread, x, y);
-        source.store_output_gradient(memory, channel, row, before, rows, y);
-      }
+    for (int j = 0; j < kScanChunk; ++j) y[j] = T(0);
+    if (needs_y && state != nullptr) {
+      T start[kN];
+      load_state<kN>(state, pitch, start, n);
+      thread.evaluate(chunk, start, y);
     }
+    end_of_phase();
+    source.load_gradient(channel, row, before, rows, dy);
+#pragma unroll
+    for (int j = 0; j < kScanChunk; ++j) decay_sum -= static_cast<T>(j) * dy[j] * y[j];
+    end_of_phase();
+    source.load_input(channel, row, before, rows, x);
+    if (wanted.output) {
+      add_near(thread, x, y);
+      source.store_output_gradient(memory, channel, row, before, rows, y);
+    }
+    end_of_phase();
     if (wanted.kernel) {
       add_near_sums(x, dy);
+      end_of_phase();
       is_last ? clear_factors() : store_factors(chunk, x);
     }
+    end_of_phase();
     if (wanted.input || wanted.kernel) {
       if (is_last) {
 #pragma unroll
@@ -186,15 +198,16 @@ struct ScanBackward {
 #pragma unroll
       for (int j = 0; j < kScanChunk; ++j) decay_sum -= static_cast<T>(kScanChunk - j) * x[j] * y[j];
     }
+    end_of_phase();
     if (wanted.input) {
       add_near_adjoint(thread, dy, y);
       source.store_input_gradient(memory, channel, row, before, rows, y);
     }
     if (state == nullptr) return;
+    end_of_phase();
     if (!is_last) {
       transposed_restrict<kN>(
-          thread.tables.restriction_change(chunk), thread.tables.pitch, thread.fade(kScanChunkDecay), adjoint,
-          n);
+          thread.tables.restriction_change(chunk), thread.pitch(), thread.fade(kScanChunkDecay), adjoint, n);
       if (wanted.kernel) {
         T sum = T(0);
 #pragma unroll kScanUnroll < kN>
@@ -218,7 +231,7 @@ struct ScanBackward {
 //   store_input_gradient(memory, .., dx)        of z's factors
 //   poison_gradients(channel, row)              NaN to them, for a row beyond the horizon
 template <typename Source, int kN>
-__global__ void __launch_bounds__(kScanThreads) legendre_scan_backward(
+__global__ void __launch_bounds__(kScanBackwardThreads, 3) legendre_scan_backward(
     ScanWork work,
     ScanTables<accumulate_t<typename Source::Scalar>> tables,
     ScanChannels<accumulate_t<typename Source::Scalar>> channels,
@@ -300,8 +313,8 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_backward(
     target[(kTimeSums + k) * channels.pitch] = shared.coeffs[k * kScanLanes + lane];
 }
 
-// sums[row, channel] over the blocks, in order, in double. A block has one row and 32 channels; its eight
-// warps take every eighth of the blocks, then the eight are added.
+// sums[row, channel] over the blocks, in order, in double. A block has one row and 32 channels; its up to
+// eight warps take the blocks in turn, then the warps' sums are added.
 template <typename T>
 __global__ void __launch_bounds__(kScanThreads) legendre_scan_sum(
     int64_t blocks, int64_t rows, int64_t pitch, const T* __restrict__ partial, double* __restrict__ sums) {
@@ -319,10 +332,9 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_sum(
   for (unsigned int i = 0; i < blockDim.y; ++i) sum += shared[i * kScanLanes + threadIdx.x];
   sums[number] = sum;
 }
-inline LaunchShape scan_sum_shape(int64_t rows, int64_t pitch) {
-  return {
-      rows * (pitch / kScanLanes), dim3(kScanLanes, kScanThreads / kScanLanes),
-      kScanThreads * sizeof(double)};
+inline LaunchShape scan_sum_shape(int64_t blocks, int64_t rows, int64_t pitch) {
+  const auto warps = static_cast<unsigned int>(smaller(blocks, kScanThreads / kScanLanes));
+  return {rows * (pitch / kScanLanes), dim3(kScanLanes, warps), warps * kScanLanes * sizeof(double)};
 }
 
 // coeffs' and decay's gradients from the sums of legendre_scan_sum, skip's too: the far parts are there, the
@@ -360,10 +372,10 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_finish(
     }
     grad_coeffs[channel * given + row] = static_cast<T>(sum);
   } else if (row == given && grad_decay != nullptr) {
+    const T* taps = near + channel / kScanLanes * kScanChunk * kScanLanes + channel % kScanLanes;
     double sum = sums[kScanDecaySum * pitch + channel];
     for (int64_t lag = 1; lag < lags; ++lag)
-      sum -= static_cast<double>(lag) * static_cast<double>(near[lag * pitch + channel]) *
-             near_sums[lag * pitch];
+      sum -= static_cast<double>(lag) * static_cast<double>(taps[lag * kScanLanes]) * near_sums[lag * pitch];
     grad_decay[channel] = static_cast<T>(sum);
   } else if (row == given + 1 && grad_skip != nullptr) {
     grad_skip[channel] = static_cast<T>(near_sums[0]);

@@ -12,34 +12,52 @@
 #include "legendre_scan_backward.cuh"
 #include "rows.h"
 #include "scan_device_tables.h"
+#include "scan_rows.cuh"
 
 namespace hyenarec {
 
 static_assert(sizeof(ScanChunkShape) == 3 * sizeof(int64_t));  // rows of DeviceScanTables::shapes
 
-// Calls run(n) with the number of coefficients that is compiled for at least as many, as a constant.
-// In double everything takes the one instantiation for any number: speed doesn't matter there.
-template <typename T, typename Run>
+// Calls run(n) with the number of coefficients that is compiled for at least as many, as a constant. Without
+// kFast everything takes the one instantiation for any number: where speed doesn't matter.
+template <bool kFast, typename Run>
 void choose_scan_coeffs(int64_t given, const Run& run) {
-  if constexpr (std::is_same_v<T, double>) {
-    run(std::integral_constant<int, kScanMaxCoeffs>{});
-  } else if (given <= 9) {
-    run(std::integral_constant<int, 9>{});
-  } else if (given <= 17) {
-    run(std::integral_constant<int, 17>{});
-  } else if (given <= 33) {
-    run(std::integral_constant<int, 33>{});
-  } else {
-    run(std::integral_constant<int, kScanMaxCoeffs>{});
+  if constexpr (kFast) {
+    if (given <= 9) return run(std::integral_constant<int, 9>{});
+    if (given <= 17) return run(std::integral_constant<int, 17>{});
+    if (given <= kScanUnrolledCoeffs) return run(std::integral_constant<int, kScanUnrolledCoeffs>{});
   }
+  run(std::integral_constant<int, kScanMaxCoeffs>{});
 }
+
+// A gradient as the kernels write it; null if it is [0], not wanted.
+template <typename scalar_t>
+ScanRows<scalar_t> result_rows(const at::Tensor& result) {
+  if (result.numel() == 0) return {nullptr, 0};
+  return {result.mutable_data_ptr<scalar_t>(), static_cast<int>(result.size(-1))};
+}
+// An activation that may be absent.
+struct OptionalRows {
+  std::optional<Rows> rows;
+
+  explicit OptionalRows(const std::optional<at::Tensor>& source) {
+    if (source) rows.emplace(*source);
+    // ScanRows keeps distances in 32 bits, multiplied by a chunk's rows.
+    if (rows && rows->stride >= (int64_t{1} << 31) / (2 * kScanChunk)) rows.emplace(source->contiguous());
+  }
+  template <typename scalar_t>
+  ScanRows<const scalar_t> data() const {
+    if (!rows) return {nullptr, 0};
+    return {rows->tensor.template const_data_ptr<scalar_t>(), static_cast<int>(rows->stride)};
+  }
+};
 
 struct ScanGradients {
   at::Tensor coeffs, decay, skip, source_sums;  // source_sums [kSums, channels rounded up], double
 };
 
 // One call of an operator with parameters of type T: coeffs [D, N], decay [D], skip [D] or none.
-template <typename T>
+template <typename T, bool kFast = !std::is_same_v<T, double>>
 class ScanCall {
  public:
   ScanCall(
@@ -57,7 +75,7 @@ class ScanCall {
     TORCH_CHECK(
         given_ <= kScanMaxCoeffs, op, ": coeffs must be [D, N] with N <= ", kScanMaxCoeffs, " on CUDA, got ",
         coeffs.sizes());
-    choose_scan_coeffs<T>(given_, [&](auto coeff_count) {
+    choose_scan_coeffs<kFast>(given_, [&](auto coeff_count) {
       num_coeffs_ = coeff_count() <= kScanUnrolledCoeffs ? coeff_count() : std::max<int64_t>(given_, 1);
     });
     const int64_t channels = coeffs.size(0);
@@ -74,38 +92,47 @@ class ScanCall {
   // Source: see legendre_scan.cuh.
   template <typename Source>
   void forward(const Source& source) {
-    choose_scan_coeffs<T>(given_, [&](auto coeff_count) {
+    choose_scan_coeffs<kFast>(given_, [&](auto coeff_count) {
       constexpr int kN = coeff_count();
       const auto carry = find_carry<Source, kN>(source);
       launch(
-          scan_shape(work_, warps_), legendre_scan_forward<Source, kN, false>, work_, tables_, parameters_,
-          source, data(carry), nullptr);
+          shape(), legendre_scan_forward<Source, kN, false>, work_, tables_, parameters_, source, data(carry),
+          nullptr);
     });
   }
 
   // The source's gradients, and those of the parameters that are given as defined tensors.
   template <typename Source>
   ScanGradients backward(const Source& source, const ScanWanted& wanted, ScanGradients grads) {
-    choose_scan_coeffs<T>(given_, [&](auto coeff_count) {
+    choose_scan_coeffs<kFast>(given_, [&](auto coeff_count) {
       constexpr int kN = coeff_count();
       at::Tensor states;
       if (wanted.kernel || wanted.output) {
         states = scratch(scan_slots(work_.rows, work_.sequences, kScanChunk) * num_coeffs_);
         const auto carry = find_carry<Source, kN>(source);
         launch(
-            scan_shape(work_, warps_), legendre_scan_forward<Source, kN, true>, work_, tables_, parameters_,
-            source, data(carry), data(states));
+            shape(), legendre_scan_forward<Source, kN, true>, work_, tables_, parameters_, source,
+            data(carry), data(states));
       }
       const auto carry = find_adjoint_carry<Source, kN>(source);
-      const int64_t rows = kScanTimeSums<Source> + num_coeffs_, blocks = work_.row_groups * work_.segments;
+      const auto sweep = scan_backward_shape<Source>(work_, num_coeffs_, warps_, most_moments_, kMostBlocks);
+      const int64_t rows = kScanTimeSums<Source> + num_coeffs_;
+      const int64_t blocks = sweep.work.row_groups * work_.segments;
       const auto partial = wanted.kernel ? scratch(blocks * rows) : at::Tensor();
-      const auto shape = scan_backward_shape<Source>(work_, num_coeffs_, warps_, most_moments_);
       launch(
-          shape.launch, legendre_scan_backward<Source, kN>, work_, tables_, parameters_, source, wanted,
-          shape.slab, data(states), data(carry), data(partial));
+          sweep.launch, legendre_scan_backward<Source, kN>, sweep.work, tables_, parameters_, source, wanted,
+          sweep.slab, data(states), data(carry), data(partial));
       if (wanted.kernel) finish<Source>(partial, blocks, rows, grads);
     });
     return grads;
+  }
+
+  const ScanWork& work() const { return work_; }
+  LaunchShape shape() const { return scan_shape(work_, warps_); }
+  int64_t pitch() const { return pitch_; }
+  // Scratch of `rows` rows for each segment's slot.
+  at::Tensor segment_scratch(int64_t rows) const {
+    return scratch(scan_slots(work_.rows, work_.sequences, work_.segment_chunks * kScanChunk) * rows);
   }
 
  private:
@@ -128,8 +155,6 @@ class ScanCall {
     // Warps of a block share what they read of a chunk's tables; a GPU with few warps has them everywhere.
     warps_ = 8;
     while (warps_ > 1 && (all_warps < warps_ * processors || sequences_.count < warps_)) warps_ /= 2;
-    const int64_t groups = ceil_div(sequences_.count, warps_);
-    constexpr int64_t kMostBlocks = 1024;  // of a tile: each leaves sums
     if (sequences_.offsets.defined())
       order_ = at::argsort(at::diff(sequences_.offsets), /*stable=*/true, /*dim=*/0, /*descending=*/true);
     work_ = {
@@ -142,7 +167,7 @@ class ScanCall {
         channels,
         segment,
         segments,
-        smaller(groups, larger(kMostBlocks / segments, 1))};
+        ceil_div(sequences_.count, warps_)};
   }
 
   void get_tables(int64_t longest, int64_t horizon) {
@@ -175,7 +200,7 @@ class ScanCall {
     launch(
         scan_prepare_shape(pitch_), legendre_scan_prepare<T>, work_.channels, pitch_, given_, horizon,
         work_.segment_chunks, data(coeffs_), data(decay_), data(skip_), data(near_), data(fades_));
-    parameters_ = {pitch_, data(near_), data(fades_), data(transfers_), entries};
+    parameters_ = {static_cast<int>(pitch_), data(near_), data(fades_), data(transfers_), entries};
     if (passed > 0) {
       launch(
           scan_contract_shape(tiles_, passed), legendre_scan_contract<T>, work_, tables_, tiles_, entries,
@@ -187,38 +212,30 @@ class ScanCall {
   template <typename Source, int kN>
   at::Tensor find_carry(const Source& source) const {
     if (work_.segments == 1) return {};
-    auto carry = carry_scratch();
-    launch(
-        scan_shape(work_, warps_), legendre_scan_carry<Source, kN>, work_, tables_, parameters_, source,
-        data(carry));
+    auto carry = segment_scratch(num_coeffs_);
+    launch(shape(), legendre_scan_carry<Source, kN>, work_, tables_, parameters_, source, data(carry));
     combine<kN, false>(carry);
     return carry;
   }
   template <typename Source, int kN>
   at::Tensor find_adjoint_carry(const Source& source) const {
     if (work_.segments == 1) return {};
-    auto carry = carry_scratch();
+    auto carry = segment_scratch(num_coeffs_);
     launch(
-        scan_shape(work_, warps_), legendre_scan_adjoint_carry<Source, kN>, work_, tables_, parameters_,
-        source, data(carry));
+        shape(), legendre_scan_adjoint_carry<Source, kN>, work_, tables_, parameters_, source, data(carry));
     combine<kN, true>(carry);
     return carry;
   }
-  at::Tensor carry_scratch() const {
-    return scratch(scan_slots(work_.rows, work_.sequences, work_.segment_chunks * kScanChunk) * num_coeffs_);
-  }
   template <int kN, bool kAdjoint>
   void combine(const at::Tensor& carry) const {
-    launch(
-        scan_shape(work_, warps_), legendre_scan_combine<T, kN, kAdjoint>, work_, tables_, parameters_,
-        data(carry));
+    launch(shape(), legendre_scan_combine<T, kN, kAdjoint>, work_, tables_, parameters_, data(carry));
   }
 
   template <typename Source>
   void finish(const at::Tensor& partial, int64_t blocks, int64_t rows, ScanGradients& grads) const {
     const auto sums = at::empty({rows, pitch_}, coeffs_.options().dtype(at::kDouble));
     launch(
-        scan_sum_shape(rows, pitch_), legendre_scan_sum<T>, blocks, rows, pitch_, data(partial),
+        scan_sum_shape(blocks, rows, pitch_), legendre_scan_sum<T>, blocks, rows, pitch_, data(partial),
         sums.template mutable_data_ptr<double>());
     launch(
         scan_finish_shape(work_.channels, given_), legendre_scan_finish<T>, work_.channels, pitch_, given_,
@@ -232,6 +249,8 @@ class ScanCall {
   static T* data(const at::Tensor& tensor) {
     return tensor.defined() && tensor.numel() > 0 ? static_cast<T*>(tensor.data_ptr()) : nullptr;
   }
+
+  static constexpr int64_t kMostBlocks = 1024;  // of a tile in the backward sweep
 
   const RowSequences sequences_;
   const at::Tensor coeffs_, decay_, skip_;

@@ -151,14 +151,14 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& info) { return case_name(info.param); });
 
 // What the backward sweep's warps add up together: over sequences of different lengths, with several slabs of
-// moments; more sequences than a block has warps, so that each block adds up several groups.
+// moments; one block for all groups of sequences, and many blocks.
 TEST(LegendreScanBackwardDevice, AddsUpOverWarps) {
   for (const auto& expected : oracle::cases_of(HYENAREC_ORACLE_TABLES, "legendre_conv")) {
     if (expected.name() != "legendre_conv.packed" && expected.name() != "legendre_conv.whole_chunks")
       continue;
     const Problem<float> problem(expected, 0);
-    const Cut cut{.warps = 3, .most_blocks = 1, .slab = 2};
-    expect_gradients<float>(expected, problem.backward<9>(cut, kAll));
+    for (const Cut& cut : {Cut{.warps = 3, .most_blocks = 1, .slab = 2}, Cut{.warps = 1}})
+      expect_gradients<float>(expected, problem.backward<9>(cut, kAll));
   }
 }
 

@@ -15,6 +15,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import cast
 
 import safetensors
 import safetensors.torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from hyenarec import ops
 from hyenarec.config import ModelConfig, model_config_from_dict
 from hyenarec.files import write_atomically
+from hyenarec.stream import Stream
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -31,49 +33,35 @@ EMBEDDING_STD = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a batch's sequences lie in memory, for the layers that look along time.
+class Padding:
+    """Packed sequences as a rectangle and back: for the FFT, the one operation that needs one.
 
-    Everything else works on rows and does not care. `pad` and `pack` surround the FFT, the one
-    operation that needs a rectangle; without offsets the batch is a rectangle already.
+    Attributes:
+        index: int64 `[total]`, the place of each event among the rectangle's `B * L`.
+        shape: B and L, the number of sequences and the longest one's length.
     """
 
-    offsets: Tensor | None
-    index: Tensor | None
+    index: Tensor
     shape: tuple[int, int]
 
     @staticmethod
-    def of(items: Tensor, offsets: Tensor | None, max_len: int) -> Layout:
-        """Checks the batch's shape once for all layers."""
-        expected = 2 if offsets is None else 1
-        if items.dim() != expected:
-            raise ValueError(
-                f"items must be [B, L], or packed [total] with offsets, got {list(items.shape)} "
-                f"{'without' if offsets is None else 'with'} offsets"
-            )
-        if offsets is None:
-            shape, index = (items.shape[0], items.shape[1]), None
-        else:
-            lengths = offsets.diff()
-            shape = (lengths.shape[0], int(lengths.max()) if lengths.shape[0] > 0 else 0)
-            first = torch.arange(shape[0], device=items.device) * shape[1] - offsets[:-1]
-            index = torch.repeat_interleave(first, lengths, output_size=items.shape[0])
-            index = index + torch.arange(items.shape[0], device=items.device)
-        if shape[1] > max_len:
-            raise ValueError(f"sequences must have at most max_len = {max_len} events, got one of {shape[1]}")
-        return Layout(offsets, index, shape)
+    def around(offsets: Tensor, total: int) -> Padding:
+        """Finds the places; a GPU has to wait, for the rectangle's size depends on the offsets' values."""
+        lengths = offsets.diff()
+        shape = (lengths.shape[0], int(lengths.max()) if lengths.shape[0] > 0 else 0)
+        first = torch.arange(shape[0], device=offsets.device) * shape[1] - offsets[:-1]
+        index = torch.repeat_interleave(first, lengths, output_size=total)
+        return Padding(index + torch.arange(total, device=offsets.device), shape)
 
     def pad(self, x: Tensor) -> Tensor:
         """Packed `[total, C]` -> `[B, L, C]` with zeros behind each sequence's end."""
-        if self.index is None:
-            return x
         batch, length = self.shape
         padded = x.new_zeros(batch * length, x.shape[1]).index_copy(0, self.index, x)
         return padded.view(batch, length, x.shape[1])
 
     def pack(self, x: Tensor) -> Tensor:
         """`[B, L, C]` -> packed `[total, C]`."""
-        return x if self.index is None else x.flatten(0, 1).index_select(0, self.index)
+        return x.flatten(0, 1).index_select(0, self.index)
 
 
 class LegendreKernel(nn.Module):
@@ -87,11 +75,14 @@ class LegendreKernel(nn.Module):
         with torch.no_grad():
             self.coeffs.div_(self(config.max_len).norm(dim=1, keepdim=True))
 
+    @property
+    def decay(self) -> Tensor:
+        """Rate of the exponential decay per lag, `[channels]`; zeros where none is learned."""
+        return _decay(self.log_decay, self.coeffs)
+
     def forward(self, length: int) -> Tensor:
-        """The kernel's first `length` lags, `[channels, length]`."""
-        return ops.legendre_kernel(
-            self.coeffs, _decay(self.log_decay, self.coeffs), self.horizon, min(length, self.horizon)
-        )
+        """The kernel's first `length` lags, `[channels, length]`; the model never needs them."""
+        return ops.legendre_kernel(self.coeffs, self.decay, self.horizon, min(length, self.horizon))
 
 
 class MLPKernel(nn.Module):
@@ -188,9 +179,16 @@ class LongConv(nn.Module):
         self.kernel = KERNELS[config.kernel](config.dim, config)
         self.skip = nn.Parameter(torch.randn(config.dim))
 
-    def forward(self, u: Tensor, pre_gate: Tensor | None, post_gate: Tensor) -> Tensor:
-        """`u` and gates `[B, L, D]` -> `[B, L, D]`."""
-        return ops.fft_conv(u, self.kernel(u.shape[1]), self.skip, pre_gate, post_gate)
+    def forward(
+        self, u: Tensor, pre_gate: Tensor | None, post_gate: Tensor, offsets: Tensor | None
+    ) -> Tensor:
+        """`u` and gates `[B, L, D]`, or packed for a Legendre kernel `[total, D]` with `offsets`."""
+        kernel = self.kernel
+        if isinstance(kernel, LegendreKernel):
+            return ops.legendre_conv(
+                u, kernel.coeffs, kernel.decay, kernel.horizon, self.skip, pre_gate, post_gate, offsets
+            )
+        return ops.fft_conv(u, kernel(u.shape[1]), self.skip, pre_gate, post_gate)
 
 
 class Mixer(nn.Module):
@@ -207,15 +205,35 @@ class Mixer(nn.Module):
         self.convs = nn.ModuleList(LongConv(config) for _ in range(config.order - 1))
         self.out_proj = _linear(dim, dim, gain=_branch_gain(config))
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        """`x` `[..., D]` -> `[..., D]`."""
-        x = ops.short_conv(self.in_proj(x), self.short_weight, self.short_bias, layout.offsets)
-        *queries, k, v = layout.pad(x).chunk(len(self.convs) + 2, dim=-1)
+    def forward(self, x: Tensor, offsets: Tensor | None, padding: Padding | None) -> Tensor:
+        """`x` `[B, L, D]`, or packed `[total, D]` with `offsets`, and `padding` if a kernel needs it."""
+        x = self.in_proj(x)
+        conv = cast(LongConv, self.convs[0])
+        if len(self.convs) == 1 and isinstance(conv.kernel, LegendreKernel):
+            x = ops.hyena_mixer(
+                x,
+                self.short_weight,
+                self.short_bias,
+                conv.kernel.coeffs,
+                conv.kernel.decay,
+                conv.kernel.horizon,
+                conv.skip,
+                offsets,
+            )
+        else:
+            x = self._step_by_step(x, offsets, padding)
+        y: Tensor = self.out_proj(x)
+        return y
+
+    def _step_by_step(self, x: Tensor, offsets: Tensor | None, padding: Padding | None) -> Tensor:
+        x = ops.short_conv(x, self.short_weight, self.short_bias, offsets)
+        if padding is not None:
+            x = padding.pad(x)
+        *queries, k, v = x.chunk(len(self.convs) + 2, dim=-1)
         pre_gate: Tensor | None = k
         for conv, q in zip(self.convs, reversed(queries), strict=True):
-            v, pre_gate = conv(v, pre_gate, q), None
-        y: Tensor = self.out_proj(layout.pack(v))
-        return y
+            v, pre_gate = conv(v, pre_gate, q, offsets), None
+        return v if padding is None else padding.pack(v)
 
 
 class FeedForward(nn.Sequential):
@@ -238,9 +256,9 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        """`x` `[..., D]` -> `[..., D]`."""
-        x = x + self.dropout(self.mixer(self.mixer_norm(x), layout))
+    def forward(self, x: Tensor, offsets: Tensor | None, padding: Padding | None) -> Tensor:
+        """`x` `[..., D]` -> `[..., D]`; the rest as `Mixer` takes it."""
+        x = x + self.dropout(self.mixer(self.mixer_norm(x), offsets, padding))
         x = x + self.dropout(self.ffn(self.ffn_norm(x)))
         return x
 
@@ -281,13 +299,40 @@ class HyenaRec(nn.Module):
 
         Returns:
             `[B, L, D]` or `[total, D]`, normalised: its product with an item's row is that item's score.
+
+        Raises:
+            ValueError: the shape is wrong, or a sequence has more than `max_len` events. Packed sequences on
+                a GPU are not looked at before they are used: too long a one is a device-side assertion there.
         """
-        layout = Layout.of(items, offsets, self.config.max_len)
+        self._check(items, offsets)
+        padding = None
+        if offsets is not None and self.config.kernel != "legendre":
+            padding = Padding.around(offsets, items.shape[0])
         x = self.dropout(self.items(items) * math.sqrt(self.config.dim))
         for block in self.blocks:
-            x = block(x, layout)
+            x = block(x, offsets, padding)
         hidden: Tensor = self.norm(x)
         return hidden
+
+    def _check(self, items: Tensor, offsets: Tensor | None) -> None:
+        """Raises as `forward` says, without ever making a GPU wait."""
+        if items.dim() != (2 if offsets is None else 1):
+            raise ValueError(
+                f"items must be [B, L], or packed [total] with offsets, got {list(items.shape)} "
+                f"{'without' if offsets is None else 'with'} offsets"
+            )
+        max_len = self.config.max_len
+        if items.shape[-1] <= max_len:  # all packed sequences together, in which case none is too long
+            return
+        message = f"sequences must have at most max_len = {max_len} events, got one of"
+        if offsets is None:
+            raise ValueError(f"{message} {items.shape[1]}")
+        longest = offsets.diff().max()
+        if offsets.device.type == "cpu":
+            if longest > max_len:
+                raise ValueError(f"{message} {longest}")
+        else:
+            torch._assert_async(longest <= max_len, message + " more")
 
     @property
     def item_weight(self) -> Tensor:
@@ -304,6 +349,14 @@ class HyenaRec(nn.Module):
             raise ValueError("offsets must describe histories of at least one event, got an empty one")
         last = self(items, offsets)[offsets[1:] - 1]
         return torch.addmm(self.item_bias, last, self.item_weight.t())
+
+    def stream(self) -> Stream:
+        """An empty history that grows event by event, with the scores of `score` in constant time and memory.
+
+        Raises:
+            ValueError: if the kernels are not `legendre` ones.
+        """
+        return Stream(self)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes `config.json` and `model.safetensors`; each is the old file or the new one, whole."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from hyenarec import reference
 from hyenarec.config import ModelConfig
 from hyenarec.loss import NextItemLoss
-from hyenarec.model import CONFIG_FILE, KERNELS, WEIGHTS_FILE, HyenaRec
+from hyenarec.model import CONFIG_FILE, KERNELS, WEIGHTS_FILE, HyenaRec, LegendreKernel
 
 SMALL = ModelConfig(num_items=50, dim=8, num_blocks=2, max_len=24, num_coeffs=5, dropout=0.1)
 FAMILIES = sorted(KERNELS)
@@ -27,6 +28,11 @@ def make_model(config: ModelConfig = SMALL, seed: int = 0, **changes: object) ->
         for parameter in model.parameters():  # so that no bias or norm hides behind its initial 0 or 1
             parameter += 0.1 * torch.randn_like(parameter)
     return model
+
+
+def padded(items: Tensor, offsets: Tensor) -> Tensor:
+    """Packed `[total]` as `[B, L]` with zeros on the right."""
+    return torch.nn.utils.rnn.pad_sequence(list(items.tensor_split(offsets[1:-1])), batch_first=True)
 
 
 def packed(lengths: list[int], num_items: int = 50, seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -81,14 +87,51 @@ def test_packed_padded_and_single_sequences_agree(family: str) -> None:
     lengths = [5, 24, 1, 13]
     items, offsets = packed(lengths)
     hidden = model(items, offsets)
-    padded_items = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
-    for row, part in enumerate(items.tensor_split(offsets[1:-1])):
-        padded_items[row, : len(part)] = part
-    padded = model(padded_items)
+    rectangle = model(padded(items, offsets))
     for row, part in enumerate(items.tensor_split(offsets[1:-1])):
         mine = hidden[offsets[row] : offsets[row + 1]]
-        torch.testing.assert_close(mine, padded[row, : len(part)], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(mine, rectangle[row, : len(part)], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(mine, model(part[None])[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_the_scan_is_the_fft_with_the_same_kernels(order: int) -> None:
+    by_scan, by_fft = (make_model(order=order, kernel=kernel, max_len=300) for kernel in ("legendre", "free"))
+    lags = {
+        f"{name}.kernel": kernel(300).detach()
+        for name, kernel in by_scan.named_modules()
+        if isinstance(kernel, LegendreKernel)
+    }
+    shared = {name: w for name, w in by_scan.state_dict().items() if ".kernel." not in name}
+    by_fft.load_state_dict(shared | lags)
+    items, offsets = packed([300, 1, 170])
+    targets, _ = packed([300, 1, 170], seed=2)
+    for model in (by_scan, by_fft):
+        NextItemLoss(model)(items, offsets, targets).backward()
+    torch.testing.assert_close(by_scan(items, offsets), by_fft(items, offsets), rtol=1e-9, atol=1e-9)
+    gradients = dict(by_fft.named_parameters())
+    for name in shared:
+        expected = gradients[name].grad
+        torch.testing.assert_close(by_scan.get_parameter(name).grad, expected, rtol=1e-8, atol=1e-9)
+
+
+def test_saved_models_keep_their_names() -> None:
+    """Those of the first saved models; `from_pretrained` must go on reading them."""
+    conv = ("kernel.coeffs", "kernel.log_decay", "skip")
+    mixer = (
+        "in_proj.bias",
+        "in_proj.weight",
+        "out_proj.bias",
+        "out_proj.weight",
+        "short_bias",
+        "short_weight",
+    )
+    layers = ("ffn.0", "ffn.2", "ffn_norm", "mixer_norm")
+    block = {f"{layer}.{name}" for layer in layers for name in ("weight", "bias")}
+    block |= {f"mixer.{name}" for name in mixer} | {f"mixer.convs.0.{name}" for name in conv}
+    ends = {"items.weight", "item_bias", "norm.weight", "norm.bias"}
+    names = ends | {f"blocks.{number}.{name}" for number in range(2) for name in block}
+    assert HyenaRec(SMALL).state_dict().keys() == names
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -118,6 +161,22 @@ def test_loss_is_the_summed_cross_entropy_of_the_real_targets() -> None:
     scores = model(items, offsets) @ model.items.weight[1:].T + model.item_bias
     expected = torch.nn.functional.cross_entropy(scores, targets - 1, ignore_index=-1, reduction="sum")
     torch.testing.assert_close(NextItemLoss(model)(items, offsets, targets), expected)
+    in_rows = NextItemLoss(model)(padded(items, offsets), None, padded(targets, offsets))
+    torch.testing.assert_close(in_rows, expected)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_no_value_is_looked_at(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meta tensors have no values: whatever would make a GPU wait for one raises."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # both refuse meta devices
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    items, offsets = (torch.ones(n, dtype=torch.int64, device="meta") for n in (90, 6))
+    model = make_model(order=order).to("meta")
+    NextItemLoss(model)(items, offsets, items).backward()
+    assert model.score(items, offsets).shape == (5, 50)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with pytest.raises(RuntimeError, match=r"item\(\)"):  # and it does: a rectangle must know its size
+        make_model(kernel="mlp").to("meta")(items, offsets)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -200,6 +259,19 @@ def test_a_damaged_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_never_waits() -> None:
+    model = NextItemLoss(make_model().cuda())
+    items, offsets = (x.cuda() for x in packed([24, 1, 7]))
+    model(items, offsets, items).backward()  # what is made once may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model(items, offsets, items).backward()
+        model.model.score(items, offsets)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_and_gradients_on_a_gpu_are_those_of_the_cpu(family: str) -> None:
     model = make_model(kernel=family)
@@ -226,6 +298,8 @@ def test_errors_name_the_argument(tmp_path: Path) -> None:
         model(items[None], offsets)
     with pytest.raises(ValueError, match="at most max_len = 24 events, got one of 25"):
         model(*packed([25]))
+    with pytest.raises(ValueError, match="at most max_len = 24 events, got one of 25"):
+        model(packed([25])[0][None])
     with pytest.raises(ValueError, match="histories of at least one event, got an empty one"):
         model.score(items, torch.tensor([0, 3, 3, 5]))
     with pytest.raises(ValueError, match="num_items must be set"):

@@ -17,7 +17,7 @@ HYENAREC_HOST_DEVICE inline double legendre_position(int64_t lag, int64_t horizo
 // previous = anything finite at degree 0. Use double: single precision loses digits as the degree grows (4e-6
 // relative at degree 32).
 template <typename scalar_t>
-HYENAREC_HOST_DEVICE constexpr scalar_t legendre_step(
+HYENAREC_HOST_DEVICE constexpr scalar_t legendre_recurrence(
     scalar_t ratio, scalar_t u, scalar_t current, scalar_t previous) {
   const scalar_t product = u * current;
   return product + ratio * (product - previous);
@@ -27,7 +27,7 @@ HYENAREC_HOST_DEVICE constexpr scalar_t legendre_step(
 template <typename scalar_t>
 HYENAREC_HOST_DEVICE constexpr scalar_t legendre_next(
     int64_t degree, scalar_t u, scalar_t current, scalar_t previous) {
-  return legendre_step(
+  return legendre_recurrence(
       static_cast<scalar_t>(degree) / static_cast<scalar_t>(degree + 1), u, current, previous);
 }
 

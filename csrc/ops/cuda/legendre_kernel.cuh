@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kLegendreForwardThreads) legendre_kernel_forwa
       const T polynomial = static_cast<T>(current);
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) sum[c] += tile[n * kChannels + c] * polynomial;
-      const double next = legendre_step(ratios[n], position, current, previous);
+      const double next = legendre_recurrence(ratios[n], position, current, previous);
       previous = current;
       current = next;
     }
@@ -150,7 +150,7 @@ __device__ inline void fill_polynomials(
       for (int n = 0; n < tile_degrees; ++n) {
         if (degree == first_degree && lag < kLags)
           polynomials[lag * kLegendreBackwardPitch + n] = static_cast<T>(current);
-        const double next = legendre_step(ratios[n], position, current, previous);
+        const double next = legendre_recurrence(ratios[n], position, current, previous);
         previous = current;
         current = next;
       }

@@ -18,22 +18,17 @@ machine, the versions, the commit and all figures.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import torch
+from report import machine, write
+from timing import Function, copy_of, gradients, medians
 from torch import Tensor
 
-import hyenarec
 from hyenarec import ops
 
 NUM_COEFFS = 17
@@ -47,8 +42,6 @@ SHAPES = {
 DTYPES = {"cuda": [torch.float32, torch.bfloat16], "cpu": [torch.float32]}
 # Largest error against float64, relative to the norm.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-
-Function = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -148,13 +141,6 @@ def problems(device: str, dtype: torch.dtype, batch: int, length: int, channels:
     )
 
 
-def gradients(function: Function, arguments: list[Tensor], grad: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-    """What computes the gradients of all arguments from `grad` at the output, after one forward pass."""
-    leaves = [argument.detach().requires_grad_() for argument in arguments]
-    out = function(*leaves)
-    return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
-
-
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """norm(actual - expected) / norm(expected), in float64; NaN where a number is."""
     return float((actual.double() - expected).norm() / expected.norm())
@@ -169,43 +155,6 @@ def errors(problem: Problem) -> tuple[float, float]:
     ours, plain = gradients(problem.ours, arguments, grad), gradients(problem.plain, exact, grad.double())
     pairs = zip(ours(), plain(), strict=True)
     return forward, max(relative_error(actual, expected) for actual, expected in pairs)
-
-
-def copy_of(size: int, device: str) -> Callable[[], object]:
-    """A copy that reads and writes `size` bytes in all."""
-    source = torch.randint(0, 256, (max(size // 2, 1),), device=device, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)
-
-
-def milliseconds(function: Callable[[], object], device: str, calls: int) -> float:
-    """Milliseconds of one call, the mean of `calls` in a row."""
-    if device == "cpu":
-        start = time.perf_counter()
-        for _ in range(calls):
-            function()
-        return (time.perf_counter() - start) / calls * 1e3
-    start_event, end_event = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start_event.record()
-    for _ in range(calls):
-        function()
-    end_event.record()
-    end_event.synchronize()
-    return float(start_event.elapsed_time(end_event)) / calls
-
-
-def medians(functions: list[Callable[[], object]], device: str, repetitions: int) -> list[float]:
-    """Median milliseconds of each function; they take turns, short ones repeated up to a millisecond."""
-    calls = []
-    for function in functions:
-        for _ in range(3):  # plans, allocations, clocks
-            function()
-        calls.append(max(1, min(100, int(1.0 / max(milliseconds(function, device, 1), 1e-3)))))
-    times: list[list[float]] = [[] for _ in functions]
-    for _ in range(repetitions):
-        for function, count, series in zip(functions, calls, times, strict=True):
-            series.append(milliseconds(function, device, count))
-    return [statistics.median(series) for series in times]
 
 
 def measure(
@@ -246,30 +195,6 @@ def measure(
         )
 
 
-def commit() -> str:
-    """The commit, with "+changes" if the tree differs from it; "unknown" without git."""
-    folder = Path(__file__).resolve().parent
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
-    try:
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def machine(device: str) -> dict[str, object]:
-    """What the figures depend on beside the code."""
-    processor = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else processor,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "hyenarec": hyenarec.__version__,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if device == "cuda" else None,
-        "python": platform.python_version(),
-    }
-
-
 def print_row(figure: Figure) -> None:
     print(
         f"{figure.op:16} {figure.direction:9} {figure.dtype:9} B={figure.batch:<5} L={figure.length:<5} "
@@ -298,10 +223,7 @@ def main() -> int:
                     print_row(figure)
                     figures.append(figure)
     if options.output:
-        result = machine(options.device) | {"figures": [asdict(figure) for figure in figures]}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"wrote {options.output}")
+        write(options.output, machine(options.device) | {"figures": [asdict(figure) for figure in figures]})
     return 0
 
 

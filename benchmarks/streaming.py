@@ -14,7 +14,6 @@ file holds all of it.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -24,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from ops import machine
+from report import machine, write
 
 import hyenarec
 from hyenarec.ops import legendre_step, legendre_step_state, legendre_step_weights
@@ -185,9 +184,7 @@ def main() -> int:
             "figures": [asdict(figure) for figure in figures],
             "whole_history": history,
         }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"wrote {options.output}")
+        write(options.output, result)
     return 0
 
 

@@ -1,0 +1,46 @@
+"""What every benchmark writes: the machine, the versions and the commit beside the figures, as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hyenarec
+
+
+def commit() -> str:
+    """The commit, with "+changes" if the tree differs from it; "unknown" without git."""
+    folder = Path(__file__).resolve().parent
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+    try:
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the figures depend on beside the code. The load tells how busy the machine was at this moment."""
+    processor = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load_average": os.getloadavg(),
+        "commit": commit(),
+        "hyenarec": hyenarec.__version__,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "python": platform.python_version(),
+    }
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"wrote {path}")

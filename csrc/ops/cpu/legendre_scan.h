@@ -235,7 +235,8 @@ HYENAREC_INLINE void add_contracted_grad(
   }
 }
 
-// dmoments[q] = sum_p contracted[q][p] dstate[p], and products[q][p] += moments[q] dstate[p].
+// dmoments[q] = sum_p contracted[q][p] dstate[p], and products[q][p] += moments[q] dstate[p]. Where p + q >= N
+// the products mean nothing.
 template <typename V>
 HYENAREC_INLINE void add_moment_grad(
     const V* contracted,
@@ -245,17 +246,19 @@ HYENAREC_INLINE void add_moment_grad(
     const V* moments,
     V* dmoments,
     V* products) {
-  for (int64_t q = 0; q < num_moments; ++q) {
-    const V* const weights = contracted + q * num_coeffs;
-    V* const row = products + q * num_coeffs;
-    const V moment = moments[q];
-    V sums[2] = {};
-    for (int64_t p = 0; p < num_coeffs - q; ++p) {
-      sums[p % 2] += weights[p] * dstate[p];
-      row[p] += moment * dstate[p];
+  in_runs(num_moments, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+    V sums[run()] = {}, factors[run()];
+    for (int i = 0; i < run(); ++i) factors[i] = moments[first + i];
+    for (int64_t p = 0; p < num_coeffs - first; ++p) {
+      const V value = dstate[p];
+      for (int i = 0; i < run(); ++i) {
+        const int64_t place = (first + i) * num_coeffs + p;
+        sums[i] += contracted[place] * value;
+        products[place] += factors[i] * value;
+      }
     }
-    dmoments[q] = sums[0] + sums[1];
-  }
+    for (int i = 0; i < run(); ++i) dmoments[first + i] = sums[i];
+  });
 }
 
 // state = exp(-decay C) restriction state + contracted moments, in place: a run of rows needs no row before

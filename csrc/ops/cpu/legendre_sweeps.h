@@ -24,9 +24,10 @@ namespace hyenarec::scan {
 
 constexpr int64_t kMaxChunk = 64;
 constexpr int64_t kMaxVectors = 4;  // of a task: four cache lines side by side
-// A task's size: enough sequences to share a contraction, enough events to outweigh what a task costs.
+// A task's size: enough sequences to share a contraction, enough events to outweigh what a task costs, and a few
+// tasks for the threads of a small machine.
 constexpr int64_t kTaskSequences = 4;
-constexpr int64_t kTaskEvents = 8192;
+constexpr int64_t kLeastTaskEvents = 4096, kMostTaskEvents = 8192, kTasks = 4;
 
 // Memory for vectors, aligned for them, reused from task to task.
 class Scratch {
@@ -62,10 +63,11 @@ inline std::vector<Group> make_groups(const Sequences& sequences) {
     return sequences.size(a) > sequences.size(b);
   });
   std::vector<Group> groups;
-  int64_t events = kTaskEvents, members = kTaskSequences;
+  const int64_t enough = std::clamp(sequences.rows / kTasks, kLeastTaskEvents, kMostTaskEvents);
+  int64_t events = enough, members = kTaskSequences;
   for (const int64_t s : order) {
     if (sequences.size(s) == 0) break;
-    if (events >= kTaskEvents && members >= kTaskSequences) {
+    if (events >= enough && members >= kTaskSequences) {
       groups.emplace_back();
       events = members = 0;
     }

@@ -3,9 +3,9 @@
     python benchmarks/gpu_check.py        (or: make gpu-check)
 
 Builds the package into build/gpu-check, runs the Python tests of the operators on the GPU,
-compute-sanitizer's memcheck and racecheck over a small case of every kernel, the timings of ops.py, and the
-C++ tests where GoogleTest is there. Logs, `ops.json` and `summary.json` go to $OUT, else to build/gpu-check,
-too.
+compute-sanitizer's memcheck and racecheck over a small case of every kernel, the timings of ops.py and
+long_convolution.py, and the C++ tests where GoogleTest is there. Logs, both timings' JSON and `summary.json` go
+to $OUT, else to build/gpu-check, too.
 A step that fails does not stop the others; the exit status is 1 if any failed.
 """
 
@@ -187,12 +187,16 @@ def sanitizers(check: Check) -> None:
 
 
 def timings(check: Check) -> None:
-    # Without -P: a benchmark imports its neighbours, and there is no hyenarec among them.
-    command = [sys.executable, "benchmarks/ops.py", "--device", "cuda"]
-    check.run("timings", [*command, "--output", str(check.out / "ops.json")], 180)
-    log = check.out / "timings.log"
-    if log.exists():
-        print(log.read_text(errors="replace"))
+    for step, script, options in (
+        ("timings", "ops", ["--device", "cuda"]),
+        ("long_convolution", "long_convolution", []),
+    ):
+        # Without -P: a benchmark imports its neighbours, and there is no hyenarec among them.
+        command = [sys.executable, f"benchmarks/{script}.py", *options]
+        check.run(step, [*command, "--output", str(check.out / f"{script}.json")], 180)
+        log = check.out / f"{step}.log"
+        if log.exists():
+            print(log.read_text(errors="replace"))
 
 
 def main() -> int:

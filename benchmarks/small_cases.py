@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -45,10 +46,32 @@ def run(dtype: torch.dtype) -> None:
             offsets = torch.tensor([0, 0, 7, 8, 150, 150], device="cuda")
             backward(ops.short_conv(leaf(150, channels, dtype=dtype), weight, bias, offsets))
 
+        run_scans(dtype, parameters, channels)
+
         if dtype == parameters:
             for coefficients in (17, 75):
                 decay = torch.rand(channels, device="cuda", dtype=dtype).requires_grad_()
                 backward(ops.legendre_kernel(leaf(channels, coefficients, dtype=dtype), decay, 700, 650))
+
+
+def run_scans(dtype: torch.dtype, parameters: torch.dtype, channels: int) -> None:
+    """The Legendre scan: every compiled number of coefficients, padded, packed, one sequence in segments."""
+    offsets = torch.tensor([0, 0, 7, 8, 150, 150], device="cuda")
+    layouts: list[tuple[tuple[int, ...], Tensor | None]] = [
+        ((3, 70), None),
+        ((150,), offsets),
+        ((1, 1000), None),
+    ]
+    for coefficients, (sizes, bounds) in product((9, 17, 33, 40), layouts):
+        horizon = max(142, sizes[-1])
+        coeffs, skip = leaf(channels, coefficients, dtype=parameters), leaf(channels, dtype=parameters)
+        decay = torch.rand(channels, device="cuda", dtype=parameters).requires_grad_()
+        u, *gates = (leaf(*sizes, channels, dtype=dtype) for _ in range(3))
+        backward(ops.legendre_conv(u, coeffs, decay, horizon, skip, *gates, bounds))
+        for width in (3, 8):
+            weight, bias = leaf(3 * channels, width, dtype=parameters), leaf(3 * channels, dtype=parameters)
+            x = leaf(*sizes, 3 * channels, dtype=dtype)
+            backward(ops.hyena_mixer(x, weight, bias, coeffs, decay, horizon, skip, bounds))
 
 
 def read_out_of_bounds() -> None:

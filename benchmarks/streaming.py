@@ -27,6 +27,7 @@ from report import machine, write
 
 import hyenarec
 from hyenarec.ops import legendre_step, legendre_step_state, legendre_step_weights
+from hyenarec.stream import Stream
 
 NUM_ITEMS = 3416
 CONFIG = hyenarec.ModelConfig(num_items=NUM_ITEMS, dim=64, num_blocks=4, max_len=16_384, num_coeffs=17)
@@ -100,8 +101,8 @@ def item_at(position: int) -> int:
     return 1 + position * 7919 % NUM_ITEMS
 
 
-def model_stream(model: hyenarec.HyenaRec, length: int) -> tuple[Append, int]:
-    stream = model.stream()
+def model_stream(empty: Stream, length: int) -> tuple[Append, int]:
+    stream = empty.copy()
     stream.extend(map(item_at, range(length)))
     return lambda position: stream.append(item_at(position)), stream.nbytes
 
@@ -167,7 +168,9 @@ def main() -> int:
     model = hyenarec.HyenaRec(CONFIG).eval().to(device)
     figures = []
     with torch.inference_mode():
-        figures.append(measure("HyenaRec.stream", partial(model_stream, model), device, options.passes))
+        figures.append(
+            measure("HyenaRec.stream", partial(model_stream, model.stream()), device, options.passes)
+        )
         figures.append(measure("legendre_step", partial(operator_stream, device), device, options.passes))
     for figure in figures:
         print(

@@ -261,7 +261,9 @@ std::shared_ptr<const LegendreTables<scalar_t>> legendre_tables(
   return cache.get(horizon, chunk, num_coeffs, (length + chunk - 1) / chunk);
 }
 
-template std::shared_ptr<const LegendreTables<float>> legendre_tables(int64_t, int64_t, int64_t, int64_t);
-template std::shared_ptr<const LegendreTables<double>> legendre_tables(int64_t, int64_t, int64_t, int64_t);
+template HYENAREC_API std::shared_ptr<const LegendreTables<float>> legendre_tables(
+    int64_t, int64_t, int64_t, int64_t);
+template HYENAREC_API std::shared_ptr<const LegendreTables<double>> legendre_tables(
+    int64_t, int64_t, int64_t, int64_t);
 
 }  // namespace hyenarec

@@ -4,8 +4,8 @@
 
 Builds the package into build/gpu-check, runs the Python tests of the operators on the GPU,
 compute-sanitizer's memcheck and racecheck over a small case of every kernel, the timings of ops.py and
-long_convolution.py, and the C++ tests where GoogleTest is there. Logs, the timings' JSON and `summary.json` go
-to $OUT, else to build/gpu-check, too.
+long_convolution.py, and the C++ tests where GoogleTest is there. Logs, timings and `summary.json` go to $OUT,
+else to build/gpu-check, too.
 A step that fails does not stop the others; the exit status is 1 if any failed.
 """
 

@@ -17,7 +17,6 @@ namespace {
 
 using scan::Call;
 using scan::kBlock;
-using scan::kMaxChunk;
 using scan::Task;
 using scan::Wanted;
 
@@ -37,88 +36,114 @@ struct Mixer {
   int64_t sum_rows() const { return kParts * (width + 1); }
 };
 
-// The short convolution of one part (queries, keys or values) of a chunk, and what its gradient needs again.
+// The short convolution's parameters for a vector of channels, and one chunk's share of their gradients: for
+// each part the taps, then the bias.
 template <typename V>
-struct Filtered {
-  V with_history
-      [kShortConvMaxWidth + kMaxChunk];  // the chunk's events behind those that its first taps reach
-  V values[kMaxChunk];
-  V* const events = with_history + kShortConvMaxWidth;
+struct ShortFilter {
+  V taps[kParts][kShortConvMaxWidth], biases[kParts], shares[kParts][kShortConvMaxWidth + 1];
 };
 
 // The Source of a task.
 template <typename V, typename scalar_t>
 class MixedRows {
   using compute_t = simd::LaneOf<V>;
+  using Rows = scan::Tile<V>;
+  static constexpr int64_t kHistory = kShortConvMaxWidth;  // rows kept before a chunk's own
 
  public:
   // `sums`, of Mixer::sum_rows() rows, take the gradients; nullptr in a forward pass.
-  HYENAREC_INLINE MixedRows(const Mixer<scalar_t, compute_t>& mixer, const Task& task, scan::Sums* sums)
+  HYENAREC_INLINE MixedRows(
+      const Mixer<scalar_t, compute_t>& mixer, int64_t chunk, const Task& task, scan::Sums* sums)
       : mixer_(mixer), task_(task), sums_(sums), reach_(mixer.width - 1) {
-    for (int64_t v = 0; v < task.vectors; ++v) {
-      select(v);
+    scan::for_each_vector<V>(task, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
       for (int64_t part = 0; part < kParts; ++part) {
-        const int64_t column = part * mixer.channels + first_channel_;
+        const int64_t column = part * mixer.channels + (task.first_vector + v) * simd::kLanes<V>;
         for (int64_t w = 0; w < mixer.width; ++w)
-          filter_->taps[part][w] =
-              simd::load_first<V>(mixer.taps + w * kParts * mixer.channels + column, channels_);
-        filter_->biases[part] = simd::load_first<V>(mixer.biases + column, channels_);
-        for (V& share : filter_->shares[part]) share = V{};
+          filters_[v].taps[part][w] =
+              simd::load_first<V>(mixer.taps + w * kParts * mixer.channels + column, channels);
+        filters_[v].biases[part] = simd::load_first<V>(mixer.biases + column, channels);
+        for (V& share : filters_[v].shares[part]) share = V{};
       }
-    }
-    if (sums == nullptr) return;
-    const int64_t carried = kParts * task.group.count() * task.vectors * kShortConvMaxWidth;
-    carries_ = memory_.get<V>(carried);
-    for (int64_t i = 0; i < carried; ++i) carries_[i] = V{};
-  }
-
-  HYENAREC_INLINE void select(int64_t vector) {
-    vector_ = vector;
-    filter_ = &filters_[vector];
-    first_channel_ = (task_.first_vector + vector) * simd::kLanes<V>;
-    channels_ = std::min<int64_t>(simd::kLanes<V>, mixer_.channels - first_channel_);
+    });
+    const int64_t tile = scan::kMaxVectors * (kHistory + chunk + kBlock);
+    const int64_t carried = sums ? kParts * task.group.count() * task.vectors * kHistory : 0;
+    V* room = memory_.get<V>((2 * kParts + 2) * tile + carried);
+    for (int64_t i = 0; i < (2 * kParts + 2) * tile + carried; ++i) room[i] = V{};
+    const auto take = [&] {
+      const Rows rows{room + kHistory, kHistory + chunk + kBlock};
+      room += tile;
+      return rows;
+    };
+    for (Rows& events : events_) events = take();
+    for (Rows& filtered : filtered_) filtered = take();
+    grad_ = take();
+    gradient_ = take();
+    carries_ = room;
   }
 
   // z = k v
-  HYENAREC_INLINE void load_input(int64_t s, int64_t begin, int64_t rows, V* z) {
-    filter(kKey, s, begin, rows, key_);
-    filter(kValue, s, begin, rows, value_);
-    for (int64_t t = 0; t < rows; ++t) z[t] = key_.values[t] * value_.values[t];
+  HYENAREC_INLINE void load_input(int64_t s, int64_t begin, int64_t rows, const Rows& z) {
+    load_events(kKey, s, begin, rows);
+    load_events(kValue, s, begin, rows);
+    for (int64_t v = 0; v < task_.vectors; ++v) {
+      const V* const keys = filter(kKey, v, rows);
+      const V* const values = filter(kValue, v, rows);
+      for (int64_t t = 0; t < rows; ++t) z.of(v)[t] = keys[t] * values[t];
+    }
   }
   // out = q y
-  HYENAREC_INLINE void store_output(int64_t s, int64_t begin, int64_t rows, const V* y) {
-    filter(kQuery, s, begin, rows, query_);
-    scalar_t* to = row(mixer_.out, s, begin, 0);
-    for (int64_t t = 0; t < rows; ++t)
-      simd::store_first(query_.values[t] * y[t], to + t * mixer_.out.row_stride, channels_);
+  HYENAREC_INLINE void store_output(int64_t s, int64_t begin, int64_t rows, const Rows& y) {
+    load_events(kQuery, s, begin, rows);
+    for (int64_t v = 0; v < task_.vectors; ++v) filter(kQuery, v, rows);
+    scalar_t* out = row(mixer_.out, s, begin, 0);
+    for (int64_t t = 0; t < rows; ++t, out += mixer_.out.row_stride) {
+      scan::for_each_vector<V>(task_, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
+        simd::store_first(filtered_[kQuery].of(v)[t] * y.of(v)[t], out + v * simd::kLanes<V>, channels);
+      });
+    }
   }
   // dy = q dout
-  HYENAREC_INLINE void load_output_grad(int64_t s, int64_t begin, int64_t rows, V* dy) {
-    filter(kQuery, s, begin, rows, query_);
-    const scalar_t* from = row(mixer_.grad, s, begin, 0);
-    for (int64_t t = 0; t < rows; ++t) {
-      grad_[t] = simd::load_first<V>(from + t * mixer_.grad.row_stride, channels_);
-      dy[t] = grad_[t] * query_.values[t];
+  HYENAREC_INLINE void load_output_grad(int64_t s, int64_t begin, int64_t rows, const Rows& dy) {
+    load_events(kQuery, s, begin, rows);
+    load_rows(row(mixer_.grad, s, begin, 0), mixer_.grad.row_stride, 0, rows, grad_);
+    for (int64_t v = 0; v < task_.vectors; ++v) {
+      const V* const queries = filter(kQuery, v, rows);
+      for (int64_t t = 0; t < rows; ++t) dy.of(v)[t] = grad_.of(v)[t] * queries[t];
     }
   }
   // dq = y dout; chunks come in order of time, each after its load_output_grad
-  HYENAREC_INLINE void take_output(int64_t s, int64_t begin, int64_t rows, const V* y) {
-    V* const dq = gradient_ + kShortConvMaxWidth;
-    for (int64_t t = 0; t < rows; ++t) dq[t] = grad_[t] * y[t];
-    scan::clear_rest(dq, rows, scan::padded(rows) + 2 * kBlock);
-    add_tap_products(kQuery, query_, dq, rows);
+  HYENAREC_INLINE void take_output(int64_t s, int64_t begin, int64_t rows, const Rows& y) {
     // An input's gradient needs the `reach` events after it: those at the end wait for the next chunk.
-    V* const carry = carry_of(kQuery, s);
-    for (int64_t i = 0; i < reach_; ++i) dq[i - reach_] = carry[i];
     const bool ends = begin + rows == task_.group.lengths[s];
     const int64_t late = std::min(reach_, begin);
-    store_x_grad(kQuery, s, begin - late, rows + late - (ends ? 0 : reach_), dq - late);
-    for (int64_t i = 0; i < reach_; ++i) carry[i] = dq[rows - reach_ + i];
+    const int64_t ready = rows + late - (ends ? 0 : reach_);
+    for (int64_t v = 0; v < task_.vectors; ++v) {
+      V* const dq = gradient_.of(v);
+      for (int64_t t = 0; t < rows; ++t) dq[t] = grad_.of(v)[t] * y.of(v)[t];
+      scan::clear_rest(dq, rows, scan::padded(rows) + kBlock);
+      add_tap_products(kQuery, v, dq, rows);
+      V* const carry = carry_of(kQuery, s, v);
+      for (int64_t i = 0; i < reach_; ++i) dq[i - reach_] = carry[i];
+      for (int64_t i = 0; i < reach_; ++i) carry[i] = dq[rows - reach_ + i];
+      filter_transposed(kQuery, v, dq - late, ready);
+    }
+    store_x_grad(kQuery, s, begin - late, ready);
   }
   // dk = v dz, dv = k dz; chunks come from the last to the first, each after its load_input
-  HYENAREC_INLINE void take_input_grad(int64_t s, int64_t begin, int64_t rows, const V* dz) {
-    take_part_grad(kKey, s, begin, rows, dz, value_, key_);
-    take_part_grad(kValue, s, begin, rows, dz, key_, value_);
+  HYENAREC_INLINE void take_input_grad(int64_t s, int64_t begin, int64_t rows, const Rows& dz) {
+    for (int64_t v = 0; v < task_.vectors; ++v) {
+      // Both factors are needed before filter_transposed overwrites the first.
+      V* const dk = gradient_.of(v);
+      V* const dv = grad_.of(v);
+      for (int64_t t = 0; t < rows; ++t) {
+        dk[t] = dz.of(v)[t] * filtered_[kValue].of(v)[t];
+        dv[t] = dz.of(v)[t] * filtered_[kKey].of(v)[t];
+      }
+      take_part_grad(kKey, s, v, rows, dk);
+      take_part_grad(kValue, s, v, rows, dv);
+    }
+    store_x_grad(kKey, s, begin, rows);
+    store_x_grad(kValue, s, begin, rows);
   }
   // Moves the chunk's shares of the sums to the task's.
   HYENAREC_INLINE void end_chunk() {
@@ -132,98 +157,107 @@ class MixedRows {
  private:
   template <typename pointer_t>
   HYENAREC_INLINE pointer_t* row(const Activation<pointer_t>& a, int64_t s, int64_t t, int64_t part) const {
-    return a.row(mixer_.sequences, task_.group.sequences[s], t) + part * mixer_.channels + first_channel_;
+    const int64_t column = part * mixer_.channels + task_.first_vector * simd::kLanes<V>;
+    return a.row(mixer_.sequences, task_.group.sequences[s], t) + column;
   }
-  HYENAREC_INLINE V* carry_of(int64_t part, int64_t s) const {
-    return carries_ + ((part * task_.group.count() + s) * task_.vectors + vector_) * kShortConvMaxWidth;
+  HYENAREC_INLINE V* carry_of(int64_t part, int64_t s, int64_t v) const {
+    return carries_ + ((part * task_.group.count() + s) * task_.vectors + v) * kHistory;
   }
-  // values[t] = bias + sum_w taps[w] x[t - w]
-  HYENAREC_INLINE void filter(int64_t part, int64_t s, int64_t begin, int64_t rows, Filtered<V>& to) const {
-    const int64_t earlier = std::min(reach_, begin);
-    const scalar_t* from = row(mixer_.x, s, begin, part);
-    for (int64_t t = -reach_; t < -earlier; ++t) to.events[t] = V{};
-    for (int64_t t = -earlier; t < rows; ++t)
-      to.events[t] = simd::load_first<V>(from + t * mixer_.x.row_stride, channels_);
-    const int64_t end = scan::padded(rows);
-    scan::clear_rest(to.events, rows, end);
-    for (int64_t first = 0; first < end; first += kBlock) {
-      V sums[kBlock];
-      for (V& sum : sums) sum = filter_->biases[part];
-      for (int64_t w = 0; w < mixer_.width; ++w) {
-        const V tap = filter_->taps[part][w];
-        for (int64_t i = 0; i < kBlock; ++i) sums[i] += tap * to.events[first + i - w];
-      }
-      for (int64_t i = 0; i < kBlock; ++i) to.values[first + i] = sums[i];
+  HYENAREC_INLINE void load_rows(
+      const scalar_t* from, int64_t stride, int64_t first, int64_t rows, const Rows& to) const {
+    for (int64_t t = first; t < rows; ++t) {
+      scan::for_each_vector<V>(task_, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
+        to.of(v)[t] = simd::load_first<V>(from + t * stride + v * simd::kLanes<V>, channels);
+      });
     }
   }
 
+  // A part's rows of x, behind those that its first taps reach; zero where there are none.
+  HYENAREC_INLINE void load_events(int64_t part, int64_t s, int64_t begin, int64_t rows) const {
+    const Rows& events = events_[part];
+    const int64_t earlier = std::min(reach_, begin);
+    load_rows(row(mixer_.x, s, begin, part), mixer_.x.row_stride, -earlier, rows, events);
+    for (int64_t v = 0; v < task_.vectors; ++v) {
+      for (int64_t t = -reach_; t < -earlier; ++t) events.of(v)[t] = V{};
+      scan::clear_rest(events.of(v), rows, scan::padded(rows));
+    }
+  }
+  // filtered[t] = bias + sum_w taps[w] x[t - w]
+  HYENAREC_INLINE const V* filter(int64_t part, int64_t v, int64_t rows) const {
+    const V* const events = events_[part].of(v);
+    V* const to = filtered_[part].of(v);
+    for (int64_t first = 0; first < rows; first += kBlock) {
+      V sums[kBlock];
+      for (V& sum : sums) sum = filters_[v].biases[part];
+      for (int64_t w = 0; w < mixer_.width; ++w) {
+        const V tap = filters_[v].taps[part][w];
+        for (int64_t i = 0; i < kBlock; ++i) sums[i] += tap * events[first + i - w];
+      }
+      for (int64_t i = 0; i < kBlock; ++i) to[first + i] = sums[i];
+    }
+    return to;
+  }
+
   // The taps' and the bias's gradients; d is zero from `rows` to the end of its block.
-  HYENAREC_INLINE void add_tap_products(int64_t part, const Filtered<V>& input, const V* d, int64_t rows) {
+  HYENAREC_INLINE void add_tap_products(int64_t part, int64_t v, const V* d, int64_t rows) {
+    const V* const events = events_[part].of(v);
+    V* const shares = filters_[v].shares[part];
     const int64_t end = scan::padded(rows);
     for (int64_t w = 0; w < mixer_.width; ++w) {
       V sums[4] = {};
       for (int64_t t = 0; t < end; t += 4) {
-        for (int64_t i = 0; i < 4; ++i) sums[i] += d[t + i] * input.events[t + i - w];
+        for (int64_t i = 0; i < 4; ++i) sums[i] += d[t + i] * events[t + i - w];
       }
-      filter_->shares[part][w] += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      shares[w] += (sums[0] + sums[1]) + (sums[2] + sums[3]);
     }
-    V sum = {};
-    for (int64_t t = 0; t < rows; ++t) sum += d[t];
-    filter_->shares[part][mixer_.width] += sum;
+    V sums[4] = {};
+    for (int64_t t = 0; t < end; t += 4) {
+      for (int64_t i = 0; i < 4; ++i) sums[i] += d[t + i];
+    }
+    shares[mixer_.width] += (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
 
-  // x_grad[begin + t] = sum_w taps[w] d[t + w] for t < rows
-  HYENAREC_INLINE void store_x_grad(int64_t part, int64_t s, int64_t begin, int64_t rows, const V* d) const {
-    if (!mixer_.x_grad.data || rows <= 0) return;
-    scalar_t* to = row(mixer_.x_grad, s, begin, part);
+  // The gradient of x at as many rows, sum_w taps[w] d[t + w], in place of the part's filtered events.
+  HYENAREC_INLINE void filter_transposed(int64_t part, int64_t v, const V* d, int64_t rows) const {
+    V* const to = filtered_[part].of(v);
     for (int64_t first = 0; first < rows; first += kBlock) {
       V sums[kBlock] = {};
       for (int64_t w = 0; w < mixer_.width; ++w) {
-        const V tap = filter_->taps[part][w];
+        const V tap = filters_[v].taps[part][w];
         for (int64_t i = 0; i < kBlock; ++i) sums[i] += tap * d[first + i + w];
       }
-      const int64_t stored = std::min(kBlock, rows - first);
-      for (int64_t i = 0; i < stored; ++i)
-        simd::store_first(sums[i], to + (first + i) * mixer_.x_grad.row_stride, channels_);
+      for (int64_t i = 0; i < kBlock; ++i) to[first + i] = sums[i];
+    }
+  }
+  HYENAREC_INLINE void store_x_grad(int64_t part, int64_t s, int64_t begin, int64_t rows) const {
+    if (!mixer_.x_grad.data) return;
+    scalar_t* to = row(mixer_.x_grad, s, begin, part);
+    for (int64_t t = 0; t < rows; ++t, to += mixer_.x_grad.row_stride) {
+      scan::for_each_vector<V>(task_, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
+        simd::store_first(filtered_[part].of(v)[t], to + v * simd::kLanes<V>, channels);
+      });
     }
   }
 
-  HYENAREC_INLINE void take_part_grad(
-      int64_t part,
-      int64_t s,
-      int64_t begin,
-      int64_t rows,
-      const V* dz,
-      const Filtered<V>& factor,
-      const Filtered<V>& input) {
-    V* const d = gradient_ + kShortConvMaxWidth;
-    for (int64_t t = 0; t < rows; ++t) d[t] = dz[t] * factor.values[t];
-    scan::clear_rest(d, rows, scan::padded(rows) + 2 * kBlock);
-    add_tap_products(part, input, d, rows);
-    V* const carry = carry_of(part, s);  // of the chunk behind this one; zero behind the last
+  // From the gradient d of a part's filtered events; chunks come from the last to the first.
+  HYENAREC_INLINE void take_part_grad(int64_t part, int64_t s, int64_t v, int64_t rows, V* d) {
+    scan::clear_rest(d, rows, scan::padded(rows) + kBlock);
+    add_tap_products(part, v, d, rows);
+    V* const carry = carry_of(part, s, v);  // of the chunk behind this one; zero behind the last
     for (int64_t i = 0; i < reach_; ++i) d[rows + i] = carry[i];
-    store_x_grad(part, s, begin, rows, d);
     for (int64_t i = 0; i < reach_; ++i) carry[i] = d[i];
+    filter_transposed(part, v, d, rows);
   }
-
-  // The short convolution of a vector's channels, and one chunk's share of its gradients: taps, then the bias.
-  struct Filter {
-    V taps[kParts][kShortConvMaxWidth], biases[kParts], shares[kParts][kShortConvMaxWidth + 1];
-  };
 
   const Mixer<scalar_t, compute_t>& mixer_;
   const Task& task_;
   scan::Sums* const sums_;
   const int64_t reach_;  // events that the short convolution reaches back
-  int64_t vector_ = 0, first_channel_ = 0, channels_ = 0;
-  Filter filters_[scan::kMaxVectors];
-  Filter* filter_ = filters_;
-  Filtered<V> query_, key_, value_;
-  V grad_[kMaxChunk];
-  // Room for a chunk's gradient between events before and after it, which one block may read beyond.
-  V gradient_[kShortConvMaxWidth + kMaxChunk + 2 * kBlock];
+  ShortFilter<V> filters_[scan::kMaxVectors];
   scan::Scratch memory_;
-  V* carries_ = nullptr;  // [part][sequence][vector]: gradients at a chunk's edge that the next one needs
+  // Tiles of one chunk, each row of which lies behind kHistory others and before kBlock more.
+  Rows events_[kParts], filtered_[kParts], grad_, gradient_;
+  V* carries_;  // [part][sequence][vector]: gradients at a chunk's edge that the next chunk needs
 };
 
 at::Tensor hyena_mixer_cpu(
@@ -263,7 +297,7 @@ at::Tensor hyena_mixer_cpu(
         {}};
     Call<compute_t> call(sequences, coeffs, decay, skip, horizon);
     call.forward([&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
-      return MixedRows<decltype(lanes), scalar_t>(mixer, task, nullptr);
+      return MixedRows<decltype(lanes), scalar_t>(mixer, call.chunk(), task, nullptr);
     });
   });
   return out;
@@ -318,7 +352,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     Call<compute_t> call(sequences, coeffs, decay, skip, horizon);
     auto sums = call.make_sums(mixer.sum_rows());
     gradients = call.backward(wanted, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
-      return MixedRows<decltype(lanes), scalar_t>(mixer, task, &sums);
+      return MixedRows<decltype(lanes), scalar_t>(mixer, call.chunk(), task, &sums);
     });
     for (int64_t column = 0; column < kParts * mixer.channels; ++column) {
       const int64_t part = column / mixer.channels;

@@ -55,6 +55,8 @@ class Call {
     });
   }
 
+  int64_t chunk() const { return problem_.chunk(); }
+
   // make_source(V{}, task) gives the Source of a task.
   template <typename MakeSource>
   void forward(const MakeSource& make_source) {
@@ -126,7 +128,9 @@ class Call {
     const int64_t tiles = (vectors_ + vectors_per_task_ - 1) / vectors_per_task_;
     run_tasks(groups() * tiles, [&](int64_t index, Scratch& scratch) {
       const int64_t group = index / tiles, first = index % tiles * vectors_per_task_;
-      const Task task{problem_.groups[group], group, first, std::min(vectors_per_task_, vectors_ - first)};
+      const int64_t vectors = std::min(vectors_per_task_, vectors_ - first);
+      const int64_t last_channels = std::min(lanes_, problem_.channels - (first + vectors - 1) * lanes_);
+      const Task task{problem_.groups[group], group, first, vectors, last_channels};
       simd::run_with_widest_vectors([&](auto bytes) HYENAREC_INLINE_LAMBDA {
         run(simd::Vector<compute_t, bytes() / sizeof(compute_t)>{}, task, scratch);
       });

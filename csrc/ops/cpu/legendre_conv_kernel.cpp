@@ -28,26 +28,24 @@ struct Activations {
 // The Source of a task.
 template <typename V, typename scalar_t>
 class GatedRows {
+  using Rows = scan::Tile<V>;
+
  public:
   HYENAREC_INLINE GatedRows(const Activations<scalar_t>& all, const Task& task) : all_(all), task_(task) {}
 
-  HYENAREC_INLINE void select(int64_t vector) {
-    first_channel_ = (task_.first_vector + vector) * simd::kLanes<V>;
-    channels_ = std::min<int64_t>(simd::kLanes<V>, all_.channels - first_channel_);
-  }
-  HYENAREC_INLINE void load_input(int64_t s, int64_t begin, int64_t rows, V* z) {
+  HYENAREC_INLINE void load_input(int64_t s, int64_t begin, int64_t rows, const Rows& z) {
     load_gated(all_.u, all_.pre_gate, s, begin, rows, z);
   }
-  HYENAREC_INLINE void store_output(int64_t s, int64_t begin, int64_t rows, const V* y) {
+  HYENAREC_INLINE void store_output(int64_t s, int64_t begin, int64_t rows, const Rows& y) {
     store_gated(y, all_.post_gate, all_.out, s, begin, rows);
   }
-  HYENAREC_INLINE void load_output_grad(int64_t s, int64_t begin, int64_t rows, V* dy) {
+  HYENAREC_INLINE void load_output_grad(int64_t s, int64_t begin, int64_t rows, const Rows& dy) {
     load_gated(all_.grad, all_.post_gate, s, begin, rows, dy);
   }
-  HYENAREC_INLINE void take_output(int64_t s, int64_t begin, int64_t rows, const V* y) {
+  HYENAREC_INLINE void take_output(int64_t s, int64_t begin, int64_t rows, const Rows& y) {
     store_gated(y, all_.grad, all_.post_gate_grad, s, begin, rows);
   }
-  HYENAREC_INLINE void take_input_grad(int64_t s, int64_t begin, int64_t rows, const V* dz) {
+  HYENAREC_INLINE void take_input_grad(int64_t s, int64_t begin, int64_t rows, const Rows& dz) {
     if (all_.u_grad.data) store_gated(dz, all_.pre_gate, all_.u_grad, s, begin, rows);
     if (all_.pre_gate_grad.data) store_gated(dz, all_.u, all_.pre_gate_grad, s, begin, rows);
   }
@@ -56,46 +54,50 @@ class GatedRows {
  private:
   template <typename pointer_t>
   HYENAREC_INLINE pointer_t* row(const Activation<pointer_t>& activation, int64_t s, int64_t t) const {
-    return activation.row(all_.sequences, task_.group.sequences[s], t) + first_channel_;
+    return activation.row(all_.sequences, task_.group.sequences[s], t) + task_.first_vector * simd::kLanes<V>;
   }
-  HYENAREC_INLINE V load(const scalar_t* from) const { return simd::load_first<V>(from, channels_); }
-  HYENAREC_INLINE void store(const V& value, scalar_t* to) const { simd::store_first(value, to, channels_); }
 
-  // values[t] = a[t] gate[t]
+  // values = a gate
   HYENAREC_INLINE void load_gated(
       const Activation<const scalar_t>& a,
       const Activation<const scalar_t>& gate,
       int64_t s,
       int64_t begin,
       int64_t rows,
-      V* values) const {
+      const Rows& values) const {
     const scalar_t* from = row(a, s, begin);
-    for (int64_t t = 0; t < rows; ++t) values[t] = load(from + t * a.row_stride);
-    if (!gate.data) return;
-    const scalar_t* factor = row(gate, s, begin);
-    for (int64_t t = 0; t < rows; ++t) values[t] *= load(factor + t * gate.row_stride);
+    const scalar_t* factor = gate.data ? row(gate, s, begin) : nullptr;
+    for (int64_t t = 0; t < rows; ++t, from += a.row_stride) {
+      scan::for_each_vector<V>(task_, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
+        const int64_t first = v * simd::kLanes<V>;
+        V value = simd::load_first<V>(from + first, channels);
+        if (factor) value *= simd::load_first<V>(factor + t * gate.row_stride + first, channels);
+        values.of(v)[t] = value;
+      });
+    }
   }
-  // to[t] = values[t] factor[t]
+  // to = values gate
   HYENAREC_INLINE void store_gated(
-      const V* values,
-      const Activation<const scalar_t>& factor,
+      const Rows& values,
+      const Activation<const scalar_t>& gate,
       const Activation<scalar_t>& to,
       int64_t s,
       int64_t begin,
       int64_t rows) const {
     scalar_t* out = row(to, s, begin);
-    if (!factor.data) {
-      for (int64_t t = 0; t < rows; ++t) store(values[t], out + t * to.row_stride);
-      return;
+    const scalar_t* factor = gate.data ? row(gate, s, begin) : nullptr;
+    for (int64_t t = 0; t < rows; ++t, out += to.row_stride) {
+      scan::for_each_vector<V>(task_, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
+        const int64_t first = v * simd::kLanes<V>;
+        V value = values.of(v)[t];
+        if (factor) value *= simd::load_first<V>(factor + t * gate.row_stride + first, channels);
+        simd::store_first(value, out + first, channels);
+      });
     }
-    const scalar_t* from = row(factor, s, begin);
-    for (int64_t t = 0; t < rows; ++t)
-      store(values[t] * load(from + t * factor.row_stride), out + t * to.row_stride);
   }
 
   const Activations<scalar_t>& all_;
   const Task& task_;
-  int64_t first_channel_ = 0, channels_ = 0;
 };
 
 // Tensors whose rows can be read a vector at a time; undefined where there is none.

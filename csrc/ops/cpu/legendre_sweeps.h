@@ -4,7 +4,8 @@
 // other's rows in the cache.
 //
 // Where inputs come from and where results go is a Source's business (legendre_conv and hyena_mixer have one
-// each). Its members work on one vector, chosen by select(vector), of one sequence, by its place in the task.
+// each). Its members are called for a chunk of one sequence, given by its place in the task, and all vectors:
+// they walk memory row by row, each row's neighbouring channels at once.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -85,6 +86,28 @@ struct Task {
   int64_t group_index;
   int64_t first_vector;
   int64_t vectors;
+  int64_t last_channels;  // channels of the last vector, the others are full
+};
+
+// Calls visit(vector, number of its channels) for the vectors of a task.
+template <typename V, typename Visit>
+HYENAREC_INLINE void for_each_vector(const Task& task, const Visit& visit) {
+  if (task.vectors == kMaxVectors && task.last_channels == simd::kLanes<V>) {
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kMaxVectors; ++v) visit(v, simd::kLanes<V>);
+  } else {
+    for (int64_t v = 0; v + 1 < task.vectors; ++v) visit(v, simd::kLanes<V>);
+    visit(task.vectors - 1, task.last_channels);
+  }
+}
+
+// Rows of one chunk for each vector of a task, vector after vector.
+template <typename V>
+struct Tile {
+  V* data;
+  int64_t pitch;
+
+  HYENAREC_INLINE V* of(int64_t vector) const { return data + vector * pitch; }
 };
 
 // What all tasks of one call share.
@@ -226,16 +249,24 @@ HYENAREC_INLINE void add_state_grad(
   }
 }
 
-// Buffers for one chunk of one sequence, on the stack: they stay in the first-level cache.
+// Buffers for one chunk of one sequence, on the stack: they stay in the cache.
 template <typename V>
 struct ChunkBuffers {
-  V z_with_zeros[kZerosBefore + kMaxChunk];
-  V y[kMaxChunk], dy[kMaxChunk], dz[kMaxChunk], folded[kMaxChunk];
-  V* z = z_with_zeros + kZerosBefore;
+  Tile<V> z, y, dy, dz;  // z with zeros before it
+  V folded[kMaxChunk];
 
-  HYENAREC_INLINE ChunkBuffers() {
-    for (auto& zero : z_with_zeros) zero = V{};
+  HYENAREC_INLINE explicit ChunkBuffers(int64_t chunk) {
+    const int64_t pitch = chunk + kZerosBefore;
+    for (int64_t i = 0; i < kMaxVectors * pitch; ++i) z_rows_[i] = V{};
+    z = {z_rows_ + kZerosBefore, pitch};
+    y = {y_rows_, chunk};
+    dy = {dy_rows_, chunk};
+    dz = {dz_rows_, chunk};
   }
+
+ private:
+  V z_rows_[kMaxVectors * (kZerosBefore + kMaxChunk)];
+  V y_rows_[kMaxVectors * kMaxChunk], dy_rows_[kMaxVectors * kMaxChunk], dz_rows_[kMaxVectors * kMaxChunk];
 };
 
 // Each vector's coefficients with the chunk's transfer table: [vectors][N, N].
@@ -272,29 +303,30 @@ HYENAREC_INLINE void forward_task(
   V* const moments = contracted + task.vectors * n * n;
   V* const local = moments + n;
   for (int64_t i = 0; i < task.vectors * group.count() * n; ++i) states[i] = V{};
-  ChunkBuffers<V> buffers;
+  ChunkBuffers<V> buffers(chunk);
   for (int64_t index = 0, begin = 0; begin < group.longest(); ++index, begin += chunk) {
     const auto& constants = tables.chunks[index];
     if (group.longest() > begin + chunk) contract_all(constants, n, task, weights, contracted);
     for (int64_t s = 0; s < group.count() && group.lengths[s] > begin; ++s) {
       const int64_t rows = std::min(chunk, group.lengths[s] - begin);
+      source.load_input(s, begin, rows, buffers.z);
       for (int64_t v = 0; v < task.vectors; ++v) {
         V* const state = states + (s * task.vectors + v) * n;
-        source.select(v);
-        source.load_input(s, begin, rows, buffers.z);
-        clear_rest(buffers.z, rows, chunk);
-        evaluate_state(tables, index, weights[v], state, local, buffers.y);
-        add_near<1>(weights[v].near, buffers.z, buffers.y, padded(rows));
-        source.store_output(s, begin, rows, buffers.y);
+        V* const z = buffers.z.of(v);
+        V* const y = buffers.y.of(v);
+        clear_rest(z, rows, chunk);
+        evaluate_state(tables, index, weights[v], state, local, y);
+        add_near<1>(weights[v].near, z, y, padded(rows));
         if (group.lengths[s] > begin + chunk) {
           take_moments(
-              tables.basis_by_column.data(), n, chunk, constants.num_moments, buffers.z, weights[v].lift,
+              tables.basis_by_column.data(), n, chunk, constants.num_moments, z, weights[v].lift,
               buffers.folded, moments);
           advance(
               constants.restriction_change_by_column.data(), n, *weights[v].step, contracted + v * n * n,
               moments, constants.num_moments, state);
         }
       }
+      source.store_output(s, begin, rows, buffers.y);
     }
   }
 }
@@ -371,41 +403,40 @@ HYENAREC_INLINE void sweep_forwards(
   const int64_t n = tables.num_coeffs, chunk = tables.chunk;
   const SumRows rows_of{n, chunk};
   const Group& group = task.group;
-  ChunkBuffers<V> buffers;
+  ChunkBuffers<V> buffers(chunk);
   for (int64_t index = 0, begin = 0; begin < group.longest(); ++index, begin += chunk) {
     const auto& constants = tables.chunks[index];
     if (group.longest() > begin + chunk) contract_all(constants, n, task, weights, memory.contracted);
     for (int64_t s = 0; s < group.count() && group.lengths[s] > begin; ++s) {
       const int64_t rows = std::min(chunk, group.lengths[s] - begin);
+      const bool with_outputs = wanted.parameters || wanted.output;
+      source.load_input(s, begin, rows, buffers.z);
+      if (with_outputs) source.load_output_grad(s, begin, rows, buffers.dy);
       for (int64_t v = 0; v < task.vectors; ++v) {
         V* const state = memory.state(s, v);
-        source.select(v);
-        source.load_input(s, begin, rows, buffers.z);
-        clear_rest(buffers.z, rows, chunk);
-        if (wanted.parameters || wanted.output) {
-          evaluate_state(tables, index, weights[v], state, memory.local, buffers.y);
-          source.load_output_grad(s, begin, rows, buffers.dy);
-        }
+        V* const z = buffers.z.of(v);
+        V* const y = buffers.y.of(v);
+        const V* const dy = buffers.dy.of(v);
+        clear_rest(z, rows, chunk);
+        if (with_outputs) evaluate_state(tables, index, weights[v], state, memory.local, y);
         if (wanted.parameters) {
           V sum = {};
-          for (int64_t t = 1; t < rows; ++t) sum += static_cast<LaneOf<V>>(t) * buffers.dy[t] * buffers.y[t];
+          for (int64_t t = 1; t < rows; ++t) sum += static_cast<LaneOf<V>>(t) * dy[t] * y[t];
           memory.shares[v * rows_of.count() + rows_of.far_decay()] -= sum;
         }
-        if (wanted.output) {
-          add_near<1>(weights[v].near, buffers.z, buffers.y, padded(rows));
-          source.take_output(s, begin, rows, buffers.y);
-        }
+        if (wanted.output) add_near<1>(weights[v].near, z, y, padded(rows));
         if (group.lengths[s] > begin + chunk) {
           V* const kept = memory.saved_at(index, s, v);
           for (int64_t k = 0; k < n; ++k) kept[k] = state[k];
           take_moments(
-              tables.basis_by_column.data(), n, chunk, constants.num_moments, buffers.z, weights[v].lift,
+              tables.basis_by_column.data(), n, chunk, constants.num_moments, z, weights[v].lift,
               buffers.folded, kept + n);
           advance(
               constants.restriction_change_by_column.data(), n, *weights[v].step,
               memory.contracted + v * n * n, kept + n, constants.num_moments, state);
         }
       }
+      if (wanted.output) source.take_output(s, begin, rows, buffers.y);
     }
     for (int64_t v = 0; v < task.vectors; ++v)
       flush(
@@ -454,7 +485,7 @@ HYENAREC_INLINE void sweep_backwards(
   const int64_t n = tables.num_coeffs, chunk = tables.chunk;
   const SumRows rows_of{n, chunk};
   const Group& group = task.group;
-  ChunkBuffers<V> buffers;
+  ChunkBuffers<V> buffers(chunk);
   for (int64_t i = 0; i < group.count() * task.vectors * n; ++i) memory.states[i] = V{};
   for (int64_t index = memory.chunks - 1; index >= 0; --index) {
     const int64_t begin = index * chunk;
@@ -467,28 +498,28 @@ HYENAREC_INLINE void sweep_backwards(
     for (int64_t s = 0; s < group.count() && group.lengths[s] > begin; ++s) {
       const int64_t rows = std::min(chunk, group.lengths[s] - begin);
       const int64_t last = padded(rows) - 1;
+      source.load_input(s, begin, rows, buffers.z);
+      source.load_output_grad(s, begin, rows, buffers.dy);
       for (int64_t v = 0; v < task.vectors; ++v) {
         V* const dstate = memory.state(s, v);
         V* const shares = memory.shares + v * rows_of.count();
-        source.select(v);
-        source.load_input(s, begin, rows, buffers.z);
-        source.load_output_grad(s, begin, rows, buffers.dy);
-        clear_rest(buffers.z, rows, chunk);
-        clear_rest(buffers.dy, rows, chunk);
+        V* const z = buffers.z.of(v);
+        V* const dy = buffers.dy.of(v);
+        V* const dz = buffers.dz.of(v);
+        clear_rest(z, rows, chunk);
+        clear_rest(dy, rows, chunk);
         if (group.lengths[s] > begin + chunk) {
           pass_state_grad(
-              tables, index, weights[v], memory.saved_at(index, s, v), memory.contracted + v * n * n,
-              buffers.z, dstate, memory.dmoments, memory.products + v * n * n, shares + rows_of.far_decay(),
-              buffers.dz);
+              tables, index, weights[v], memory.saved_at(index, s, v), memory.contracted + v * n * n, z,
+              dstate, memory.dmoments, memory.products + v * n * n, shares + rows_of.far_decay(), dz);
         } else {
-          clear_rest(buffers.dz, 0, chunk);
+          clear_rest(dz, 0, chunk);
         }
-        if (index > 0)
-          add_state_grad(tables, index, weights[v], buffers.dy, buffers.folded, memory.local, dstate);
-        add_near<-1>(weights[v].near, buffers.dy + last, buffers.dz + last, last + 1);
-        if (wanted.parameters) add_lag_products(buffers.dy, buffers.z, shares + rows_of.lags(), last + 1);
-        if (wanted.input) source.take_input_grad(s, begin, rows, buffers.dz);
+        if (index > 0) add_state_grad(tables, index, weights[v], dy, buffers.folded, memory.local, dstate);
+        add_near<-1>(weights[v].near, dy + last, dz + last, last + 1);
+        if (wanted.parameters) add_lag_products(dy, z, shares + rows_of.lags(), last + 1);
       }
+      if (wanted.input) source.take_input_grad(s, begin, rows, buffers.dz);
     }
     for (int64_t v = 0; v < task.vectors && wanted.parameters; ++v) {
       V* const shares = memory.shares + v * rows_of.count();

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from convolutions import plain_fft_conv
 from report import machine, write
 from timing import Function, copy_of, gradients, medians
 from torch import Tensor
@@ -74,14 +75,6 @@ class Figure:
     bytes: int
     error: float
     repetitions: int
-
-
-def plain_fft_conv(u: Tensor, kernel: Tensor, skip: Tensor, pre_gate: Tensor, post_gate: Tensor) -> Tensor:
-    size = 2 * u.shape[1]
-    z = (pre_gate * u).to(kernel.dtype)
-    spectrum = torch.fft.rfft(z, n=size, dim=1) * torch.fft.rfft(kernel.T, n=size, dim=0)
-    y = torch.fft.irfft(spectrum, n=size, dim=1)[:, : u.shape[1]] + skip * z
-    return post_gate * y.to(u.dtype)
 
 
 def plain_short_conv(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

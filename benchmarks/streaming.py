@@ -6,9 +6,9 @@ A model of 4 blocks, 64 channels, 17 coefficients and a horizon of 16,384 gets h
 then the operator alone, `legendre_step`, does for a single convolution of the same size. Each event is timed
 by itself. Ten streams take turns, one in each thousand of positions, so that a busy neighbour meets all
 positions alike. Figures are medians; the last thousand over events 10 to 1,000 is what must be near 1. Events
-that finish a chunk (one in 32) cost more and are given apart. Beside them: the scores of the next item, the
-batch path over the whole history (what each event would cost without a stream), and bytes of state. One JSON
-file holds all of it.
+that finish a chunk (one in 16 to 64) cost more and are given apart. Beside them: the scores of the next item,
+the batch path over the whole history (what each event would cost without a stream), and bytes of state. One
+JSON file holds all of it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from report import machine, write
+from timing import medians
 
 import hyenarec
+from hyenarec import _C
 from hyenarec.ops import legendre_step, legendre_step_state, legendre_step_weights
 from hyenarec.stream import Stream
 
@@ -34,7 +37,7 @@ CONFIG = hyenarec.ModelConfig(num_items=NUM_ITEMS, dim=64, num_blocks=4, max_len
 EVENTS = 10_000
 STRETCH = 1_000  # positions that one of the streams passes through
 WARM_UP = 10
-CHUNK = 32  # events, for 17 coefficients
+CHUNK = _C.legendre_chunk_length(CONFIG.num_coeffs)
 
 Append = Callable[[int], object]  # one event, given its position
 
@@ -124,17 +127,6 @@ def operator_stream(device: str, length: int) -> tuple[Append, int]:
     return append, state.nbytes
 
 
-def median_ms(function: Callable[[], object], device: str, repetitions: int) -> float:
-    times = []
-    for _ in range(repetitions + 1):
-        start = time.perf_counter()
-        function()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times[1:])
-
-
 def whole_history(model: hyenarec.HyenaRec, device: str, repetitions: int) -> dict[str, float]:
     """Milliseconds over all events at once, and the stream's error against that, relative to the largest."""
     items = [item_at(position) for position in range(EVENTS)]
@@ -142,16 +134,42 @@ def whole_history(model: hyenarec.HyenaRec, device: str, repetitions: int) -> di
     offsets = torch.tensor([0, EVENTS], device=device)
     with torch.inference_mode():
         expected = model.score(packed, offsets)[0]
-        batch_ms = median_ms(lambda: model.score(packed, offsets), device, repetitions)
+        (batch_ms,) = medians([lambda: model.score(packed, offsets)], device, repetitions)
     stream = model.stream()
     stream.extend(items)
     scores = stream.scores()
+    (extend_ms,) = medians([lambda: model.stream().extend(items)], device, repetitions)
+    scores_ms, copy_ms = medians([stream.scores, stream.copy], device, 20 * repetitions)
     return {
         "batch_score_ms": batch_ms,
-        "extend_ms": median_ms(lambda: model.stream().extend(items), device, repetitions),
-        "scores_us": 1e3 * median_ms(stream.scores, device, 20 * repetitions),
-        "copy_us": 1e3 * median_ms(stream.copy, device, 20 * repetitions),
+        "extend_ms": extend_ms,
+        "scores_us": 1e3 * scores_ms,
+        "copy_us": 1e3 * copy_ms,
         "error": float((scores - expected).abs().max() / expected.abs().max()),
+    }
+
+
+def measure_all(device: str, passes: int) -> dict[str, Any]:
+    """Everything, printed and as it goes into the JSON."""
+    torch.manual_seed(0)
+    model = hyenarec.HyenaRec(CONFIG).eval().to(device)
+    figures = []
+    with torch.inference_mode():
+        figures.append(measure("HyenaRec.stream", partial(model_stream, model.stream()), device, passes))
+        figures.append(measure("legendre_step", partial(operator_stream, device), device, passes))
+    for figure in figures:
+        print(
+            f"{figure.what:16} events 10 to 1,000: {figure.first_us:6.1f} us  "
+            f"last 1,000: {figure.last_us:6.1f} us  ratio {figure.last_over_first:.3f}  "
+            f"end of a chunk {figure.chunk_end_us:6.1f} us  state {figure.state_bytes} bytes"
+        )
+    history = whole_history(model, device, passes)
+    print(f"{EVENTS} events: " + "  ".join(f"{name} {value:.3g}" for name, value in history.items()))
+    return {
+        "config": asdict(CONFIG),
+        "events": EVENTS,
+        "figures": [asdict(figure) for figure in figures],
+        "whole_history": history,
     }
 
 
@@ -162,31 +180,8 @@ def main() -> int:
     parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--output", type=Path, help="where the JSON goes; default: nowhere")
     options = parser.parse_args()
-    device = options.device
-
-    torch.manual_seed(0)
-    model = hyenarec.HyenaRec(CONFIG).eval().to(device)
-    figures = []
-    with torch.inference_mode():
-        figures.append(
-            measure("HyenaRec.stream", partial(model_stream, model.stream()), device, options.passes)
-        )
-        figures.append(measure("legendre_step", partial(operator_stream, device), device, options.passes))
-    for figure in figures:
-        print(
-            f"{figure.what:16} events 10 to 1,000: {figure.first_us:6.1f} us  "
-            f"last 1,000: {figure.last_us:6.1f} us  ratio {figure.last_over_first:.3f}  "
-            f"end of a chunk {figure.chunk_end_us:6.1f} us  state {figure.state_bytes} bytes"
-        )
-    history = whole_history(model, device, options.passes)
-    print(f"{EVENTS} events: " + "  ".join(f"{name} {value:.3g}" for name, value in history.items()))
+    result = machine(options.device) | measure_all(options.device, options.passes)
     if options.output:
-        result = machine(device) | {
-            "config": asdict(CONFIG),
-            "events": EVENTS,
-            "figures": [asdict(figure) for figure in figures],
-            "whole_history": history,
-        }
         write(options.output, result)
     return 0
 

@@ -1,0 +1,405 @@
+"""Measures what the Legendre scan promises, on a CPU: accuracy, speed, growth, packing, streaming, memory.
+
+    python benchmarks/legendre_conv.py [--only speed growth] [--output figures.json]
+
+- accuracy: output and every gradient in float32 against a direct sum in float64, beside float32 torch.fft
+- speed: legendre_conv with gates and skip beside the same function in plain torch.fft and in fft_conv, beside
+  a copy of the bytes that it must move, and its multiply-adds a second beside those of a matrix product
+- mixer: hyena_mixer beside short_conv and legendre_conv
+- growth: time per element of histories of 16,384 events over that of 1,024, at the same number of elements
+- packed: time per event of packed lengths like MovieLens-1M's over that of equal lengths
+- streaming: time per event of a stream (streaming.py)
+- memory: peak of forward + backward beyond inputs, output and gradients (peak_memory.py)
+
+Everything that depends on weights or data is inside the timing, contractions of tables with the coefficients
+and the plain kernel's evaluation, too. What is compared takes turns; ratios are of medians, and beside them
+of the fastest repetitions: on a busy machine those are nearer to the truth. The end says which bounds hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import legendre_accuracy
+import peak_memory
+import streaming
+import torch
+from convolutions import CHANNELS, DIRECTIONS, Call, Convolution, Mixer, Sequences, movielens_lengths
+from legendre_floor import bytes_moved, multiply_adds
+from ops import relative_error
+from report import machine, write
+from timing import copy_of, take_turns
+
+LENGTHS = (200, 1024, 4096, 16384)
+EVENTS = (1 << 15, 1 << 17)
+NUM_COEFFS = (17, 9)
+MATRIX = 1024  # of the matrix product that shows the machine's rate of multiply-adds
+GROWTH_LENGTHS = (1024, 16384)
+GROWTH_EVENTS = 1 << 16
+PACKED_LONGEST = (200, 2277)  # MovieLens-1M at max_len 200, and whole
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Something that a section must show."""
+
+    what: str
+    measured: float
+    relation: str  # "<=" or ">="
+    bound: float
+
+    def line(self) -> str:
+        holds = self.measured <= self.bound if self.relation == "<=" else self.measured >= self.bound
+        verdict = "holds" if holds else "FAILS"
+        return f"{verdict}  {self.what}: {self.measured:.3g}, to be {self.relation} {self.bound:g}"
+
+
+def at_most(what: str, values: list[float], bound: float) -> Bound:
+    return Bound(what, max(values), "<=", bound)
+
+
+def at_least(what: str, values: list[float], bound: float) -> Bound:
+    return Bound(what, min(values), ">=", bound)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section's figures, as they go into the JSON, and its bounds."""
+
+    figures: Any
+    bounds: list[Bound]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of what took turns, by name."""
+
+    median_ms: dict[str, float]
+    fastest_ms: dict[str, float]
+
+    def ratio(self, slow: str, fast: str) -> float:
+        return self.median_ms[slow] / self.median_ms[fast]
+
+    def fastest_ratio(self, slow: str, fast: str) -> float:
+        return self.fastest_ms[slow] / self.fastest_ms[fast]
+
+
+def check_same(first: Call, second: Call) -> None:
+    """Raises if the two differ by more than rounding: then there is nothing to compare."""
+    error = relative_error(first.function(*first.arguments), second.function(*second.arguments).double())
+    if not error < 1e-5:
+        raise RuntimeError(f"two formulations of the same function differ by {error:.1e}")
+
+
+def timed(functions: dict[str, Callable[[], object]], repetitions: int) -> Times:
+    series = dict(zip(functions, take_turns([*functions.values()], "cpu", repetitions, 1), strict=True))
+    return Times(
+        {name: statistics.median(times) for name, times in series.items()},
+        {name: min(times) for name, times in series.items()},
+    )
+
+
+def accuracy(_: int) -> Section:
+    figures = legendre_accuracy.measure_all()
+    print(f"{'T':>6} {'L':>6} {'N':>3} {'decay':>7}   worst of both lengths: error (times torch.fft's)")
+    for pair in zip(figures[::2], figures[1::2], strict=True):
+        figure = pair[0]
+        cells = "  ".join(
+            f"{name} {max(f.error[name] for f in pair):.1e} ({max(f.times_fft[name] for f in pair):.1f})"
+            for name in legendre_accuracy.NAMES
+        )
+        decay = "learned" if figure.has_decay else "0"
+        print(f"{figure.horizon:6} {pair[1].length:6} {figure.num_coeffs:3} {decay:>7}   {cells}")
+
+    def errors(*names: str) -> list[float]:
+        return [figure.error[name] for figure in figures for name in names]
+
+    gradients = [name for name in legendre_accuracy.NAMES if name not in ("forward", "decay")]
+    times_fft = [ratio for figure in figures for ratio in figure.times_fft.values()]
+    return Section(
+        [asdict(figure) for figure in figures],
+        [
+            at_most("forward error", errors("forward"), 1e-6),
+            at_most("gradients' error", errors(*gradients), 2e-6),
+            at_most("decay gradient's error", errors("decay"), 5e-6),
+            at_most("errors over torch.fft's", times_fft, 5),
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class SpeedFigure:
+    """`rate_share`: of the matrix product's multiply-adds a second. `bytes` are those the copy moves."""
+
+    direction: str
+    num_coeffs: int
+    length: int
+    events: int
+    times: Times
+    plain_over_ours: float
+    plain_over_ours_fastest: float
+    ours_over_copy: float
+    multiply_adds: float
+    matrix_gflops: float
+    rate_share: float
+    bytes: int
+
+
+def speed_figure(length: int, events: int, num_coeffs: int, direction: str, repetitions: int) -> SpeedFigure:
+    sequences = Sequences.equal(length, events)
+    convolution = Convolution(sequences, num_coeffs)
+    check_same(convolution.legendre_conv(), convolution.plain())
+    size = bytes_moved(sequences.events, direction)
+    a, b = torch.randn(2, MATRIX, MATRIX)
+    times = timed(
+        {
+            "legendre_conv": convolution.legendre_conv().run(direction),
+            "torch.fft": convolution.plain().run(direction),
+            "fft_conv": convolution.fft_conv().run(direction),
+            "copy": copy_of(size, "cpu"),
+            "matrix product": lambda: a @ b,
+        },
+        repetitions,
+    )
+    needed = multiply_adds(sequences, length, num_coeffs, direction)
+    matrix_rate = MATRIX**3 / times.median_ms["matrix product"]  # a millisecond
+    return SpeedFigure(
+        direction=direction,
+        num_coeffs=num_coeffs,
+        length=length,
+        events=sequences.events,
+        times=times,
+        plain_over_ours=times.ratio("torch.fft", "legendre_conv"),
+        plain_over_ours_fastest=times.fastest_ratio("torch.fft", "legendre_conv"),
+        ours_over_copy=times.ratio("legendre_conv", "copy"),
+        multiply_adds=needed,
+        matrix_gflops=2 * matrix_rate / 1e6,
+        rate_share=needed / times.median_ms["legendre_conv"] / matrix_rate,
+        bytes=size,
+    )
+
+
+def print_speed(figure: SpeedFigure) -> None:
+    elements = figure.events * CHANNELS
+    per_element = {name: 1e6 * ms / elements for name, ms in figure.times.median_ms.items()}
+    print(
+        f"{figure.direction:18} N={figure.num_coeffs:<2} L={figure.length:<5} events={figure.events:<6} "
+        f"ns an element: ours {per_element['legendre_conv']:6.3f}  torch.fft {per_element['torch.fft']:6.2f} "
+        f"({figure.plain_over_ours:5.2f}x, fastest {figure.plain_over_ours_fastest:5.2f}x)  "
+        f"fft_conv {per_element['fft_conv']:6.2f}  copy {per_element['copy']:6.3f} "
+        f"(ours {figure.ours_over_copy:4.2f}x)  multiply-adds {figure.multiply_adds / elements:5.1f}, "
+        f"{100 * figure.rate_share:3.0f}% of the matrix product's {figure.matrix_gflops:4.0f} GFLOP/s",
+        flush=True,
+    )
+
+
+def speed(repetitions: int) -> Section:
+    figures = []
+    for num_coeffs in NUM_COEFFS:
+        for events in EVENTS:
+            for length in LENGTHS:
+                for direction in DIRECTIONS:
+                    figures.append(speed_figure(length, events, num_coeffs, direction, repetitions))
+                    print_speed(figures[-1])
+
+    def ratios(direction: str, lengths: tuple[int, ...]) -> list[float]:
+        return [
+            f.plain_over_ours
+            for f in figures
+            if f.direction == direction and f.length in lengths and f.num_coeffs == num_coeffs
+        ]
+
+    bounds = []
+    for num_coeffs in NUM_COEFFS:
+        what = f"torch.fft over legendre_conv, N = {num_coeffs}"
+        bounds += [
+            at_least(f"{what}, forward, L = 1,024", ratios("forward", (1024,)), 7),
+            at_least(f"{what}, forward, L = 200 and 4,096", ratios("forward", (200, 4096)), 5),
+            at_least(f"{what}, forward + backward, up to 4,096", ratios(DIRECTIONS[1], (200, 1024, 4096)), 5),
+        ]
+    return Section([asdict(figure) for figure in figures], bounds)
+
+
+@dataclass(frozen=True)
+class RatioFigure:
+    """Two things that took turns; the ratio is of their times, per event where they differ in those."""
+
+    what: str
+    direction: str
+    num_coeffs: int
+    times: Times
+    ratio: float
+    ratio_fastest: float
+
+    def __str__(self) -> str:
+        times = "  ".join(f"{name} {ms:8.2f} ms" for name, ms in self.times.median_ms.items())
+        return (
+            f"{self.what:44} {self.direction:18} N={self.num_coeffs:<2} {times}  "
+            f"ratio {self.ratio:5.3f}, fastest {self.ratio_fastest:5.3f}"
+        )
+
+
+def mixer(repetitions: int) -> Section:
+    figures = []
+    for num_coeffs in NUM_COEFFS:
+        for events in EVENTS:
+            for length in LENGTHS:
+                one = Mixer(Sequences.equal(length, events), num_coeffs)
+                calls = {"separate": one.separate(), "hyena_mixer": one.hyena_mixer()}
+                check_same(*calls.values())
+                for direction in DIRECTIONS:
+                    times = timed({name: call.run(direction) for name, call in calls.items()}, repetitions)
+                    ratio = times.ratio(*calls), times.fastest_ratio(*calls)
+                    what = f"hyena_mixer, L = {length:,}, {events:,} events"
+                    figures.append(RatioFigure(what, direction, num_coeffs, times, *ratio))
+                    print(figures[-1], flush=True)
+    bounds = [
+        at_least(f"short_conv + legendre_conv over hyena_mixer, {direction}", ratios, 1.3)
+        for direction in DIRECTIONS
+        for ratios in [[figure.ratio for figure in figures if figure.direction == direction]]
+    ]
+    return Section([asdict(figure) for figure in figures], bounds)
+
+
+def growth_figure(horizon: int | None, num_coeffs: int, direction: str, repetitions: int) -> RatioFigure:
+    """`horizon` is that of both lengths, or each length's own."""
+    short, long = GROWTH_LENGTHS
+    runs = {
+        f"L = {length:,}": Convolution(Sequences.equal(length, GROWTH_EVENTS), num_coeffs, horizon)
+        .legendre_conv()
+        .run(direction)
+        for length in (long, short)
+    }
+    times = timed(runs, 2 * repetitions)
+    what = f"horizon {'L' if horizon is None else f'{horizon:,}'}, {GROWTH_EVENTS:,} events"
+    return RatioFigure(what, direction, num_coeffs, times, times.ratio(*runs), times.fastest_ratio(*runs))
+
+
+def growth(repetitions: int) -> Section:
+    figures, bounds = [], []
+    for horizon in (None, max(GROWTH_LENGTHS)):
+        of_horizon = [
+            growth_figure(horizon, num_coeffs, direction, repetitions)
+            for num_coeffs in NUM_COEFFS
+            for direction in DIRECTIONS
+        ]
+        print("\n".join(map(str, of_horizon)), flush=True)
+        figures += of_horizon
+        name = "the length's own horizon" if horizon is None else "the same horizon"
+        ratios = [figure.ratio for figure in of_horizon]
+        bounds.append(at_most(f"time per element, L = 16,384 over 1,024, {name}", ratios, 1.15))
+    return Section([asdict(figure) for figure in figures], bounds)
+
+
+def packed_figure(
+    problem: type[Convolution] | type[Mixer],
+    packed: Sequences,
+    equal: Sequences,
+    num_coeffs: int,
+    direction: str,
+    repetitions: int,
+) -> RatioFigure:
+    def run(sequences: Sequences) -> Callable[[], object]:
+        one = problem(sequences, num_coeffs, max(packed.longest, equal.longest))
+        return (one.legendre_conv() if isinstance(one, Convolution) else one.hyena_mixer()).run(direction)
+
+    times = timed({"packed": run(packed), "equal": run(equal)}, 2 * repetitions)
+    events = equal.events / packed.events
+    op = "legendre_conv" if problem is Convolution else "hyena_mixer"
+    what = f"{op}, packed up to {packed.longest:,} over {equal.longest:,}"
+    ratio = times.ratio("packed", "equal") * events, times.fastest_ratio("packed", "equal") * events
+    return RatioFigure(what, direction, num_coeffs, times, *ratio)
+
+
+def packed(repetitions: int) -> Section:
+    figures = []
+    num_coeffs = NUM_COEFFS[0]
+    for longest in PACKED_LONGEST:
+        histories = movielens_lengths(longest, EVENTS[1])
+        mean = round(histories.events / len(histories.lengths))
+        lengths = (200, mean) if longest == 200 else (1024, mean)
+        print(f"packed: {len(histories.lengths)} histories, {histories.events:,} events, mean {mean}")
+        for length in lengths:
+            equal = Sequences.equal(length, histories.events)
+            for problem in (Convolution, Mixer):
+                for direction in DIRECTIONS:
+                    figures.append(
+                        packed_figure(problem, histories, equal, num_coeffs, direction, repetitions)
+                    )
+                    print(figures[-1], flush=True)
+    return Section(
+        [asdict(figure) for figure in figures],
+        [at_most("time per event, packed over equal", [figure.ratio for figure in figures], 1.15)],
+    )
+
+
+def streams(_: int) -> Section:
+    result = streaming.measure_all("cpu", passes=3)
+    ratios = [figure["last_over_first"] for figure in result["figures"]]
+    return Section(result, [at_most("time per event, last thousand over first", ratios, 1.1)])
+
+
+def memory(_: int) -> Section:
+    figures = []
+    for figure in peak_memory.measure_all(torch.get_num_threads()):
+        figures.append(figure)
+        layout = "packed up to" if figure.is_packed else "L ="
+        print(
+            f"{figure.op:14} {layout:12} {figure.length:<6} needed {figure.needed:6.1f} MiB  tables "
+            f"{figure.tables:5.2f}  extra {figure.extra:6.2f}  beyond {100 * figure.beyond_share:5.1f}%",
+            flush=True,
+        )
+    ours = [figure.beyond_share for figure in figures if figure.op != "torch.fft"]
+    return Section(
+        [asdict(figure) for figure in figures], [at_most("memory beyond what is needed, share", ours, 0.1)]
+    )
+
+
+SECTIONS: dict[str, Callable[[int], Section]] = {
+    "accuracy": accuracy,
+    "speed": speed,
+    "mixer": mixer,
+    "growth": growth,
+    "packed": packed,
+    "streaming": streams,
+    "memory": memory,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measures the Legendre scan; see this file's head.")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
+    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, help="where the JSON goes; default: nowhere")
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    torch.set_num_threads(options.threads)
+    result = machine("cpu")
+    bounds: list[Bound] = []
+    for name in options.only:
+        print(f"== {name}", flush=True)
+        start = time.monotonic()
+        section = SECTIONS[name](options.repetitions)
+        result[name] = section.figures
+        bounds += section.bounds
+        print(f"   {time.monotonic() - start:.0f} s")
+    print("\n== bounds")
+    print("\n".join(bound.line() for bound in bounds))
+    result["bounds"] = [asdict(bound) for bound in bounds]
+    result["load_average_at_end"] = machine("cpu")["load_average"]
+    if options.output:
+        write(options.output, result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

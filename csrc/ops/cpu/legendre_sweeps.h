@@ -36,15 +36,19 @@ class Scratch {
   template <typename V>
   V* get(int64_t count) {
     const size_t needed = count * sizeof(V) / sizeof(Line) + 1;
-    if (lines_.size() < needed) lines_ = std::vector<Line>(needed);
-    return reinterpret_cast<V*>(lines_.data());
+    if (size_ < needed) {
+      lines_.reset(new Line[needed]);  // not cleared
+      size_ = needed;
+    }
+    return reinterpret_cast<V*>(lines_.get());
   }
 
  private:
   struct alignas(64) Line {
     unsigned char bytes[64];
   };
-  std::vector<Line> lines_;
+  std::unique_ptr<Line[]> lines_;
+  size_t size_ = 0;
 };
 
 // Sequences that a task walks in step, longest first.
@@ -361,36 +365,38 @@ HYENAREC_INLINE void flush(V* shares, int64_t rows, double* sums) {
 template <typename V>
 struct BackwardMemory {
   int64_t n, chunks, sequences, vectors;
-  V* saved;       // [chunk][sequence][vector][2 N] the state that a chunk starts with, and its moments
+  V* saved;       // [chunk][sequence][vector][N] the state that a chunk starts with
   V* states;      // [sequence][vector][N] states going forward, their gradients going back
   V* contracted;  // [vector][N, N]
   V* products;    // [vector][N, N] moments by gradients of states, summed over the sequences
   V* shares;      // [vector][SumRows] one chunk's share of the sums
   V* local;       // [N]
+  V* moments;     // [N]
   V* dmoments;    // [N]
 
   BackwardMemory(
       Scratch& scratch, int64_t n, int64_t chunks, int64_t sequences, int64_t vectors, int64_t sum_rows)
       : n(n), chunks(chunks), sequences(sequences), vectors(vectors) {
-    const int64_t saved_size = chunks * sequences * vectors * 2 * n;
+    const int64_t saved_size = chunks * sequences * vectors * n;
     const int64_t cleared = vectors * (sequences * n + 2 * n * n + sum_rows);
-    saved = scratch.get<V>(saved_size + cleared + 2 * n);
+    saved = scratch.get<V>(saved_size + cleared + 3 * n);
     states = saved + saved_size;
     contracted = states + sequences * vectors * n;
     products = contracted + vectors * n * n;
     shares = products + vectors * n * n;
     local = shares + vectors * sum_rows;
-    dmoments = local + n;
+    moments = local + n;
+    dmoments = moments + n;
     for (int64_t i = 0; i < cleared; ++i) states[i] = V{};
   }
   V* saved_at(int64_t chunk, int64_t s, int64_t v) const {
-    return saved + ((chunk * sequences + s) * vectors + v) * 2 * n;
+    return saved + ((chunk * sequences + s) * vectors + v) * n;
   }
   V* state(int64_t s, int64_t v) const { return states + (s * vectors + v) * n; }
 };
 
-// The forward sweep of a backward pass: states and moments are kept, the post gate gets its gradient, and the
-// outputs' part of the decay's is summed.
+// The forward sweep of a backward pass: states are kept, the post gate gets its gradient, and the outputs' part
+// of the decay's is summed.
 template <typename V, typename Source>
 HYENAREC_INLINE void sweep_forwards(
     const LegendreTables<LaneOf<V>>& tables,
@@ -430,10 +436,10 @@ HYENAREC_INLINE void sweep_forwards(
           for (int64_t k = 0; k < n; ++k) kept[k] = state[k];
           take_moments(
               tables.basis_by_column.data(), n, chunk, constants.num_moments, z, weights[v].lift,
-              buffers.folded, kept + n);
+              buffers.folded, memory.moments);
           advance(
               constants.restriction_change_by_column.data(), n, *weights[v].step,
-              memory.contracted + v * n * n, kept + n, constants.num_moments, state);
+              memory.contracted + v * n * n, memory.moments, constants.num_moments, state);
         }
       }
       if (wanted.output) source.take_output(s, begin, rows, buffers.y);
@@ -453,21 +459,25 @@ HYENAREC_INLINE void pass_state_grad(
     const LegendreTables<LaneOf<V>>& tables,
     int64_t index,
     const TileWeights<V>& weights,
-    const V* saved,
+    const V* state,
     const V* contracted,
     const V* z,
     V* dstate,
+    V* folded,
+    V* moments,
     V* dmoments,
     V* products,
     V* decay_share,
     V* dz) {
   const int64_t n = tables.num_coeffs, chunk = tables.chunk;
   const auto& constants = tables.chunks[index];
-  add_moment_grad(contracted, constants.num_moments, n, dstate, saved + n, dmoments, products);
+  take_moments(
+      tables.basis_by_column.data(), n, chunk, constants.num_moments, z, weights.lift, folded, moments);
+  add_moment_grad(contracted, constants.num_moments, n, dstate, moments, dmoments, products);
   evaluate(tables.basis.data(), chunk, constants.num_moments, dmoments, weights.lift, dz);
   advance_transposed(constants.restriction_change.data(), n, *weights.step, dstate);
   V by_step = {}, by_lift = {};
-  for (int64_t k = 0; k < n; ++k) by_step += dstate[k] * saved[k];
+  for (int64_t k = 0; k < n; ++k) by_step += dstate[k] * state[k];
   for (int64_t t = 0; t < chunk; ++t) by_lift += static_cast<LaneOf<V>>(chunk - t) * z[t] * dz[t];
   *decay_share -= static_cast<LaneOf<V>>(chunk) * by_step + by_lift;
 }
@@ -511,7 +521,8 @@ HYENAREC_INLINE void sweep_backwards(
         if (group.lengths[s] > begin + chunk) {
           pass_state_grad(
               tables, index, weights[v], memory.saved_at(index, s, v), memory.contracted + v * n * n, z,
-              dstate, memory.dmoments, memory.products + v * n * n, shares + rows_of.far_decay(), dz);
+              dstate, buffers.folded, memory.moments, memory.dmoments, memory.products + v * n * n,
+              shares + rows_of.far_decay(), dz);
         } else {
           clear_rest(dz, 0, chunk);
         }

@@ -376,7 +376,7 @@ SECTIONS: dict[str, Callable[[int], Section]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measures the Legendre scan; see this file's head.")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
-    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, help="where the JSON goes; default: nowhere")
     options = parser.parse_args()

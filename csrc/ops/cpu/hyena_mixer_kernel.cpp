@@ -65,20 +65,24 @@ class MixedRows {
         for (V& share : filters_[v].shares[part]) share = V{};
       }
     });
-    const int64_t tile = scan::kMaxVectors * (kHistory + chunk + kBlock);
+    const int64_t pitch = kHistory + chunk + kBlock;
     const int64_t carried = sums ? kParts * task.group.count() * task.vectors * kHistory : 0;
-    V* room = memory_.get<V>((2 * kParts + 2) * tile + carried);
-    for (int64_t i = 0; i < (2 * kParts + 2) * tile + carried; ++i) room[i] = V{};
-    const auto take = [&] {
-      const Rows rows{room + kHistory, kHistory + chunk + kBlock};
-      room += tile;
+    const int64_t room = (2 * kParts + 2) * scan::kMaxVectors * pitch + carried;
+    V* next = memory_.get<V>(room);
+    for (int64_t i = 0; i < room; ++i) next[i] = V{};
+    const auto take = [&](int64_t vectors) {
+      const Rows rows{next + kHistory, vectors > 1 ? pitch : 0};
+      next += vectors * pitch;
       return rows;
     };
-    for (Rows& events : events_) events = take();
-    for (Rows& filtered : filtered_) filtered = take();
-    grad_ = take();
-    gradient_ = take();
-    carries_ = room;
+    // A forward pass is done with a vector's filtered events, and with keys and values, before it needs room for
+    // others: they share it, to stay in the cache.
+    for (Rows& events : events_) events = take(scan::kMaxVectors);
+    if (!sums) events_[kQuery] = events_[kKey];
+    for (Rows& filtered : filtered_) filtered = take(sums ? scan::kMaxVectors : 1);
+    grad_ = take(scan::kMaxVectors);
+    gradient_ = take(scan::kMaxVectors);
+    carries_ = next;
   }
 
   // z = k v
@@ -94,13 +98,11 @@ class MixedRows {
   // out = q y
   HYENAREC_INLINE void store_output(int64_t s, int64_t begin, int64_t rows, const Rows& y) {
     load_events(kQuery, s, begin, rows);
-    for (int64_t v = 0; v < task_.vectors; ++v) filter(kQuery, v, rows);
-    scalar_t* out = row(mixer_.out, s, begin, 0);
-    for (int64_t t = 0; t < rows; ++t, out += mixer_.out.row_stride) {
-      scan::for_each_vector<V>(task_, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
-        simd::store_first(filtered_[kQuery].of(v)[t] * y.of(v)[t], out + v * simd::kLanes<V>, channels);
-      });
+    for (int64_t v = 0; v < task_.vectors; ++v) {
+      const V* const queries = filter(kQuery, v, rows);
+      for (int64_t t = 0; t < rows; ++t) y.of(v)[t] *= queries[t];
     }
+    store_rows(y, row(mixer_.out, s, begin, 0), mixer_.out.row_stride, rows);
   }
   // dy = q dout
   HYENAREC_INLINE void load_output_grad(int64_t s, int64_t begin, int64_t rows, const Rows& dy) {
@@ -172,6 +174,14 @@ class MixedRows {
     }
   }
 
+  HYENAREC_INLINE void store_rows(const Rows& from, scalar_t* to, int64_t stride, int64_t rows) const {
+    for (int64_t t = 0; t < rows; ++t, to += stride) {
+      scan::for_each_vector<V>(task_, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
+        simd::store_first(from.of(v)[t], to + v * simd::kLanes<V>, channels);
+      });
+    }
+  }
+
   // A part's rows of x, behind those that its first taps reach; zero where there are none.
   HYENAREC_INLINE void load_events(int64_t part, int64_t s, int64_t begin, int64_t rows) const {
     const Rows& events = events_[part];
@@ -231,12 +241,7 @@ class MixedRows {
   }
   HYENAREC_INLINE void store_x_grad(int64_t part, int64_t s, int64_t begin, int64_t rows) const {
     if (!mixer_.x_grad.data) return;
-    scalar_t* to = row(mixer_.x_grad, s, begin, part);
-    for (int64_t t = 0; t < rows; ++t, to += mixer_.x_grad.row_stride) {
-      scan::for_each_vector<V>(task_, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
-        simd::store_first(filtered_[part].of(v)[t], to + v * simd::kLanes<V>, channels);
-      });
-    }
+    store_rows(filtered_[part], row(mixer_.x_grad, s, begin, part), mixer_.x_grad.row_stride, rows);
   }
 
   // From the gradient d of a part's filtered events; chunks come from the last to the first.

@@ -25,6 +25,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from convolutions import TAPS, learned_decay, movielens_lengths, plain_fft_conv
 from ops import NUM_COEFFS, TOLERANCE, relative_error
 from report import machine, write
 from timing import Function, copy_of, forward_backward, medians
@@ -38,7 +39,6 @@ LENGTHS = (256, 1024, 4096, 16384)
 LONGEST = (200, 2277)  # of packed sequences: MovieLens-1M's at max_len 200, and whole
 CHANNELS = (64, 256, 768)
 EVENTS = (1 << 16, 1 << 20)
-TAPS = 4
 HEAD = 64
 DEVICE = "cuda"
 
@@ -61,16 +61,6 @@ class Row:
     milliseconds: dict[str, float]
 
 
-def packed_lengths(longest: int, events: int) -> list[int]:
-    """Log-normal lengths like MovieLens-1M's (median 96, at least 18), cut at `longest`."""
-    generator = torch.Generator().manual_seed(0)
-    lengths: list[int] = []
-    while sum(lengths) < events:
-        drawn = (4.56 + 0.97 * torch.randn((), generator=generator)).exp()
-        lengths.append(int(drawn.clamp(18, longest)))
-    return lengths
-
-
 class Problem:
     """Arguments of one row and the formulations over them."""
 
@@ -85,9 +75,7 @@ class Problem:
         if is_packed:
             self.offsets = torch.tensor([0, *lengths], device=DEVICE).cumsum(0)
         self.coeffs = torch.randn(channels, NUM_COEFFS, device=DEVICE) / self.horizon**0.5
-        self.decay = torch.logspace(-1, -torch.tensor(float(self.horizon)).log2(), channels, base=2).to(
-            DEVICE
-        )
+        self.decay = learned_decay(channels, self.horizon).to(DEVICE)
         self.skip = torch.randn(channels, device=DEVICE)
         self.weight = torch.randn(3 * channels, TAPS, device=DEVICE) / TAPS**0.5
         self.bias = torch.randn(3 * channels, device=DEVICE)
@@ -106,12 +94,8 @@ class Problem:
 
     def torch_fft(self, q: Tensor, k: Tensor, v: Tensor, *parameters: Tensor) -> Tensor:
         coeffs, decay, skip = parameters
-        size = 2 * v.shape[1]
         kernel = ops.legendre_kernel(coeffs, decay, self.horizon, v.shape[1])
-        z = (k * v).to(kernel.dtype)
-        spectrum = torch.fft.rfft(z, n=size, dim=1) * torch.fft.rfft(kernel.T, n=size, dim=0)
-        y = torch.fft.irfft(spectrum, n=size, dim=1)[:, : v.shape[1]] + skip * z
-        return q * y.to(v.dtype)
+        return plain_fft_conv(v, kernel, skip, k, q)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch, length, channels = v.shape
@@ -170,7 +154,7 @@ def problems() -> Iterator[Problem]:
         for length in LENGTHS:
             yield Problem(dtype, channels, [length] * (events // length), False)
         for longest in LONGEST:
-            yield Problem(dtype, channels, packed_lengths(longest, events), True)
+            yield Problem(dtype, channels, movielens_lengths(longest, events).lengths, True)
 
 
 def measure(problem: Problem, is_training: bool, repetitions: int) -> Row:

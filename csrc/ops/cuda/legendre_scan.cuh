@@ -21,7 +21,9 @@
 // 16.7 million elements at 33 million million a second. Bytes of the same elements, three inputs and one
 // output: 62 microseconds in float32, 31 in 16 bits, at 4.3 TB/s. Backward is about three times the
 // arithmetic for 7/4 of the bytes, plus the states (N / 32 of a float32 activation, written and read) and a
-// second look at the inputs. Tensor cores are not used: in float32 the bytes are the floor already, and the
+// second look at the inputs. Expected besides, not measured: loads that hit the first-level cache, about 15 numbers
+// an element (tables, taps, fades), 35 microseconds at 128 bytes a clock and multiprocessor, and instructions, about
+// 2,300 for a warp's chunk, 42 microseconds: near the floor in float32, about 1.5 times it in 16 bits. Tensor cores are not used: in float32 the bytes are the floor already, and the
 // near part, their only large product, would need three tf32 products to stay within 1e-5.
 #pragma once
 
@@ -31,9 +33,13 @@
 namespace hyenarec {
 
 constexpr int kScanChunk = 32;
-constexpr int kScanLanes = 32;       // channels of a warp
-constexpr int kScanThreads = 256;    // a block's, at most
-constexpr int kScanMaxCoeffs = 128;  // of the instantiation for any number of them
+constexpr int kScanLanes = 32;     // channels of a warp
+constexpr int kScanThreads = 128;  // a sweep's block, at most: four sequences
+// Blocks a multiprocessor holds at least: 168 registers a thread. With 128 the compiler spills 0.3 to 1 KB a thread,
+// for all threads together as much as the first-level cache holds.
+constexpr int kScanBlocks = 3;
+constexpr int kScanTableThreads = 256;  // a block that makes or adds up tables
+constexpr int kScanMaxCoeffs = 128;     // of the instantiation for any number of them
 constexpr int kScanUnrolledCoeffs = 33;
 // More coefficients than that stay in local memory, in loops that aren't unrolled: correct, not fast.
 template <int kN>
@@ -410,7 +416,7 @@ __device__ inline void clear_state(T (&state)[kN], int n) {
 
 // near and fades of ScanChannels. coeffs [channels, given] (given <= num_coeffs), skip may be null.
 template <typename T>
-__global__ void __launch_bounds__(kScanThreads) legendre_scan_prepare(
+__global__ void __launch_bounds__(kScanTableThreads) legendre_scan_prepare(
     int64_t channels,
     int64_t pitch,
     int64_t given,
@@ -452,14 +458,14 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_prepare(
   near[(tile * kScanChunk + lag) * kScanLanes + lane] = static_cast<T>(sum);
 }
 inline LaunchShape scan_prepare_shape(int64_t pitch) {
-  return {ceil_div(kScanFades * pitch, kScanThreads), dim3(kScanThreads), 0};
+  return {ceil_div(kScanFades * pitch, kScanTableThreads), dim3(kScanTableThreads), 0};
 }
 
 // transfers[chunk, tile, (q, p), lane] = sum_{n >= p + q} coeffs[channel, n] transfer[q, p, n]: once a channel
 // and chunk, for all sequences. A warp takes every eighth entry of one chunk and tile. Chunks that no sequence
 // passes through are left out, which only the GPU knows of packed ones: the first in `order` is the longest.
 template <typename T>
-__global__ void __launch_bounds__(kScanThreads) legendre_scan_contract(
+__global__ void __launch_bounds__(kScanTableThreads) legendre_scan_contract(
     ScanWork work,
     ScanTables<T> tables,
     int64_t tiles,
@@ -491,7 +497,7 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_contract(
   }
 }
 inline LaunchShape scan_contract_shape(int64_t tiles, int64_t chunks) {
-  return {tiles * chunks, dim3(kScanLanes, kScanThreads / kScanLanes), 0};
+  return {tiles * chunks, dim3(kScanLanes, kScanTableThreads / kScanLanes), 0};
 }
 
 // --- sweeps --------------------------------------------------------------------------------------------------
@@ -517,7 +523,7 @@ __device__ inline ScanChunks chunks_of_segment(
 // The states at the start of segments, kept in [scan_slots(.. segment), N, pitch]. Chunks that are walked:
 // those of a segment which has a successor, from a zero state.
 template <typename Source, int kN>
-__global__ void __launch_bounds__(kScanThreads) legendre_scan_carry(
+__global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_carry(
     ScanWork work,
     ScanTables<accumulate_t<typename Source::Scalar>> tables,
     ScanChannels<accumulate_t<typename Source::Scalar>> channels,
@@ -545,7 +551,7 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_carry(
 
 // The same for the adjoint: what the outputs from a segment's start on, within it, say of the state there.
 template <typename Source, int kN>
-__global__ void __launch_bounds__(kScanThreads) legendre_scan_adjoint_carry(
+__global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_adjoint_carry(
     ScanWork work,
     ScanTables<accumulate_t<typename Source::Scalar>> tables,
     ScanChannels<accumulate_t<typename Source::Scalar>> channels,
@@ -612,7 +618,7 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_combine(
 // The output; or with kStates instead the states at the start of chunks, for the backward sweep, into
 // [scan_slots(.. 32), N, pitch].
 template <typename Source, int kN, bool kStates>
-__global__ void __launch_bounds__(kScanThreads, 2) legendre_scan_forward(
+__global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_forward(
     ScanWork work,
     ScanTables<accumulate_t<typename Source::Scalar>> tables,
     ScanChannels<accumulate_t<typename Source::Scalar>> channels,

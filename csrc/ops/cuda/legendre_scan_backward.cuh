@@ -38,10 +38,10 @@ struct ScanBackwardShape {
   int slab;
   LaunchShape launch;
 };
-// Three blocks a multiprocessor, so that one computes while others wait for memory or at a barrier: 168
-// registers a thread, and 72 KiB of shared memory if that is possible with fewer moments at a time, then with
-// fewer warps. At most `most_blocks` blocks a tile: each leaves its sums.
-constexpr int kScanBackwardThreads = 128;
+// Two blocks a multiprocessor, so that one computes while the other waits: 255 registers a thread, and 96 KiB of
+// shared memory if that is possible with fewer moments at a time, then with fewer warps. At most `most_blocks`
+// blocks a tile: each leaves its sums.
+constexpr int kScanBackwardBlocks = 2;
 template <typename Source>
 ScanBackwardShape scan_backward_shape(
     const ScanWork& work, int64_t num_coeffs, int warps, int64_t slab, int64_t most_blocks) {
@@ -50,8 +50,7 @@ ScanBackwardShape scan_backward_shape(
     return kScanLanes * static_cast<int64_t>(sizeof(T)) *
            (warps * (kScanTimeSums<Source> + 2 * num_coeffs) + (slab + 1) * num_coeffs);
   };
-  constexpr int64_t kBytes = 72 * 1024;
-  if (warps > kScanBackwardThreads / kScanLanes) warps = kScanBackwardThreads / kScanLanes;
+  constexpr int64_t kBytes = 96 * 1024;
   while (bytes() > kBytes && slab > 1) slab = ceil_div(slab, 2);
   while (bytes() > kBytes && warps > 1) warps = warps / 2;
   ScanBackwardShape shape{work, static_cast<int>(slab), {}};
@@ -231,7 +230,7 @@ struct ScanBackward {
 //   store_input_gradient(memory, .., dx)        of z's factors
 //   poison_gradients(channel, row)              NaN to them, for a row beyond the horizon
 template <typename Source, int kN>
-__global__ void __launch_bounds__(kScanBackwardThreads, 3) legendre_scan_backward(
+__global__ void __launch_bounds__(kScanThreads, kScanBackwardBlocks) legendre_scan_backward(
     ScanWork work,
     ScanTables<accumulate_t<typename Source::Scalar>> tables,
     ScanChannels<accumulate_t<typename Source::Scalar>> channels,
@@ -316,7 +315,7 @@ __global__ void __launch_bounds__(kScanBackwardThreads, 3) legendre_scan_backwar
 // sums[row, channel] over the blocks, in order, in double. A block has one row and 32 channels; its up to
 // eight warps take the blocks in turn, then the warps' sums are added.
 template <typename T>
-__global__ void __launch_bounds__(kScanThreads) legendre_scan_sum(
+__global__ void __launch_bounds__(kScanTableThreads) legendre_scan_sum(
     int64_t blocks, int64_t rows, int64_t pitch, const T* __restrict__ partial, double* __restrict__ sums) {
   HYENAREC_SHARED_MEMORY(double, shared);
   const int64_t tiles = pitch / kScanLanes;
@@ -333,7 +332,7 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_sum(
   sums[number] = sum;
 }
 inline LaunchShape scan_sum_shape(int64_t blocks, int64_t rows, int64_t pitch) {
-  const auto warps = static_cast<unsigned int>(smaller(blocks, kScanThreads / kScanLanes));
+  const auto warps = static_cast<unsigned int>(smaller(blocks, kScanTableThreads / kScanLanes));
   return {rows * (pitch / kScanLanes), dim3(kScanLanes, warps), warps * kScanLanes * sizeof(double)};
 }
 
@@ -341,7 +340,7 @@ inline LaunchShape scan_sum_shape(int64_t blocks, int64_t rows, int64_t pitch) {
 // near kernel's goes through its formula. A thread has one channel of one of the `given` coefficients, of decay
 // or of skip. Null: not wanted.
 template <typename T>
-__global__ void __launch_bounds__(kScanThreads) legendre_scan_finish(
+__global__ void __launch_bounds__(kScanTableThreads) legendre_scan_finish(
     int64_t channels,
     int64_t pitch,
     int64_t given,
@@ -382,7 +381,7 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_finish(
   }
 }
 inline LaunchShape scan_finish_shape(int64_t channels, int64_t given) {
-  return {ceil_div((given + 2) * channels, kScanThreads), dim3(kScanThreads), 0};
+  return {ceil_div((given + 2) * channels, kScanTableThreads), dim3(kScanTableThreads), 0};
 }
 
 }  // namespace hyenarec

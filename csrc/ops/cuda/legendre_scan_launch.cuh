@@ -153,7 +153,7 @@ class ScanCall {
     const int64_t segments = ceil_div(chunks, segment);
     const int64_t all_warps = sequences_.count * tiles_ * segments;
     // Warps of a block share what they read of a chunk's tables; a GPU with few warps has them everywhere.
-    warps_ = 8;
+    warps_ = kScanThreads / kScanLanes;
     while (warps_ > 1 && (all_warps < warps_ * processors || sequences_.count < warps_)) warps_ /= 2;
     if (sequences_.offsets.defined())
       order_ = at::argsort(at::diff(sequences_.offsets), /*stable=*/true, /*dim=*/0, /*descending=*/true);

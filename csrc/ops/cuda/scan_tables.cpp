@@ -56,7 +56,8 @@ HostScanTables<T> make_scan_tables(
     flat.most_moments = std::max(flat.most_moments, part.num_moments);
     append_padded(part.local, n, n, pitch, flat.matrices);
     append_padded(part.restriction_change, n, n, pitch, flat.matrices);
-    flat.transfer.insert(flat.transfer.end(), part.transfer.begin(), part.transfer.end());
+    const auto transfer = transfer_in_order(part, n);
+    flat.transfer.insert(flat.transfer.end(), transfer.begin(), transfer.end());
   }
   if (!tables->tail.empty() && horizon / chunk < flat.chunks) {
     flat.tail_chunk = horizon / chunk;

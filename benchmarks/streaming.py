@@ -168,6 +168,7 @@ def measure_all(device: str, passes: int) -> dict[str, Any]:
     return {
         "config": asdict(CONFIG),
         "events": EVENTS,
+        "threads": torch.get_num_threads(),
         "figures": [asdict(figure) for figure in figures],
         "whole_history": history,
     }

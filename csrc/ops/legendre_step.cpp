@@ -9,6 +9,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "argument_checks.h"
 #include "channels_last.h"
@@ -141,7 +142,12 @@ at::Tensor make_legendre_step_weights(
   const auto fade = at::outer(at::arange(chunk + 1, rates.options()), rates.neg()).exp_();
   const auto drop = rates.mul(static_cast<double>(-chunk)).expm1_().unsqueeze(0);
   const auto options = coeffs.options();
-  return at::cat({coeffs.t(), near, fade.to(options), drop.to(options)});
+  auto weights = at::cat({coeffs.t(), near, fade.to(options), drop.to(options)});
+  // Far below rounding; as denormal numbers, in which fast decays end, they would take ten times as long.
+  const double least = coeffs.scalar_type() == at::kDouble
+                           ? std::numeric_limits<double>::min() / std::numeric_limits<double>::epsilon()
+                           : std::numeric_limits<float>::min() / std::numeric_limits<float>::epsilon();
+  return weights.masked_fill_(weights.abs().lt(least), 0);
 }
 
 }  // namespace detail

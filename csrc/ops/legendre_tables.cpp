@@ -96,6 +96,7 @@ class Builder {
       for (int64_t k = 0; k < n_; ++k) tables.basis[k * chunk_ + j] = static_cast<scalar_t>(values[k]);
     }
     tables.basis_by_column = transposed(tables.basis, n_, chunk_);
+    tables.chunks.reserve((length + chunk_ - 1) / chunk_);
     for (int64_t start = 0; start < length; start += chunk_) {
       LegendreChunk<scalar_t> chunk;
       const int64_t next = start + chunk_;
@@ -184,33 +185,24 @@ class Builder {
       for (int64_t q = 0; q < n; ++q) std::copy_n(by_both.begin() + q * n, n, full.begin() + (q * n + p) * n);
     }
     std::vector<double> maxima(n, 0.0);
-    for_each_entry(n, [&](int64_t q, int64_t p, int64_t degree) {
-      maxima[q] = std::max(maxima[q], std::abs(full[(q * n + p) * n + degree]));
-    });
+    for (int64_t q = 0; q < n; ++q) {
+      for (int64_t p = 0; p < n - q; ++p) {
+        for (int64_t degree = p + q; degree < n; ++degree)
+          maxima[q] = std::max(maxima[q], std::abs(full[(q * n + p) * n + degree]));
+      }
+    }
     chunk.num_moments = significant(maxima, kTolerance);
-    for_each_entry(chunk.num_moments, [&](int64_t q, int64_t p, int64_t degree) {
-      chunk.transfer.push_back(static_cast<scalar_t>(full[(q * n + p) * n + degree]));
-    });
     for (int64_t q = 0; q < chunk.num_moments; ++q) {
       for_each_run(n - q, [&](int64_t first, int64_t size) {
         for (int64_t degree = first + q; degree < n; ++degree) {
           for (int64_t p = first; p < first + size; ++p) {
             const double value = p + q > degree ? 0.0 : full[(q * n + p) * n + degree];
-            chunk.transfer_by_run.push_back(static_cast<scalar_t>(value));
+            chunk.transfer.push_back(static_cast<scalar_t>(value));
           }
         }
       });
     }
-  }
-
-  // The order of LegendreChunk::transfer.
-  template <typename Visit>
-  void for_each_entry(int64_t num_moments, const Visit& visit) const {
-    for (int64_t q = 0; q < num_moments; ++q) {
-      for (int64_t p = 0; p < n_ - q; ++p) {
-        for (int64_t degree = p + q; degree < n_; ++degree) visit(q, p, degree);
-      }
-    }
+    chunk.transfer.shrink_to_fit();
   }
 
   static constexpr double kTolerance = std::numeric_limits<scalar_t>::epsilon() / 8.0;

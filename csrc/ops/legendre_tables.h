@@ -11,7 +11,7 @@
 //   advance   state'        = exp(-decay C) restriction state + contracted transfer moments
 //
 // A chunk is short beside the horizon, so a polynomial of degree N - 1 on the horizon is, to rounding, one of
-// a lower degree on the chunk: local_terms and moment_terms say how many terms are left (9 of 17 for T =
+// a lower degree on the chunk: num_local and num_moments say how many terms are left (9 of 17 for T =
 // 1,024 and C = 32, 5 for T = 16,384).
 #pragma once
 
@@ -50,14 +50,29 @@ struct LegendreChunk {
   // chunks in single precision would lose. For the same reason use expm1(-decay C), not exp(-decay C).
   std::vector<scalar_t> restriction_change;
   std::vector<scalar_t> restriction_change_by_column;
-  // transfer: P_n(u(t - s)) = sum_{p + q <= n} transfer(q, p, n) P_p(t on [b + C, T - 1]) P_q(s on the chunk),
-  // for q < num_moments, p < N - q, n from p + q to N - 1, in this order without gaps.
+  // transfer(q, p, n): P_n(u(t - s)) = sum_{p + q <= n} transfer(q, p, n) P_p(t on [b + C, T - 1]) P_q(s on the
+  // chunk). For q < num_moments, for each run of p (for_each_run of N - q), for n from the run's first p + q to
+  // N - 1: the run's numbers, 0 where p + q > n.
   int64_t num_moments = 0;
   std::vector<scalar_t> transfer;
-  // The same for vector code: for each q, each run of p (for_each_run of N - q), each n from the run's first p
-  // + q on, the run's numbers; 0 where p + q > n.
-  std::vector<scalar_t> transfer_by_run;
 };
+
+// A chunk's transfer without its zeros: for q < num_moments, p < N - q, n from p + q to N - 1.
+template <typename scalar_t>
+std::vector<scalar_t> transfer_in_order(const LegendreChunk<scalar_t>& chunk, int64_t num_coeffs) {
+  std::vector<scalar_t> ordered;
+  const scalar_t* run = chunk.transfer.data();
+  for (int64_t q = 0; q < chunk.num_moments; ++q) {
+    for_each_run(num_coeffs - q, [&](int64_t first, int64_t size) {
+      for (int64_t p = first; p < first + size; ++p) {
+        for (int64_t n = p + q; n < num_coeffs; ++n)
+          ordered.push_back(run[(n - first - q) * size + p - first]);
+      }
+      run += (num_coeffs - first - q) * size;
+    });
+  }
+  return ordered;
+}
 
 template <typename scalar_t>
 struct LegendreTables {

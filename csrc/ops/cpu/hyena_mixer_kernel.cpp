@@ -66,8 +66,9 @@ class MixedRows {
       }
     });
     const int64_t pitch = kHistory + chunk + kBlock;
-    const int64_t carried = sums ? kParts * task.group.count() * task.vectors * kHistory : 0;
-    const int64_t room = (2 * kParts + 2) * scan::kMaxVectors * pitch + carried;
+    const int64_t carried = sums ? kParts * task.group.longer_than(chunk) * task.vectors * kHistory : 0;
+    const int64_t tiles = sums ? (2 * kParts + 2) * scan::kMaxVectors : 2 * scan::kMaxVectors + kParts;
+    const int64_t room = tiles * pitch + carried;
     V* next = memory_.get<V>(room);
     for (int64_t i = 0; i < room; ++i) next[i] = V{};
     const auto take = [&](int64_t vectors) {
@@ -75,11 +76,12 @@ class MixedRows {
       next += vectors * pitch;
       return rows;
     };
+    for (const int64_t part : {kKey, kValue}) events_[part] = take(scan::kMaxVectors);
     // A forward pass is done with a vector's filtered events, and with keys and values, before it needs room for
     // others: they share it, to stay in the cache.
-    for (Rows& events : events_) events = take(scan::kMaxVectors);
-    if (!sums) events_[kQuery] = events_[kKey];
+    events_[kQuery] = sums ? take(scan::kMaxVectors) : events_[kKey];
     for (Rows& filtered : filtered_) filtered = take(sums ? scan::kMaxVectors : 1);
+    if (!sums) return;
     grad_ = take(scan::kMaxVectors);
     gradient_ = take(scan::kMaxVectors);
     carries_ = next;
@@ -124,9 +126,8 @@ class MixedRows {
       for (int64_t t = 0; t < rows; ++t) dq[t] = grad_.of(v)[t] * y.of(v)[t];
       scan::clear_rest(dq, rows, scan::padded(rows) + kBlock);
       add_tap_products(kQuery, v, dq, rows);
-      V* const carry = carry_of(kQuery, s, v);
-      for (int64_t i = 0; i < reach_; ++i) dq[i - reach_] = carry[i];
-      for (int64_t i = 0; i < reach_; ++i) carry[i] = dq[rows - reach_ + i];
+      if (begin > 0) std::copy_n(carry_of(kQuery, s, v), reach_, dq - reach_);
+      if (!ends) std::copy_n(dq + rows - reach_, reach_, carry_of(kQuery, s, v));
       filter_transposed(kQuery, v, dq - late, ready);
     }
     store_x_grad(kQuery, s, begin - late, ready);
@@ -141,8 +142,8 @@ class MixedRows {
         dk[t] = dz.of(v)[t] * filtered_[kValue].of(v)[t];
         dv[t] = dz.of(v)[t] * filtered_[kKey].of(v)[t];
       }
-      take_part_grad(kKey, s, v, rows, dk);
-      take_part_grad(kValue, s, v, rows, dv);
+      take_part_grad(kKey, s, v, begin, rows, dk);
+      take_part_grad(kValue, s, v, begin, rows, dv);
     }
     store_x_grad(kKey, s, begin, rows);
     store_x_grad(kValue, s, begin, rows);
@@ -163,7 +164,7 @@ class MixedRows {
     return a.row(mixer_.sequences, task_.group.sequences[s], t) + column;
   }
   HYENAREC_INLINE V* carry_of(int64_t part, int64_t s, int64_t v) const {
-    return carries_ + ((part * task_.group.count() + s) * task_.vectors + v) * kHistory;
+    return carries_ + ((s * task_.vectors + v) * kParts + part) * kHistory;
   }
   HYENAREC_INLINE void load_rows(
       const scalar_t* from, int64_t stride, int64_t first, int64_t rows, const Rows& to) const {
@@ -245,12 +246,12 @@ class MixedRows {
   }
 
   // From the gradient d of a part's filtered events; chunks come from the last to the first.
-  HYENAREC_INLINE void take_part_grad(int64_t part, int64_t s, int64_t v, int64_t rows, V* d) {
+  HYENAREC_INLINE void take_part_grad(int64_t part, int64_t s, int64_t v, int64_t begin, int64_t rows, V* d) {
     scan::clear_rest(d, rows, scan::padded(rows) + kBlock);
     add_tap_products(part, v, d, rows);
-    V* const carry = carry_of(part, s, v);  // of the chunk behind this one; zero behind the last
-    for (int64_t i = 0; i < reach_; ++i) d[rows + i] = carry[i];
-    for (int64_t i = 0; i < reach_; ++i) carry[i] = d[i];
+    const bool ends = begin + rows == task_.group.lengths[s];
+    if (!ends) std::copy_n(carry_of(part, s, v), reach_, d + rows);  // of the chunk behind this one
+    if (begin > 0) std::copy_n(d, reach_, carry_of(part, s, v));
     filter_transposed(part, v, d, rows);
   }
 
@@ -261,9 +262,32 @@ class MixedRows {
   ShortFilter<V> filters_[scan::kMaxVectors];
   scan::Scratch memory_;
   // Tiles of one chunk, each row of which lies behind kHistory others and before kBlock more.
-  Rows events_[kParts], filtered_[kParts], grad_, gradient_;
-  V* carries_;  // [part][sequence][vector]: gradients at a chunk's edge that the next chunk needs
+  Rows events_[kParts], filtered_[kParts], grad_{}, gradient_{};
+  V* carries_ = nullptr;  // [sequence][vector][part]: gradients at a chunk's edge that the next chunk needs
 };
+
+// The short convolution's gradients, [3D, W] and [3D], from the sums over all tasks.
+template <typename scalar_t, typename compute_t>
+void store_filter_grads(
+    const Call<compute_t>& call,
+    const scan::Sums& sums,
+    const Mixer<scalar_t, compute_t>& mixer,
+    bool want_weight,
+    at::Tensor& weight_grad,
+    at::Tensor& bias_grad) {
+  const int64_t width = mixer.width;
+  for (int64_t d = 0; d < mixer.channels; ++d) {
+    const auto total = call.total(sums, d);
+    for (int64_t part = 0; part < kParts; ++part) {
+      const double* of_part = total.data() + part * (width + 1);
+      const int64_t column = part * mixer.channels + d;
+      if (want_weight)
+        std::copy_n(of_part, width, weight_grad.mutable_data_ptr<compute_t>() + column * width);
+      if (bias_grad.numel() > 0)
+        bias_grad.mutable_data_ptr<compute_t>()[column] = static_cast<compute_t>(of_part[width]);
+    }
+  }
+}
 
 at::Tensor hyena_mixer_cpu(
     const at::Tensor& x,
@@ -333,7 +357,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   auto weight_grad = gradient(needs_grad[1], short_weight);
   auto bias_grad =
       at::empty({needs_grad[2] && short_bias ? short_weight.size(0) : 0}, short_weight.options());
-  const bool through_short_conv = needs_grad[0] || needs_grad[1] || needs_grad[2];
+  const bool want_weight = needs_grad[1], want_bias = needs_grad[2] && short_bias;
+  const bool through_short_conv = needs_grad[0] || want_weight || want_bias;
   const Wanted wanted{
       through_short_conv, through_short_conv, needs_grad[3] || needs_grad[4] || needs_grad[5]};
 
@@ -359,16 +384,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     gradients = call.backward(wanted, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return MixedRows<decltype(lanes), scalar_t>(mixer, call.chunk(), task, &sums);
     });
-    for (int64_t column = 0; column < kParts * mixer.channels; ++column) {
-      const int64_t part = column / mixer.channels;
-      const auto total = call.total(sums, column % mixer.channels);
-      const double* of_part = total.data() + part * (mixer.width + 1);
-      for (int64_t w = 0; w < mixer.width && needs_grad[1]; ++w)
-        weight_grad.mutable_data_ptr<compute_t>()[column * mixer.width + w] =
-            static_cast<compute_t>(of_part[w]);
-      if (bias_grad.numel() > 0)
-        bias_grad.mutable_data_ptr<compute_t>()[column] = static_cast<compute_t>(of_part[mixer.width]);
-    }
+    if (want_weight || want_bias) store_filter_grads(call, sums, mixer, want_weight, weight_grad, bias_grad);
   });
   const auto none = [&] { return at::empty({0}, coeffs.options()); };
   return {

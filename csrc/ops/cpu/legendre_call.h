@@ -23,6 +23,14 @@ struct Sums {
   }
 };
 
+// Longer chunks for long horizons: fewer states to keep, fewer contractions, which few long sequences share.
+// (The horizon decides and not the lengths, so that a history gives the same bits in any batch.)
+constexpr int64_t kLongHorizon = 8192;
+inline int64_t chunk_for(int64_t num_coeffs, int64_t horizon) {
+  const int64_t chunk = legendre_chunk_length(num_coeffs);
+  return horizon >= kLongHorizon ? std::min(2 * chunk, kMaxChunk) : chunk;
+}
+
 template <typename compute_t>
 class Call {
  public:
@@ -37,7 +45,7 @@ class Call {
         skip_(skip ? skip->contiguous() : at::Tensor()),
         problem_{
             legendre_tables<compute_t>(
-                horizon, legendre_chunk_length(coeffs.size(1)), coeffs.size(1), sequences.longest()),
+                horizon, chunk_for(coeffs.size(1), horizon), coeffs.size(1), sequences.longest()),
             coeffs.size(0),
             coeffs_.template const_data_ptr<compute_t>(),
             decay_.template const_data_ptr<compute_t>(),
@@ -111,7 +119,7 @@ class Call {
   };
 
   int64_t groups() const { return static_cast<int64_t>(problem_.groups.size()); }
-  int64_t weight_rows() const { return 3 * problem_.chunk() + 1 + problem_.num_coeffs(); }
+  int64_t weight_rows() const { return scan::weight_rows(problem_.chunk(), problem_.num_coeffs()); }
   SumRows sum_rows() const { return {problem_.num_coeffs(), problem_.chunk()}; }
   compute_t* weights_at(int64_t vector) const { return weights_ + vector * weight_rows() * lanes_; }
 

@@ -14,6 +14,7 @@
 #include "../legendre_math.h"
 #include "../legendre_step.h"
 #include "../legendre_tables.h"
+#include "legendre_scan.h"
 #include "simd.h"
 
 namespace hyenarec {
@@ -127,12 +128,15 @@ HYENAREC_SIMD void finish_chunk(
     std::fill(moment, moment + channels, scalar_t(0));
     for (int64_t j = 0; j < chunk; ++j)
       add_scaled(basis[q * chunk + j], state.events + j * channels, channels, moment);
-    for (int64_t p = 0; p < num_coeffs - q; ++p) {
-      std::fill(sum, sum + channels, scalar_t(0));
-      for (int64_t n = p + q; n < num_coeffs; ++n)
-        add_scaled(*transfer++, weights.coeffs + n * channels, channels, sum);
-      add_product(sum, moment, channels, state.coefficients + p * channels);
-    }
+    scan::in_runs(num_coeffs - q, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+      for (int64_t i = 0; i < run(); ++i) {
+        std::fill(sum, sum + channels, scalar_t(0));
+        for (int64_t n = first + i + q; n < num_coeffs; ++n)
+          add_scaled(transfer[(n - first - q) * run() + i], weights.coeffs + n * channels, channels, sum);
+        add_product(sum, moment, channels, state.coefficients + (first + i) * channels);
+      }
+      transfer += (num_coeffs - first - q) * run();
+    });
   }
 }
 

@@ -6,12 +6,22 @@
 // Where inputs come from and where results go is a Source's business (legendre_conv and hyena_mixer have one
 // each). Its members are called for a chunk of one sequence, given by its place in the task, and all vectors:
 // they walk memory row by row, each row's neighbouring channels at once.
+//
+//   load_input(s, begin, rows, z)         z = what the kernel is convolved with
+//   store_output(s, begin, rows, y)       y = kernel * z goes where it belongs; y may be overwritten
+//   load_output_grad(s, begin, rows, dy)  dy = the gradient of y
+//   take_output(s, begin, rows, y)        after load_output_grad of the same chunk, chunks in order of time
+//   take_input_grad(s, begin, rows, dz)   after load_input of the same chunk, chunks from the last to the first
+//   end_chunk()                           backward only: after all sequences' same chunk
 #pragma once
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdint>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <vector>
@@ -56,6 +66,12 @@ struct Group {
   std::vector<int64_t> sequences;
   std::vector<int64_t> lengths;
   int64_t longest() const { return lengths.front(); }
+  // Sequences that go on after event `time`: the first so many.
+  int64_t longer_than(int64_t time) const {
+    return std::partition_point(
+               lengths.begin(), lengths.end(), [&](int64_t length) { return length > time; }) -
+           lengths.begin();
+  }
   int64_t count() const { return static_cast<int64_t>(lengths.size()); }
 };
 
@@ -69,10 +85,12 @@ inline std::vector<Group> make_groups(const Sequences& sequences) {
   });
   std::vector<Group> groups;
   const int64_t enough = std::clamp(sequences.rows / kTasks, kLeastTaskEvents, kMostTaskEvents);
-  int64_t events = enough, members = kTaskSequences;
+  const int64_t enough_members =
+      std::clamp<int64_t>(static_cast<int64_t>(order.size()) / 2, 1, kTaskSequences);
+  int64_t events = enough, members = enough_members;
   for (const int64_t s : order) {
     if (sequences.size(s) == 0) break;
-    if (events >= enough && members >= kTaskSequences) {
+    if (events >= enough && members >= enough_members) {
       groups.emplace_back();
       events = members = 0;
     }
@@ -152,7 +170,6 @@ struct TileWeights {
 
   TileWeights(const V* rows, int64_t chunk)
       : near(rows), fade(near + chunk), lift(fade + chunk), step(lift + chunk), coeffs(step + 1) {}
-  static int64_t rows(int64_t chunk, int64_t num_coeffs) { return 3 * chunk + 1 + num_coeffs; }
 };
 
 // A channel's kernel at the first lags, in double: without decay, and the decay beside it.
@@ -173,6 +190,9 @@ struct NearKernel {
   }
 };
 
+// Rows of a TileWeights.
+inline int64_t weight_rows(int64_t chunk, int64_t num_coeffs) { return 3 * chunk + 1 + num_coeffs; }
+
 // Writes the rows that TileWeights reads for the channels [first, first + count); absent channels are 0.
 template <typename compute_t>
 void fill_weights(
@@ -183,12 +203,16 @@ void fill_weights(
     int64_t lanes,
     compute_t* rows) {
   const int64_t chunk = problem.chunk(), n = problem.num_coeffs();
-  std::fill_n(rows, (3 * chunk + 1 + n) * lanes, compute_t(0));
+  std::fill_n(rows, weight_rows(chunk, n) * lanes, compute_t(0));
   for (int64_t lane = 0; lane < count; ++lane) {
     const NearKernel kernel(problem, basis, first + lane);
     compute_t* to = rows + lane;
+    // Weights far below rounding become zero: denormal numbers, which fast decays end in, would take the
+    // processor ten times as long.
+    constexpr double kLeast =
+        std::numeric_limits<compute_t>::min() / std::numeric_limits<compute_t>::epsilon();
     const auto put = [&](double value) {
-      *to = static_cast<compute_t>(value);
+      *to = std::abs(value) < kLeast ? compute_t(0) : static_cast<compute_t>(value);
       to += lanes;
     };
     const double skip = problem.skip ? problem.skip[first + lane] : 0.0;
@@ -203,11 +227,12 @@ void fill_weights(
 
 inline int64_t padded(int64_t rows) { return (rows + kBlock - 1) / kBlock * kBlock; }
 
-// y = what the events before the chunk contribute to its events.
+// y = what the events before the chunk contribute to its first `rows` events and the rest of their block.
 template <typename V>
 HYENAREC_INLINE void evaluate_state(
     const LegendreTables<LaneOf<V>>& tables,
     int64_t index,
+    int64_t rows,
     const TileWeights<V>& weights,
     const V* state,
     V* local,
@@ -215,13 +240,12 @@ HYENAREC_INLINE void evaluate_state(
   const int64_t chunk = tables.chunk, n = tables.num_coeffs;
   const auto& constants = tables.chunks[index];
   if (index == 0) {
-    for (int64_t t = 0; t < chunk; ++t) y[t] = V{};
+    for (int64_t t = 0; t < padded(rows); ++t) y[t] = V{};
   } else if ((index + 1) * chunk <= tables.horizon) {
     multiply_upper(constants.local_by_column.data(), constants.num_local, n, state, local);
     evaluate(tables.basis.data(), chunk, constants.num_local, local, weights.fade, y);
   } else {
-    const int64_t rows = tables.horizon - index * chunk;
-    for (int64_t t = 0; t < chunk; ++t) {
+    for (int64_t t = 0; t < padded(rows); ++t) {
       V sum = {};
       for (int64_t k = 0; t < rows && k < n; ++k) sum += tables.tail[t * n + k] * state[k];
       y[t] = sum * weights.fade[t];
@@ -283,7 +307,7 @@ HYENAREC_INLINE void contract_all(
     V* contracted) {
   for (int64_t v = 0; v < task.vectors; ++v)
     contract(
-        constants.transfer_by_run.data(), constants.num_moments, num_coeffs, weights[v].coeffs,
+        constants.transfer.data(), constants.num_moments, num_coeffs, weights[v].coeffs,
         contracted + v * num_coeffs * num_coeffs);
 }
 
@@ -302,11 +326,12 @@ HYENAREC_INLINE void forward_task(
     Scratch& scratch) {
   const int64_t n = tables.num_coeffs, chunk = tables.chunk;
   const Group& group = task.group;
-  V* const states = scratch.get<V>(task.vectors * (group.count() * n + n * n) + 2 * n);
-  V* const contracted = states + task.vectors * group.count() * n;
+  const int64_t states_size = group.longer_than(chunk) * task.vectors * n;
+  V* const states = scratch.get<V>(states_size + task.vectors * n * n + 2 * n);
+  V* const contracted = states + states_size;
   V* const moments = contracted + task.vectors * n * n;
   V* const local = moments + n;
-  for (int64_t i = 0; i < task.vectors * group.count() * n; ++i) states[i] = V{};
+  for (int64_t i = 0; i < states_size; ++i) states[i] = V{};
   ChunkBuffers<V> buffers(chunk);
   for (int64_t index = 0, begin = 0; begin < group.longest(); ++index, begin += chunk) {
     const auto& constants = tables.chunks[index];
@@ -315,11 +340,11 @@ HYENAREC_INLINE void forward_task(
       const int64_t rows = std::min(chunk, group.lengths[s] - begin);
       source.load_input(s, begin, rows, buffers.z);
       for (int64_t v = 0; v < task.vectors; ++v) {
-        V* const state = states + (s * task.vectors + v) * n;
+        V* const state = states + (s * task.vectors + v) * n;  // of no use to a sequence of one chunk
         V* const z = buffers.z.of(v);
         V* const y = buffers.y.of(v);
-        clear_rest(z, rows, chunk);
-        evaluate_state(tables, index, weights[v], state, local, y);
+        clear_rest(z, rows, padded(rows));
+        evaluate_state(tables, index, rows, weights[v], state, local, y);
         add_near<1>(weights[v].near, z, y, padded(rows));
         if (group.lengths[s] > begin + chunk) {
           take_moments(
@@ -361,11 +386,13 @@ HYENAREC_INLINE void flush(V* shares, int64_t rows, double* sums) {
   }
 }
 
-// A backward task's memory, in vectors.
+// A backward task's memory, in vectors. Sequences of one chunk have no state.
 template <typename V>
 struct BackwardMemory {
-  int64_t n, chunks, sequences, vectors;
-  V* saved;       // [chunk][sequence][vector][N] the state that a chunk starts with
+  int64_t n, vectors;
+  std::vector<int64_t> saved_before;  // [chunk] sequences that went on after an earlier chunk
+  int64_t states_size;
+  V* saved;       // [chunk][sequences that go on after it][vector][N] the state that a chunk starts with
   V* states;      // [sequence][vector][N] states going forward, their gradients going back
   V* contracted;  // [vector][N, N]
   V* products;    // [vector][N, N] moments by gradients of states, summed over the sequences
@@ -375,13 +402,18 @@ struct BackwardMemory {
   V* dmoments;    // [N]
 
   BackwardMemory(
-      Scratch& scratch, int64_t n, int64_t chunks, int64_t sequences, int64_t vectors, int64_t sum_rows)
-      : n(n), chunks(chunks), sequences(sequences), vectors(vectors) {
-    const int64_t saved_size = chunks * sequences * vectors * n;
-    const int64_t cleared = vectors * (sequences * n + 2 * n * n + sum_rows);
-    saved = scratch.get<V>(saved_size + cleared + 3 * n);
-    states = saved + saved_size;
-    contracted = states + sequences * vectors * n;
+      Scratch& scratch, const Task& task, int64_t n, int64_t chunk, int64_t sum_rows, bool keep_states)
+      : n(n), vectors(task.vectors) {
+    int64_t all = 0;
+    for (int64_t end = chunk; end < task.group.longest(); end += chunk) {
+      saved_before.push_back(all);
+      if (keep_states) all += task.group.longer_than(end);
+    }
+    states_size = task.group.longer_than(chunk) * vectors * n;
+    const int64_t cleared = states_size + vectors * (2 * n * n + sum_rows);
+    saved = scratch.get<V>(all * vectors * n + cleared + 3 * n);
+    states = saved + all * vectors * n;
+    contracted = states + states_size;
     products = contracted + vectors * n * n;
     shares = products + vectors * n * n;
     local = shares + vectors * sum_rows;
@@ -390,7 +422,7 @@ struct BackwardMemory {
     for (int64_t i = 0; i < cleared; ++i) states[i] = V{};
   }
   V* saved_at(int64_t chunk, int64_t s, int64_t v) const {
-    return saved + ((chunk * sequences + s) * vectors + v) * n;
+    return saved + ((saved_before[chunk] + s) * vectors + v) * n;
   }
   V* state(int64_t s, int64_t v) const { return states + (s * vectors + v) * n; }
 };
@@ -423,8 +455,8 @@ HYENAREC_INLINE void sweep_forwards(
         V* const z = buffers.z.of(v);
         V* const y = buffers.y.of(v);
         const V* const dy = buffers.dy.of(v);
-        clear_rest(z, rows, chunk);
-        if (with_outputs) evaluate_state(tables, index, weights[v], state, memory.local, y);
+        clear_rest(z, rows, padded(rows));
+        if (with_outputs) evaluate_state(tables, index, rows, weights[v], state, memory.local, y);
         if (wanted.parameters) {
           V sum = {};
           for (int64_t t = 1; t < rows; ++t) sum += static_cast<LaneOf<V>>(t) * dy[t] * y[t];
@@ -432,8 +464,7 @@ HYENAREC_INLINE void sweep_forwards(
         }
         if (wanted.output) add_near<1>(weights[v].near, z, y, padded(rows));
         if (group.lengths[s] > begin + chunk) {
-          V* const kept = memory.saved_at(index, s, v);
-          for (int64_t k = 0; k < n; ++k) kept[k] = state[k];
+          if (wanted.parameters) std::copy_n(state, n, memory.saved_at(index, s, v));
           take_moments(
               tables.basis_by_column.data(), n, chunk, constants.num_moments, z, weights[v].lift,
               buffers.folded, memory.moments);
@@ -453,7 +484,8 @@ HYENAREC_INLINE void sweep_forwards(
 }
 
 // dz = what the outputs of later chunks contribute to a chunk's input gradient. Moves the state's gradient from
-// the chunk's end to its start, and adds to the sums for coeffs and decay.
+// the chunk's end to its start, and adds to the sums for coeffs and decay. `state` is what the chunk started
+// with, nullptr if the sums are not wanted.
 template <typename V>
 HYENAREC_INLINE void pass_state_grad(
     const LegendreTables<LaneOf<V>>& tables,
@@ -476,6 +508,7 @@ HYENAREC_INLINE void pass_state_grad(
   add_moment_grad(contracted, constants.num_moments, n, dstate, moments, dmoments, products);
   evaluate(tables.basis.data(), chunk, constants.num_moments, dmoments, weights.lift, dz);
   advance_transposed(constants.restriction_change.data(), n, *weights.step, dstate);
+  if (state == nullptr) return;
   V by_step = {}, by_lift = {};
   for (int64_t k = 0; k < n; ++k) by_step += dstate[k] * state[k];
   for (int64_t t = 0; t < chunk; ++t) by_lift += static_cast<LaneOf<V>>(chunk - t) * z[t] * dz[t];
@@ -496,8 +529,8 @@ HYENAREC_INLINE void sweep_backwards(
   const SumRows rows_of{n, chunk};
   const Group& group = task.group;
   ChunkBuffers<V> buffers(chunk);
-  for (int64_t i = 0; i < group.count() * task.vectors * n; ++i) memory.states[i] = V{};
-  for (int64_t index = memory.chunks - 1; index >= 0; --index) {
+  for (int64_t i = 0; i < memory.states_size; ++i) memory.states[i] = V{};
+  for (int64_t index = (group.longest() - 1) / chunk; index >= 0; --index) {
     const int64_t begin = index * chunk;
     const auto& constants = tables.chunks[index];
     const bool goes_on = group.longest() > begin + chunk;
@@ -516,15 +549,15 @@ HYENAREC_INLINE void sweep_backwards(
         V* const z = buffers.z.of(v);
         V* const dy = buffers.dy.of(v);
         V* const dz = buffers.dz.of(v);
-        clear_rest(z, rows, chunk);
-        clear_rest(dy, rows, chunk);
+        clear_rest(z, rows, padded(rows));
+        clear_rest(dy, rows, index > 0 ? chunk : padded(rows));
         if (group.lengths[s] > begin + chunk) {
           pass_state_grad(
-              tables, index, weights[v], memory.saved_at(index, s, v), memory.contracted + v * n * n, z,
-              dstate, buffers.folded, memory.moments, memory.dmoments, memory.products + v * n * n,
-              shares + rows_of.far_decay(), dz);
+              tables, index, weights[v], wanted.parameters ? memory.saved_at(index, s, v) : nullptr,
+              memory.contracted + v * n * n, z, dstate, buffers.folded, memory.moments, memory.dmoments,
+              memory.products + v * n * n, shares + rows_of.far_decay(), dz);
         } else {
-          clear_rest(dz, 0, chunk);
+          clear_rest(dz, 0, padded(rows));
         }
         if (index > 0) add_state_grad(tables, index, weights[v], dy, buffers.folded, memory.local, dstate);
         add_near<-1>(weights[v].near, dy + last, dz + last, last + 1);
@@ -536,7 +569,7 @@ HYENAREC_INLINE void sweep_backwards(
       V* const shares = memory.shares + v * rows_of.count();
       if (goes_on)
         add_contracted_grad(
-            constants.transfer_by_run.data(), constants.num_moments, n, memory.products + v * n * n, shares);
+            constants.transfer.data(), constants.num_moments, n, memory.products + v * n * n, shares);
       flush(shares, rows_of.count(), sums[v]);
     }
     source.end_chunk();
@@ -553,11 +586,10 @@ HYENAREC_INLINE void backward_task(
     Source& source,
     Scratch& scratch,
     double* const* sums) {
-  const int64_t chunks = (task.group.longest() + tables.chunk - 1) / tables.chunk;
   const SumRows rows_of{tables.num_coeffs, tables.chunk};
   const BackwardMemory<V> memory(
-      scratch, tables.num_coeffs, chunks, task.group.count(), task.vectors, rows_of.count());
-  sweep_forwards(tables, task, weights, wanted, memory, source, sums);
+      scratch, task, tables.num_coeffs, tables.chunk, rows_of.count(), wanted.parameters);
+  if (wanted.output || wanted.parameters) sweep_forwards(tables, task, weights, wanted, memory, source, sums);
   if (wanted.input || wanted.parameters) sweep_backwards(tables, task, weights, wanted, memory, source, sums);
 }
 

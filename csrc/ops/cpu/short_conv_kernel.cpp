@@ -21,7 +21,8 @@ namespace hyenarec {
 namespace {
 
 constexpr int64_t kBlockElements =
-    32768;  // a thread takes at least this many elements: it stays in its cache
+    32768;                                // a thread takes at least this many elements: it stays in its cache
+constexpr int64_t kMostBlockRows = 1024;  // as many as single precision adds up without losing digits
 
 // Calls visit(sequence, first, last) for each stretch of events [first, last) of a sequence among these rows.
 template <typename Visit>
@@ -156,7 +157,7 @@ void add_up(
 }
 
 int64_t rows_per_block(int64_t channels) {
-  return std::max<int64_t>(kBlockElements / std::max<int64_t>(channels, 1), 16);
+  return std::clamp<int64_t>(kBlockElements / std::max<int64_t>(channels, 1), 16, kMostBlockRows);
 }
 
 at::Tensor short_conv_cpu(

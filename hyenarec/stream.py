@@ -51,6 +51,7 @@ class Stream:
         self._model = model
         self._blocks = [_BlockStream(block) for block in cast("Iterable[Block]", model.blocks)]
         self._length = 0
+        self._whole = True
         self._last = model.items.weight[0].clone()  # what the last block gave for the last event
 
     def __len__(self) -> int:
@@ -66,6 +67,8 @@ class Stream:
         Raises:
             ValueError: if the id is not one of the catalogue, or the stream has `max_len` events already. The
                 stream is as before then.
+            RuntimeError: if an earlier call was interrupted (Ctrl-C, out of memory) between two blocks,
+                which no longer remember the same events then. The stream's copies from before are sound.
         """
         self.extend((item,))
 
@@ -78,7 +81,9 @@ class Stream:
 
         Raises:
             ValueError: as for `append`; no event is added then.
+            RuntimeError: as for `append`.
         """
+        self._require_whole()
         ids = [self._checked(item) for item in items]
         max_len = self._model.config.max_len
         if self._length + len(ids) > max_len:
@@ -91,18 +96,22 @@ class Stream:
         items_weight = self._model.items.weight
         position = torch.tensor([self._length], device=items_weight.device)
         x = items_weight[torch.tensor(ids, device=items_weight.device)] * math.sqrt(self._model.config.dim)
+        self._whole = False
         for block in self._blocks:
             x = block(x, position)
         self._last = x[-1].clone()
         self._length += len(ids)
+        self._whole = True
 
-    @torch.inference_mode()
+    @torch.no_grad()  # no inference mode, whose tensors cannot be changed in place: callers mask scores
     def scores(self) -> Tensor:
         """Scores of the next event, `[V]`: entry j is item j + 1's.
 
         Raises:
             ValueError: if there has been no event yet.
+            RuntimeError: as for `append`.
         """
+        self._require_whole()
         if self._length == 0:
             raise ValueError("a stream must have at least one event before it has scores, got none")
         model = self._model
@@ -110,7 +119,12 @@ class Stream:
 
     @torch.inference_mode()
     def copy(self) -> Stream:
-        """A stream with the same history, which goes its own way from here on."""
+        """A stream with the same history, which goes its own way from here on.
+
+        Raises:
+            RuntimeError: as for `append`.
+        """
+        self._require_whole()
         other = copy.copy(self)
         other._blocks = [block.copy() for block in self._blocks]
         return other
@@ -119,6 +133,12 @@ class Stream:
     def nbytes(self) -> int:
         """Bytes of memory for this stream alone: without the model and what copies share."""
         return self._last.nbytes + sum(block.nbytes for block in self._blocks)
+
+    def _require_whole(self) -> None:
+        if not self._whole:
+            raise RuntimeError(
+                "the stream was interrupted while it took an event: make another one and give it the history"
+            )
 
     def _checked(self, item: int) -> int:
         num_items = self._model.item_bias.shape[0]

@@ -164,6 +164,38 @@ def test_wrong_events_change_nothing() -> None:
         stream.append(1)
 
 
+def test_scores_can_be_masked_in_place() -> None:
+    model = make_model(SMALL)
+    items = history(10)
+    stream = model.stream()
+    stream.extend(items)
+    scores = stream.scores()
+    scores[torch.tensor(items) - 1] = -torch.inf
+    assert 1 + int(scores.argmax()) not in items
+    assert error(stream.scores(), batch_scores(model, items)[-1]) < 1e-5  # the mask stays outside
+
+
+def test_an_interrupted_stream_refuses_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two blocks, of which one has taken the event and the other has not."""
+    model = make_model(SMALL)
+    stream = model.stream()
+    stream.extend([1, 2])
+    copy = stream.copy()
+    with monkeypatch.context() as patch:
+        patch.setattr(stream._blocks[1], "_mix", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            stream.append(3)
+    for use in (lambda: stream.append(3), stream.scores, stream.copy):
+        with pytest.raises(RuntimeError, match="was interrupted while it took an event: make another one"):
+            use()
+    copy.append(3)
+    assert error(copy.scores(), batch_scores(model, [1, 2, 3])[-1]) < 1e-5
+
+
+def interrupt(*_: object) -> Tensor:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("kernel", ["mlp", "free"])
 def test_other_kernels_cannot_be_streamed(kernel: str) -> None:
     with pytest.raises(ValueError, match=f"with kernel 'legendre', got '{kernel}': only polynomials"):

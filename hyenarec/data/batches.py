@@ -136,6 +136,13 @@ class TrainingBatches:
         return int(self._lengths[self._step_windows(epoch, step)].sum())
 
     def _require_windows_for_all_ranks(self) -> None:
+        if self.num_windows < self._world_size:
+            raise ValueError(
+                f"histories must have a window for each of {self._world_size} ranks, got {self.num_windows}: "
+                "use fewer processes"
+            )
+        if self._steps == 1:  # it has all of them
+            return
         # Steps differ by at most the longest window, so each has more than (world_size - 1) x longest events.
         needed = self._world_size * int(self._lengths.max())
         events = int(self._lengths.sum()) // self._steps

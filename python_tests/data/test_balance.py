@@ -7,6 +7,7 @@ import heapq
 import numpy as np
 import pytest
 
+from hyenarec.data import balance
 from hyenarec.data.balance import count_steps, deal, deal_epoch
 
 LENGTHS = {
@@ -61,3 +62,17 @@ def test_no_epoch_exceeds_the_budget(kind, budget):
         sizes = np.diff(offsets)
         events = np.add.reduceat(lengths[order], offsets[:-1])
         assert sizes.min() >= 1 and ((events <= budget) | (sizes == 1)).all()
+
+
+def test_a_draw_above_the_budget_is_drawn_anew(monkeypatch):
+    """With little room some orders don't fit; the longest first does."""
+    lengths, budget = np.array([11, 10, 18, 10, 9, 18, 5, 11, 9, 5]), 53
+    steps = count_steps(lengths, budget)
+    again = []
+    by_length = balance._by_length
+    monkeypatch.setattr(balance, "_by_length", lambda *args: again.append(1) or by_length(*args))
+    for epoch in range(20):
+        order, offsets = deal_epoch(lengths, steps, budget, np.random.default_rng(epoch))
+        assert sorted(order) == list(range(10))
+        assert max(np.add.reduceat(lengths[order], offsets[:-1])) <= budget
+    assert 0 < len(again) < 20

@@ -156,6 +156,14 @@ def test_ranks_share_the_steps_of_one_process(world_size):
         assert all(rank.global_targets(2, number) == targets for rank in ranks)
 
 
+def test_a_single_step_needs_as_many_windows_as_ranks_only():
+    """However unlike they are: no other step may have got fewer."""
+    histories = make([list(range(1, 40)), [1, 2]])
+    for rank, length in enumerate([38, 1]):
+        batches = TrainingBatches(histories, 50, batch_tokens=100, seed=0, rank=rank, world_size=2)
+        assert [len(batch.items) for batch in batches.batches(0)] == [length]
+
+
 def test_batches_move_and_keep_their_fields():
     (batch,) = TrainingBatches(make([[1, 2, 3]]), max_len=3, batch_tokens=9, seed=0).batches(0)
     moved = batch.to("meta")
@@ -182,6 +190,10 @@ def test_pinned_batches_reach_the_gpu():
         (
             {"batch_tokens": 15, "world_size": 2},
             "a window for each of 2 ranks in every step, which takes 16 events, got 9 a step with batch_",
+        ),
+        (
+            {"batch_tokens": 10**6, "world_size": 60},
+            r"histories must have a window for each of 60 ranks, got \d\d: use fewer processes",
         ),
         ({"histories": make([[1], []])}, "at least two events"),
         ({"histories": make([[1, 0]])}, "known items"),

@@ -105,3 +105,26 @@ def test_equals_the_operators_it_fuses(
     assert error(out, expected_out) < tolerance
     for argument, gradient in gradients.items():
         assert error(gradient, expected[argument]) < tolerance, argument
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_packed_padded_and_single_sequences_agree(device: str) -> None:
+    """In float32, with the gradients: summed over the same events, whatever lies between them."""
+    lengths = (333, 1, 64, 200)
+    arguments = converted(hyena_mixer_case(packed(*lengths), 20, 17, 333), torch.float32, device)
+    x, offsets = arguments.pop("x").detach(), arguments.pop("offsets")
+    sequences = x.split(lengths)
+    parameters = [value for value in arguments.values() if isinstance(value, Tensor)]
+
+    def results(rows: list[Tensor]) -> tuple[Tensor, ...]:
+        out = torch.cat(rows)
+        weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=device).view_as(out)
+        return (out, *torch.autograd.grad(out, parameters, weights))
+
+    at_once = results([ops.hyena_mixer(x, **arguments, offsets=offsets)])
+    rectangle = ops.hyena_mixer(torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), **arguments)
+    rows = [row[:length] for row, length in zip(rectangle, lengths, strict=True)]
+    alone = [ops.hyena_mixer(sequence[None], **arguments)[0] for sequence in sequences]
+    for others in (results(rows), results(alone)):
+        for other, expected in zip(others, at_once, strict=True):
+            assert error(other, expected) < 1e-6

@@ -3,7 +3,7 @@
 The parts, in the order in which an event passes them:
 
 - `hyenarec.data`: files or frames -> vocabulary -> split -> packed batches
-- `hyenarec.HyenaRec`, `hyenarec.ModelConfig`: the model
+- `hyenarec.HyenaRec`, `hyenarec.ModelConfig`: the model; `hyenarec.Stream`: one history, event by event
 - `hyenarec.ops`: its operators (C++ and CUDA), with one readable oracle each in `hyenarec.reference`
 - `hyenarec.loss`, `hyenarec.evaluate`, `hyenarec.metrics`: what training lowers and what is reported
 - `hyenarec.train`: conducts all of them; `hyenarec.recommend`: uses the result
@@ -19,6 +19,7 @@ from hyenarec import ops, reference
 from hyenarec._extension import __version__, cmake_prefix_path
 from hyenarec.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from hyenarec.model import HyenaRec
+from hyenarec.stream import Stream
 
 if TYPE_CHECKING:
     from hyenarec import baselines, data, evaluate, loss, metrics, recommend, report, train
@@ -28,6 +29,7 @@ __all__ = [
     "HyenaRec",
     "ModelConfig",
     "OptimizerConfig",
+    "Stream",
     "TrainConfig",
     "__version__",
     "baselines",

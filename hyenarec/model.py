@@ -301,7 +301,7 @@ class HyenaRec(nn.Module):
             `[B, L, D]` or `[total, D]`, normalised: its product with an item's row is that item's score.
 
         Raises:
-            ValueError: the shape is wrong, or a sequence has more than `max_len` events. Packed sequences on
+            ValueError: a shape is wrong, or a sequence has more than `max_len` events. Packed sequences on
                 a GPU are not looked at before they are used: too long a one is a device-side assertion there.
         """
         self._check(items, offsets)
@@ -316,6 +316,12 @@ class HyenaRec(nn.Module):
 
     def _check(self, items: Tensor, offsets: Tensor | None) -> None:
         """Raises as `forward` says, without ever making a GPU wait."""
+        if not isinstance(items, Tensor) or not (offsets is None or isinstance(offsets, Tensor)):
+            raise ValueError(
+                f"items and offsets must be tensors, got {type(items).__name__} and {type(offsets).__name__}"
+            )
+        if offsets is not None and (offsets.dim() != 1 or offsets.shape[0] == 0):
+            raise ValueError(f"offsets must be [B + 1] with B >= 0, got {list(offsets.shape)}")
         if items.dim() != (2 if offsets is None else 1):
             raise ValueError(
                 f"items must be [B, L], or packed [total] with offsets, got {list(items.shape)} "
@@ -324,7 +330,7 @@ class HyenaRec(nn.Module):
         max_len = self.config.max_len
         if items.shape[-1] <= max_len:  # all packed sequences together, in which case none is too long
             return
-        message = f"sequences must have at most max_len = {max_len} events, got one of"
+        message = f"sequences must have at most max_len = {max_len} events, got one with"
         if offsets is None:
             raise ValueError(f"{message} {items.shape[1]}")
         longest = offsets.diff().max()
@@ -332,7 +338,7 @@ class HyenaRec(nn.Module):
             if longest > max_len:
                 raise ValueError(f"{message} {longest}")
         else:
-            torch._assert_async(longest <= max_len, message + " more")
+            torch._assert_async(longest <= max_len, f"{message} more events")
 
     @property
     def item_weight(self) -> Tensor:
@@ -345,6 +351,7 @@ class HyenaRec(nn.Module):
         Every history must hold at least one event; an empty one raises ValueError on the CPU, and on a GPU,
         where a check would wait for all earlier work, gives another row's scores.
         """
+        self._check(items, offsets)
         if offsets.device.type == "cpu" and bool((offsets.diff() < 1).any()):
             raise ValueError("offsets must describe histories of at least one event, got an empty one")
         last = self(items, offsets)[offsets[1:] - 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from contextlib import nullcontext
@@ -92,6 +93,36 @@ def test_packed_padded_and_single_sequences_agree(family: str) -> None:
         mine = hidden[offsets[row] : offsets[row + 1]]
         torch.testing.assert_close(mine, rectangle[row, : len(part)], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(mine, model(part[None])[0], rtol=1e-9, atol=1e-9)
+
+
+def test_they_agree_in_float32() -> None:
+    """Rows to 1e-6; gradients, sums over all events through all blocks in another order, to 5e-6."""
+    model = make_model(max_len=200, dim=16).float()
+    items, offsets = packed([130, 1, 200, 33])
+    targets, _ = packed([130, 1, 200, 33], seed=2)
+    bounds = offsets.tolist()
+    parts = [slice(*pair) for pair in itertools.pairwise(bounds)]
+
+    def gradients(loss: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(loss, list(model.parameters())))
+
+    loss = NextItemLoss(model)
+    rows = model(items, offsets)
+    rectangle = model(padded(items, offsets))
+    for row, part in enumerate(parts):
+        for mine in (rectangle[row, : part.stop - part.start], model(items[part][None])[0]):
+            assert relative_error(mine, rows[part]) < 1e-6
+    expected = gradients(loss(items, offsets, targets))
+    in_rows = gradients(loss(padded(items, offsets), None, padded(targets, offsets)))
+    alone = gradients(sum(loss(items[part][None], None, targets[part][None]) for part in parts))
+    for others in (in_rows, alone):
+        for mine, wanted in zip(others, expected, strict=True):
+            assert relative_error(mine, wanted) < 5e-6
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    actual, expected = actual.detach(), expected.detach()
+    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("order", [2, 3])
@@ -260,12 +291,21 @@ def test_a_damaged_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_never_waits() -> None:
-    model = NextItemLoss(make_model().cuda())
-    items, offsets = (x.cuda() for x in packed([24, 1, 7]))
-    model(items, offsets, items).backward()  # what is made once may wait
+    """Neither for a step of training nor for scores."""
+    model = NextItemLoss(make_model(max_len=4096).cuda())
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    items, offsets = (x.cuda() for x in packed([4096, 1, 3000, 1095]))  # 8,192 events: several blocks of loss
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(items, offsets, items).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    step()  # what is made once may wait
     torch.cuda.set_sync_debug_mode("error")
     try:
-        model(items, offsets, items).backward()
+        step()
         model.model.score(items, offsets)
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -296,10 +336,14 @@ def test_errors_name_the_argument(tmp_path: Path) -> None:
         model(items)
     with pytest.raises(ValueError, match=r"items must be \[B, L\].*got \[1, 5\] with offsets"):
         model(items[None], offsets)
-    with pytest.raises(ValueError, match="at most max_len = 24 events, got one of 25"):
+    with pytest.raises(ValueError, match="at most max_len = 24 events, got one with 25"):
         model(*packed([25]))
-    with pytest.raises(ValueError, match="at most max_len = 24 events, got one of 25"):
+    with pytest.raises(ValueError, match="at most max_len = 24 events, got one with 25"):
         model(packed([25])[0][None])
+    with pytest.raises(ValueError, match=r"offsets must be \[B \+ 1\] with B >= 0, got \[0\]"):
+        model.score(items, torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="items and offsets must be tensors, got Tensor and list"):
+        model(items, [0, 3, 5])
     with pytest.raises(ValueError, match="histories of at least one event, got an empty one"):
         model.score(items, torch.tensor([0, 3, 3, 5]))
     with pytest.raises(ValueError, match="num_items must be set"):

@@ -33,6 +33,9 @@ def make_inputs() -> dict[str, torch.Tensor]:
         "skip": (channels,),
         "weight": (channels, 3),
         "bias": (channels,),
+        "x": (batch * length, 3 * channels),
+        "short_weight": (3 * channels, 4),
+        "short_bias": (3 * channels,),
     }
     inputs = {name: torch.randn(size, generator=generator) * 0.3 for name, size in sizes.items()}
     inputs["decay"] = torch.rand(channels, generator=generator) * 0.2
@@ -49,8 +52,11 @@ def python_results(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     filtered = ops.short_conv(u, inputs["weight"], inputs["bias"])
     out = ops.fft_conv(filtered, kernel, inputs["skip"], inputs["pre_gate"], inputs["post_gate"])
     out.square().sum().backward()
+    offsets = torch.tensor([0, length - 10, 2 * length])
+    mixer = (inputs["short_weight"], inputs["short_bias"], inputs["coeffs"], inputs["decay"], 2 * length)
+    mixed = ops.hyena_mixer(inputs["x"], *mixer, inputs["skip"], offsets)
     assert u.grad is not None and coeffs.grad is not None
-    results = {"legendre_kernel": kernel, "short_conv": filtered, "fft_conv": out}
+    results = {"legendre_kernel": kernel, "short_conv": filtered, "fft_conv": out, "hyena_mixer": mixed}
     results |= {"grad_u": u.grad, "grad_coeffs": coeffs.grad}
     return {name: tensor.detach() for name, tensor in results.items()}
 

@@ -42,9 +42,15 @@ int main(int argc, char** argv) try {
       read_tensor(file, "post_gate"));
   out.square().sum().backward();
 
+  const at::Tensor offsets = at::tensor({int64_t{0}, length - 10, 2 * length}, at::kLong);
+  const at::Tensor mixed = hyenarec::hyena_mixer(
+      read_tensor(file, "x"), read_tensor(file, "short_weight"), read_tensor(file, "short_bias"),
+      coeffs.detach(), read_tensor(file, "decay"), 2 * length, read_tensor(file, "skip"), offsets);
+
   print_tensor("legendre_kernel", kernel);
   print_tensor("short_conv", filtered);
   print_tensor("fft_conv", out);
+  print_tensor("hyena_mixer", mixed);
   print_tensor("grad_u", u.grad());
   print_tensor("grad_coeffs", coeffs.grad());
   return 0;

@@ -75,10 +75,36 @@ def ops_table(name: str, title: str) -> list[str]:
     return rows
 
 
+def scan_table() -> list[str]:
+    """legendre_conv with gates and skip against the same function in torch.fft, and a copy of its bytes."""
+    run = load("legendre_conv_cpu.json")
+    title = "`legendre_conv` on a CPU"
+    if run is None:
+        return [f"{title}: {NOT_RUN}."]
+    directions = ("forward", "forward + backward")
+    rows = [
+        f"{title} ({run['device']}, float32, D = 64, torch {run['torch']}, commit {run['commit'][:10]}): "
+        "times faster than the same function in `torch.fft` / how many times as long as a copy of the same "
+        "bytes.",
+        "",
+        "| N | L | events | " + " | ".join(directions) + " |",
+        "|---|---|---|" + "---|" * len(directions),
+    ]
+    table: dict[tuple[int, int, int], dict[str, str]] = {}
+    for figure in run["speed"]:
+        row = table.setdefault((figure["num_coeffs"], figure["length"], figure["events"]), {})
+        row[figure["direction"]] = f"{figure['plain_over_ours']:.1f} / {figure['ours_over_copy']:.1f}"
+    for (num_coeffs, length, events), cells in table.items():
+        columns = " | ".join(cells[direction] for direction in directions)
+        rows.append(f"| {num_coeffs} | {length:,} | {events:,} | {columns} |")
+    return rows
+
+
 def section() -> str:
     """Everything between the markers."""
     parts = [
         ranking_table(),
+        scan_table(),
         ops_table("ops_cpu.json", "Operators on a CPU"),
         ops_table("ops_cuda.json", "Operators on a GPU"),
     ]

@@ -40,7 +40,14 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Writes the file whole: whoever is interrupted leaves the one before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    unfinished.replace(path)
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    save(path, content)
     print(f"wrote {path}")

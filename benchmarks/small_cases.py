@@ -32,7 +32,7 @@ def backward(out: Tensor) -> None:
 
 
 def run(dtype: torch.dtype) -> None:
-    """Every operator forward and backward with activations of one dtype."""
+    """Every operator, forward and backward where it has that, with activations of one dtype."""
     parameters = torch.float64 if dtype == torch.float64 else torch.float32
     for channels in (5, 40):  # 40: rows of 16 bytes in every dtype
         skip = leaf(channels, dtype=parameters)
@@ -47,6 +47,7 @@ def run(dtype: torch.dtype) -> None:
             backward(ops.short_conv(leaf(150, channels, dtype=dtype), weight, bias, offsets))
 
         run_scans(dtype, parameters, channels)
+        run_steps(dtype, parameters, channels)
 
         if dtype == parameters:
             for coefficients in (17, 75):
@@ -72,6 +73,21 @@ def run_scans(dtype: torch.dtype, parameters: torch.dtype, channels: int) -> Non
             weight, bias = leaf(3 * channels, width, dtype=parameters), leaf(3 * channels, dtype=parameters)
             x = leaf(*sizes, 3 * channels, dtype=dtype)
             backward(ops.hyena_mixer(x, weight, bias, coeffs, decay, horizon, skip, bounds))
+
+
+@torch.no_grad()
+def run_steps(dtype: torch.dtype, parameters: torch.dtype, channels: int) -> None:
+    """Streams at different positions: across ends of chunks, up to the horizon, without and with gates."""
+    horizon, length = 140, 70
+    positions = torch.tensor([0, 15, horizon - length], device="cuda")
+    for coefficients in (0, 9, 33, 40):
+        coeffs, skip = leaf(channels, coefficients, dtype=parameters), leaf(channels, dtype=parameters)
+        decay = torch.rand(channels, device="cuda", dtype=parameters)
+        weights = ops.legendre_step_weights(coeffs, decay, horizon, skip)
+        state = ops.legendre_step_state(coeffs, len(positions))
+        u, *gates = (leaf(len(positions), length, channels, dtype=dtype) for _ in range(3))
+        ops.legendre_step(state, u, positions, weights, horizon, *gates)
+        ops.legendre_step(state, u[:, 0], positions, weights, horizon)
 
 
 def read_out_of_bounds() -> None:

@@ -1,8 +1,9 @@
-"""Times every operator, forward and backward, beside plain torch and beside a copy of the same bytes.
+"""Times legendre_kernel, short_conv and fft_conv, forward and backward, beside plain torch and a copy.
 
     python benchmarks/ops.py [--device cuda] [--output figures.json]
 
-Per operator, direction, dtype, length L and channels D:
+The operators of the Legendre scan have timings of their own: `legendre_conv.py` and `streaming.py` on a CPU,
+`long_convolution.py` on a GPU. Per operator, direction, dtype, length L and channels D:
 
 - ours: the operator of `hyenarec.ops`
 - plain: the usual formulation in torch: `torch.fft` for the long convolution, `conv1d` for the short one, the
@@ -96,7 +97,7 @@ def plain_legendre_kernel(coeffs: Tensor, decay: Tensor, length: int) -> Tensor:
 
 
 def problems(device: str, dtype: torch.dtype, batch: int, length: int, channels: int) -> Iterator[Problem]:
-    """Every operator at one size, with fresh random arguments."""
+    """The three operators at one size, with fresh random arguments."""
 
     def activation() -> Tensor:
         return torch.randn(batch, length, channels, device=device, dtype=dtype)
@@ -200,7 +201,7 @@ def print_row(figure: Figure) -> None:
 
 def main() -> int:
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser = argparse.ArgumentParser(description="Times every operator; see this file's head.")
+    parser = argparse.ArgumentParser(description="Times three operators; see this file's head.")
     parser.add_argument("--device", choices=["cpu", "cuda"], default=default)
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--output", type=Path, help="where the JSON goes; default: nowhere")

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from convolutions import learned_decay
 from report import machine, write
 from timing import medians
 
@@ -113,7 +114,7 @@ def model_stream(empty: Stream, length: int) -> tuple[Append, int]:
 def operator_stream(device: str, length: int) -> tuple[Append, int]:
     generator = torch.Generator().manual_seed(0)
     coeffs = torch.randn(CONFIG.dim, CONFIG.num_coeffs, generator=generator).to(device)
-    decay = torch.logspace(-0.3, -4, CONFIG.dim, device=device)
+    decay = learned_decay(CONFIG.dim, CONFIG.max_len).to(device)
     weights = legendre_step_weights(coeffs, decay, CONFIG.max_len)
     state = legendre_step_state(coeffs, 1)
     positions = torch.arange(EVENTS, device=device).split(1)

@@ -23,8 +23,10 @@
 
 namespace hyenarec {
 
-// Events of a chunk on the CPU, and of a stream anywhere: 16, 32 or 64, growing with the number of
-// coefficients. Longer chunks cost more inside, shorter ones more between them; chosen by measurement.
+// Events of a chunk on the CPU, and of a stream anywhere: 16, 32 or 64, growing with the number of coefficients.
+// Longer chunks cost more inside, shorter ones more between them, and rounding grows with their length. Measured,
+// forward at L = 1,024, D = 64, nanoseconds an element on one busy thread with chunks of 16, 32, 64: N = 2 1.4,
+// 1.4, 1.8; N = 9 2.1, 1.9, 2.1; N = 17 2.8, 2.5, 2.4; N = 33 4.6, 3.4, 3.1.
 HYENAREC_API int64_t legendre_chunk_length(int64_t num_coeffs);
 
 // Calls visit(first, size) over [0, count) in runs of 8, 4, 2 and 1: what vector code holds in registers at a

@@ -115,24 +115,16 @@ class MixedRows {
       for (int64_t t = 0; t < rows; ++t) dy.of(v)[t] = grad_.of(v)[t] * queries[t];
     }
   }
-  // dq = y dout; chunks come in order of time, each after its load_output_grad
+  // dq = y dout
   HYENAREC_INLINE void take_output(int64_t s, int64_t begin, int64_t rows, const Rows& y) {
-    // An input's gradient needs the `reach` events after it: those at the end wait for the next chunk.
-    const bool ends = begin + rows == task_.group.lengths[s];
-    const int64_t late = std::min(reach_, begin);
-    const int64_t ready = rows + late - (ends ? 0 : reach_);
     for (int64_t v = 0; v < task_.vectors; ++v) {
       V* const dq = gradient_.of(v);
       for (int64_t t = 0; t < rows; ++t) dq[t] = grad_.of(v)[t] * y.of(v)[t];
-      scan::clear_rest(dq, rows, scan::padded(rows) + kBlock);
-      add_tap_products(kQuery, v, dq, rows);
-      if (begin > 0) std::copy_n(carry_of(kQuery, s, v), reach_, dq - reach_);
-      if (!ends) std::copy_n(dq + rows - reach_, reach_, carry_of(kQuery, s, v));
-      filter_transposed(kQuery, v, dq - late, ready);
+      take_part_grad(kQuery, s, v, begin, rows, dq);
     }
-    store_x_grad(kQuery, s, begin - late, ready);
+    store_x_grad(kQuery, s, begin, rows);
   }
-  // dk = v dz, dv = k dz; chunks come from the last to the first, each after its load_input
+  // dk = v dz, dv = k dz
   HYENAREC_INLINE void take_input_grad(int64_t s, int64_t begin, int64_t rows, const Rows& dz) {
     for (int64_t v = 0; v < task_.vectors; ++v) {
       // Both factors are needed before filter_transposed overwrites the first.
@@ -156,8 +148,30 @@ class MixedRows {
         scan::flush(filters_[v].shares[part], rows, sums_->of(task_, v) + part * rows * simd::kLanes<V>);
     }
   }
+  HYENAREC_INLINE void watch_inputs(int64_t s, int64_t begin, scan::LookAhead& ahead) const {
+    watch_events({kKey, kValue}, s, begin, ahead);
+  }
+  HYENAREC_INLINE void watch_forward(int64_t s, int64_t begin, scan::LookAhead& ahead) const {
+    watch_events({kKey, kValue, kQuery}, s, begin, ahead);
+    ahead.written(row(mixer_.out, s, begin, 0), mixer_.out.row_stride * kBytes, row_bytes());
+  }
+  HYENAREC_INLINE void watch_backward(int64_t s, int64_t begin, scan::LookAhead& ahead) const {
+    watch_events({kKey, kValue, kQuery}, s, begin, ahead);
+    ahead.read(row(mixer_.grad, s, begin, 0), mixer_.grad.row_stride * kBytes, row_bytes());
+    for (int64_t part = 0; mixer_.x_grad.data && part < kParts; ++part)
+      ahead.written(row(mixer_.x_grad, s, begin, part), mixer_.x_grad.row_stride * kBytes, row_bytes());
+  }
 
  private:
+  static constexpr int64_t kBytes = sizeof(scalar_t);
+
+  HYENAREC_INLINE int64_t row_bytes() const { return task_.vectors * simd::kLanes<V> * kBytes; }
+  HYENAREC_INLINE void watch_events(
+      std::initializer_list<int64_t> parts, int64_t s, int64_t begin, scan::LookAhead& ahead) const {
+    for (const int64_t part : parts)
+      ahead.read(row(mixer_.x, s, begin, part), mixer_.x.row_stride * kBytes, row_bytes());
+  }
+
   template <typename pointer_t>
   HYENAREC_INLINE pointer_t* row(const Activation<pointer_t>& a, int64_t s, int64_t t, int64_t part) const {
     const int64_t column = part * mixer_.channels + task_.first_vector * simd::kLanes<V>;
@@ -245,7 +259,7 @@ class MixedRows {
     store_rows(filtered_[part], row(mixer_.x_grad, s, begin, part), mixer_.x_grad.row_stride, rows);
   }
 
-  // From the gradient d of a part's filtered events; chunks come from the last to the first.
+  // From the gradient d of a part's filtered events.
   HYENAREC_INLINE void take_part_grad(int64_t part, int64_t s, int64_t v, int64_t begin, int64_t rows, V* d) {
     scan::clear_rest(d, rows, scan::padded(rows) + kBlock);
     add_tap_products(part, v, d, rows);

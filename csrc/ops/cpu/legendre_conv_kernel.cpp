@@ -50,11 +50,44 @@ class GatedRows {
     if (all_.pre_gate_grad.data) store_gated(dz, all_.u, all_.pre_gate_grad, s, begin, rows);
   }
   HYENAREC_INLINE void end_chunk() {}
+  HYENAREC_INLINE void watch_inputs(int64_t s, int64_t begin, scan::LookAhead& ahead) const {
+    watch_read({&all_.u, &all_.pre_gate}, s, begin, ahead);
+  }
+  HYENAREC_INLINE void watch_forward(int64_t s, int64_t begin, scan::LookAhead& ahead) const {
+    watch_read({&all_.u, &all_.pre_gate, &all_.post_gate}, s, begin, ahead);
+    watch_written({&all_.out}, s, begin, ahead);
+  }
+  HYENAREC_INLINE void watch_backward(int64_t s, int64_t begin, scan::LookAhead& ahead) const {
+    watch_read({&all_.u, &all_.pre_gate, &all_.post_gate, &all_.grad}, s, begin, ahead);
+    watch_written({&all_.u_grad, &all_.pre_gate_grad, &all_.post_gate_grad}, s, begin, ahead);
+  }
 
  private:
   template <typename pointer_t>
   HYENAREC_INLINE pointer_t* row(const Activation<pointer_t>& activation, int64_t s, int64_t t) const {
     return activation.row(all_.sequences, task_.group.sequences[s], t) + task_.first_vector * simd::kLanes<V>;
+  }
+
+  HYENAREC_INLINE void watch_read(
+      std::initializer_list<const Activation<const scalar_t>*> activations,
+      int64_t s,
+      int64_t begin,
+      scan::LookAhead& ahead) const {
+    for (const auto* a : activations) {
+      if (a->data) ahead.read(row(*a, s, begin), a->row_stride * sizeof(scalar_t), row_bytes());
+    }
+  }
+  HYENAREC_INLINE void watch_written(
+      std::initializer_list<const Activation<scalar_t>*> activations,
+      int64_t s,
+      int64_t begin,
+      scan::LookAhead& ahead) const {
+    for (const auto* a : activations) {
+      if (a->data) ahead.written(row(*a, s, begin), a->row_stride * sizeof(scalar_t), row_bytes());
+    }
+  }
+  HYENAREC_INLINE int64_t row_bytes() const {
+    return task_.vectors * simd::kLanes<V> * static_cast<int64_t>(sizeof(scalar_t));
   }
 
   // values = a gate

@@ -235,74 +235,146 @@ HYENAREC_INLINE void add_contracted_grad(
   }
 }
 
-// dmoments[q] = sum_p contracted[q][p] dstate[p], and products[q][p] += moments[q] dstate[p]. Where p + q >= N
-// the products mean nothing.
+// Rows of the same kind for each of some sequences, `stride` vectors apart.
 template <typename V>
-HYENAREC_INLINE void add_moment_grad(
-    const V* contracted,
-    int64_t num_moments,
-    int64_t num_coeffs,
-    const V* dstate,
-    const V* moments,
-    V* dmoments,
-    V* products) {
-  in_runs(num_moments, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
-    V sums[run()] = {}, factors[run()];
-    for (int i = 0; i < run(); ++i) factors[i] = moments[first + i];
-    for (int64_t p = 0; p < num_coeffs - first; ++p) {
-      const V value = dstate[p];
-      for (int i = 0; i < run(); ++i) {
-        const int64_t place = (first + i) * num_coeffs + p;
-        sums[i] += contracted[place] * value;
-        products[place] += factors[i] * value;
-      }
-    }
-    for (int i = 0; i < run(); ++i) dmoments[first + i] = sums[i];
-  });
+struct Members {
+  V* first;
+  int64_t stride;
+
+  HYENAREC_INLINE V* of(int64_t member) const { return first + member * stride; }
+  HYENAREC_INLINE Members from(int64_t member) const { return {of(member), stride}; }
+};
+
+// Calls visit(integral constant size, first member) for two members at a time: they share what they are
+// multiplied with.
+template <typename Visit>
+HYENAREC_INLINE void in_pairs(int64_t members, const Visit& visit) {
+  int64_t first = 0;
+  for (; first + 2 <= members; first += 2) visit(std::integral_constant<int, 2>{}, first);
+  if (first < members) visit(std::integral_constant<int, 1>{}, first);
 }
 
-// state = exp(-decay C) restriction state + contracted moments, in place: a run of rows needs no row before
-// it. `step` is expm1(-decay C), and the restriction (by column) comes as a change, too: what little changes
-// is added last, so that a long chain of chunks doesn't lose digits.
+// state = exp(-decay C) restriction state + contracted moments for each member, in place: a run of rows needs
+// no row before it. `step` is expm1(-decay C), and the restriction (by column) comes as a change, too: what
+// little changes is added last, so that a long chain of chunks doesn't lose digits.
 template <typename V>
 HYENAREC_INLINE void advance(
     const LaneOf<V>* change_by_column,
     int64_t num_coeffs,
     const V& step,
     const V* contracted,
-    const V* moments,
     int64_t num_moments,
-    V* state) {
-  in_runs(num_coeffs, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
-    V change[run()] = {};
-    const LaneOf<V>* column = change_by_column + first * num_coeffs + first;
-    for (int64_t j = first; j < num_coeffs; ++j, column += num_coeffs) {
-      const V value = state[j];
-      for (int i = 0; i < run(); ++i) change[i] += column[i] * value;
-    }
-    for (int i = 0; i < run(); ++i) change[i] += step * (state[first + i] + change[i]);
-    const V* row = contracted + first;
-    for (int64_t q = 0; q < std::min(num_moments, num_coeffs - first); ++q, row += num_coeffs) {
-      const V moment = moments[q];
-      for (int i = 0; i < run(); ++i) change[i] += row[i] * moment;
-    }
-    for (int i = 0; i < run(); ++i) state[first + i] += change[i];
+    int64_t members,
+    const Members<V>& all_moments,
+    const Members<V>& all_states) {
+  in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
+    const auto states = all_states.from(member), moments = all_moments.from(member);
+    in_runs(num_coeffs, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+      V change[size()][run()] = {};
+      const LaneOf<V>* column = change_by_column + first * num_coeffs + first;
+      for (int64_t j = first; j < num_coeffs; ++j, column += num_coeffs) {
+        for (int m = 0; m < size(); ++m) {
+          const V value = states.of(m)[j];
+          for (int i = 0; i < run(); ++i) change[m][i] += column[i] * value;
+        }
+      }
+      for (int m = 0; m < size(); ++m) {
+        const V* const state = states.of(m) + first;
+        for (int i = 0; i < run(); ++i) change[m][i] += step * (state[i] + change[m][i]);
+      }
+      const V* row = contracted + first;
+      for (int64_t q = 0; q < std::min(num_moments, num_coeffs - first); ++q, row += num_coeffs) {
+        for (int m = 0; m < size(); ++m) {
+          const V moment = moments.of(m)[q];
+          for (int i = 0; i < run(); ++i) change[m][i] += row[i] * moment;
+        }
+      }
+      for (int m = 0; m < size(); ++m) {
+        V* const state = states.of(m) + first;
+        for (int i = 0; i < run(); ++i) state[i] += change[m][i];
+      }
+    });
   });
 }
 
-// dstate = exp(-decay C) restrictionᵀ dstate, in place: a run of columns needs no column after it.
+// dstate = exp(-decay C) restrictionᵀ dstate for each member, in place: a run of columns needs no column after
+// it.
 template <typename V>
 HYENAREC_INLINE void advance_transposed(
-    const LaneOf<V>* restriction_change, int64_t num_coeffs, const V& step, V* dstate) {
-  in_runs_backwards(num_coeffs, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
-    V change[run()] = {};
-    const LaneOf<V>* row = restriction_change + first;
-    for (int64_t i = 0; i < first + run(); ++i, row += num_coeffs) {
-      const V value = dstate[i];
-      for (int j = 0; j < run(); ++j) change[j] += row[j] * value;
-    }
-    for (int j = 0; j < run(); ++j) change[j] += step * (dstate[first + j] + change[j]);
-    for (int j = 0; j < run(); ++j) dstate[first + j] += change[j];
+    const LaneOf<V>* restriction_change,
+    int64_t num_coeffs,
+    const V& step,
+    int64_t members,
+    const Members<V>& all_dstates) {
+  in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
+    const auto dstates = all_dstates.from(member);
+    in_runs_backwards(num_coeffs, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+      V change[size()][run()] = {};
+      const LaneOf<V>* row = restriction_change + first;
+      for (int64_t i = 0; i < first + run(); ++i, row += num_coeffs) {
+        for (int m = 0; m < size(); ++m) {
+          const V value = dstates.of(m)[i];
+          for (int j = 0; j < run(); ++j) change[m][j] += row[j] * value;
+        }
+      }
+      for (int m = 0; m < size(); ++m) {
+        V* const dstate = dstates.of(m) + first;
+        for (int j = 0; j < run(); ++j) change[m][j] += step * (dstate[j] + change[m][j]);
+        for (int j = 0; j < run(); ++j) dstate[j] += change[m][j];
+      }
+    });
+  });
+}
+
+// products[q][p] = sum over the members of moments[q] dstate[p], rows of N. Where p + q >= N they mean nothing.
+template <typename V>
+HYENAREC_INLINE void multiply_moments(
+    int64_t num_moments,
+    int64_t num_coeffs,
+    int64_t members,
+    const Members<V>& moments,
+    const Members<V>& dstates,
+    V* products) {
+  for (int64_t q = 0; q < num_moments; q += 2) {
+    const int64_t second = std::min(q + 1, num_moments - 1);
+    in_runs(num_coeffs - q, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+      V sums[2][run()] = {};
+      for (int64_t m = 0; m < members; ++m) {
+        const V a = moments.of(m)[q], b = moments.of(m)[second];
+        const V* const dstate = dstates.of(m) + first;
+        for (int p = 0; p < run(); ++p) sums[0][p] += a * dstate[p];
+        for (int p = 0; p < run(); ++p) sums[1][p] += b * dstate[p];
+      }
+      for (int p = 0; p < run(); ++p) products[q * num_coeffs + first + p] = sums[0][p];
+      for (int p = 0; p < run(); ++p) products[second * num_coeffs + first + p] = sums[1][p];
+    });
+  }
+}
+
+// dmoments[q] = sum_p contracted[q][p] dstate[p] for each member.
+template <typename V>
+HYENAREC_INLINE void take_moment_grads(
+    const V* contracted,
+    int64_t num_moments,
+    int64_t num_coeffs,
+    int64_t members,
+    const Members<V>& all_dstates,
+    const Members<V>& all_dmoments) {
+  in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
+    const auto dstates = all_dstates.from(member), dmoments = all_dmoments.from(member);
+    in_runs(num_moments, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+      V sums[size()][run()] = {};
+      const V* const rows = contracted + first * num_coeffs;
+      for (int64_t p = 0; p < num_coeffs - first; ++p) {
+        for (int m = 0; m < size(); ++m) {
+          const V value = dstates.of(m)[p];
+          for (int i = 0; i < run(); ++i) sums[m][i] += rows[i * num_coeffs + p] * value;
+        }
+      }
+      for (int m = 0; m < size(); ++m) {
+        for (int i = 0; i < run(); ++i) dmoments.of(m)[first + i] = sums[m][i];
+      }
+    });
   });
 }
 

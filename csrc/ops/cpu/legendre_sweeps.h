@@ -10,9 +10,13 @@
 //   load_input(s, begin, rows, z)         z = what the kernel is convolved with
 //   store_output(s, begin, rows, y)       y = kernel * z goes where it belongs; y may be overwritten
 //   load_output_grad(s, begin, rows, dy)  dy = the gradient of y
-//   take_output(s, begin, rows, y)        after load_output_grad of the same chunk, chunks in order of time
-//   take_input_grad(s, begin, rows, dz)   after load_input of the same chunk, chunks from the last to the first
-//   end_chunk()                           backward only: after all sequences' same chunk
+//   take_output(s, begin, rows, y)        after load_output_grad of the same chunk
+//   take_input_grad(s, begin, rows, dz)   after load_input and take_output of the same chunk
+//   end_chunk()                           after all sequences' same chunk
+//   watch_inputs, watch_forward, watch_backward(s, begin, ahead)   names the rows that load_input, a forward sweep
+//                                         and a backward sweep will touch in a chunk, to a LookAhead
+//
+// The last four belong to a backward pass, whose chunks come from the last to the first.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -29,6 +33,7 @@
 #include "../legendre_math.h"
 #include "../legendre_tables.h"
 #include "legendre_scan.h"
+#include "look_ahead.h"
 #include "sequences.h"
 
 namespace hyenarec::scan {
@@ -297,23 +302,54 @@ struct ChunkBuffers {
   V y_rows_[kMaxVectors * kMaxChunk], dy_rows_[kMaxVectors * kMaxChunk], dz_rows_[kMaxVectors * kMaxChunk];
 };
 
-// Each vector's coefficients with the chunk's transfer table: [vectors][N, N].
+// N vectors for each sequence and each vector of a task: states, moments, their gradients.
 template <typename V>
-HYENAREC_INLINE void contract_all(
-    const LegendreChunk<LaneOf<V>>& constants,
-    int64_t num_coeffs,
-    const Task& task,
+struct StateRows {
+  V* data;
+  int64_t vectors;
+  int64_t pitch;  // N, or as many as are used
+
+  HYENAREC_INLINE V* of(int64_t s, int64_t v) const { return data + (s * vectors + v) * pitch; }
+  HYENAREC_INLINE Members<V> members(int64_t v) const { return {of(0, v), vectors * pitch}; }
+  HYENAREC_INLINE int64_t size(int64_t sequences) const { return sequences * vectors * pitch; }
+};
+
+// Moves the states of a task's first sequences from the chunk's start to its end. `contracted` is room for
+// [N, N], so small that it stays in the first-level cache for all sequences.
+template <typename V>
+HYENAREC_INLINE void advance_all(
+    const LegendreTables<LaneOf<V>>& tables,
+    int64_t index,
     const TileWeights<V>* weights,
+    int64_t sequences,
+    const StateRows<V>& moments,
+    const StateRows<V>& states,
     V* contracted) {
-  for (int64_t v = 0; v < task.vectors; ++v)
-    contract(
-        constants.transfer.data(), constants.num_moments, num_coeffs, weights[v].coeffs,
-        contracted + v * num_coeffs * num_coeffs);
+  const auto& constants = tables.chunks[index];
+  const int64_t n = tables.num_coeffs;
+  for (int64_t v = 0; v < states.vectors; ++v) {
+    contract(constants.transfer.data(), constants.num_moments, n, weights[v].coeffs, contracted);
+    advance(
+        constants.restriction_change_by_column.data(), n, *weights[v].step, contracted, constants.num_moments,
+        sequences, moments.members(v), states.members(v));
+  }
 }
 
 template <typename V>
 HYENAREC_INLINE void clear_rest(V* values, int64_t rows, int64_t chunk) {
   for (int64_t t = rows; t < chunk; ++t) values[t] = V{};
+}
+
+// The chunk that a sweep computes after that of sequence `s` at `begin`: of the next sequence, or `step` events
+// on of the first. `alive` sequences have a chunk at `begin`. Without rows where the sweep ends.
+struct Place {
+  int64_t s, begin, rows;
+};
+HYENAREC_INLINE Place
+next_place(const Group& group, int64_t s, int64_t begin, int64_t alive, int64_t chunk, int64_t step) {
+  if (s + 1 < alive) return {s + 1, begin, std::min(chunk, group.lengths[s + 1] - begin)};
+  const int64_t next = begin + step;
+  return {0, next, next < 0 ? 0 : std::clamp<int64_t>(group.longest() - next, 0, chunk)};
 }
 
 // y = kernel * z of every sequence of a task, from first chunk to last.
@@ -326,37 +362,39 @@ HYENAREC_INLINE void forward_task(
     Scratch& scratch) {
   const int64_t n = tables.num_coeffs, chunk = tables.chunk;
   const Group& group = task.group;
-  const int64_t states_size = group.longer_than(chunk) * task.vectors * n;
-  V* const states = scratch.get<V>(states_size + task.vectors * n * n + 2 * n);
-  V* const contracted = states + states_size;
-  V* const moments = contracted + task.vectors * n * n;
-  V* const local = moments + n;
-  for (int64_t i = 0; i < states_size; ++i) states[i] = V{};
+  // Sequences of one chunk have no state.
+  const int64_t rows_size = group.longer_than(chunk) * task.vectors * n;
+  StateRows<V> states{scratch.get<V>(2 * rows_size + n * n + n), task.vectors, n};
+  const StateRows<V> moments{states.data + rows_size, task.vectors, n};
+  V* const contracted = moments.data + rows_size;
+  V* const local = contracted + n * n;
+  for (int64_t i = 0; i < rows_size; ++i) states.data[i] = V{};
   ChunkBuffers<V> buffers(chunk);
   for (int64_t index = 0, begin = 0; begin < group.longest(); ++index, begin += chunk) {
-    const auto& constants = tables.chunks[index];
-    if (group.longest() > begin + chunk) contract_all(constants, n, task, weights, contracted);
-    for (int64_t s = 0; s < group.count() && group.lengths[s] > begin; ++s) {
+    const int64_t alive = group.longer_than(begin), going_on = group.longer_than(begin + chunk);
+    for (int64_t s = 0; s < alive; ++s) {
       const int64_t rows = std::min(chunk, group.lengths[s] - begin);
       source.load_input(s, begin, rows, buffers.z);
+      const Place next = next_place(group, s, begin, alive, chunk, chunk);
+      LookAhead ahead(next.rows, 3 * task.vectors);
+      if (next.rows > 0) source.watch_forward(next.s, next.begin, ahead);
       for (int64_t v = 0; v < task.vectors; ++v) {
-        V* const state = states + (s * task.vectors + v) * n;  // of no use to a sequence of one chunk
         V* const z = buffers.z.of(v);
         V* const y = buffers.y.of(v);
         clear_rest(z, rows, padded(rows));
-        evaluate_state(tables, index, rows, weights[v], state, local, y);
+        evaluate_state(tables, index, rows, weights[v], states.of(s, v), local, y);
+        ahead.fetch();
         add_near<1>(weights[v].near, z, y, padded(rows));
-        if (group.lengths[s] > begin + chunk) {
+        ahead.fetch();
+        if (s < going_on)
           take_moments(
-              tables.basis_by_column.data(), n, chunk, constants.num_moments, z, weights[v].lift,
-              buffers.folded, moments);
-          advance(
-              constants.restriction_change_by_column.data(), n, *weights[v].step, contracted + v * n * n,
-              moments, constants.num_moments, state);
-        }
+              tables.basis_by_column.data(), n, chunk, tables.chunks[index].num_moments, z, weights[v].lift,
+              buffers.folded, moments.of(s, v));
+        ahead.fetch();
       }
       source.store_output(s, begin, rows, buffers.y);
     }
+    if (going_on > 0) advance_all(tables, index, weights, going_on, moments, states, contracted);
   }
 }
 
@@ -388,134 +426,122 @@ HYENAREC_INLINE void flush(V* shares, int64_t rows, double* sums) {
 
 // A backward task's memory, in vectors. Sequences of one chunk have no state.
 template <typename V>
-struct BackwardMemory {
-  int64_t n, vectors;
-  std::vector<int64_t> saved_before;  // [chunk] sequences that went on after an earlier chunk
-  int64_t states_size;
-  V* saved;       // [chunk][sequences that go on after it][vector][N] the state that a chunk starts with
-  V* states;      // [sequence][vector][N] states going forward, their gradients going back
-  V* contracted;  // [vector][N, N]
-  V* products;    // [vector][N, N] moments by gradients of states, summed over the sequences
-  V* shares;      // [vector][SumRows] one chunk's share of the sums
-  V* local;       // [N]
-  V* moments;     // [N]
-  V* dmoments;    // [N]
+class BackwardMemory {
+ public:
+  V* contracted;       // [N, N]
+  V* products;         // [N, N] moments by gradients of states, summed over the sequences
+  V* local;            // [N]
+  StateRows<V> grads;  // of the states that chunks end with, then of those they start with
 
-  BackwardMemory(
-      Scratch& scratch, const Task& task, int64_t n, int64_t chunk, int64_t sum_rows, bool keep_states)
-      : n(n), vectors(task.vectors) {
-    int64_t all = 0;
-    for (int64_t end = chunk; end < task.group.longest(); end += chunk) {
-      saved_before.push_back(all);
-      if (keep_states) all += task.group.longer_than(end);
+  // With `keep` there is room for the states and moments of all chunks, else for the moments of one.
+  BackwardMemory(Scratch& scratch, const Task& task, const LegendreTables<LaneOf<V>>& tables, bool keep)
+      : n_(tables.num_coeffs), vectors_(task.vectors), sum_rows_(SumRows{n_, tables.chunk}.count()) {
+    int64_t kept = 0;
+    for (int64_t end = tables.chunk, index = 0; end < task.group.longest(); end += tables.chunk, ++index) {
+      before_.push_back(kept);
+      if (keep) kept += task.group.longer_than(end);
+      most_moments_ = std::max(most_moments_, tables.chunks[index].num_moments);
     }
-    states_size = task.group.longer_than(chunk) * vectors * n;
-    const int64_t cleared = states_size + vectors * (2 * n * n + sum_rows);
-    saved = scratch.get<V>(all * vectors * n + cleared + 3 * n);
-    states = saved + all * vectors * n;
-    contracted = states + states_size;
-    products = contracted + vectors * n * n;
-    shares = products + vectors * n * n;
-    local = shares + vectors * sum_rows;
-    moments = local + n;
-    dmoments = moments + n;
-    for (int64_t i = 0; i < cleared; ++i) states[i] = V{};
+    const int64_t going_on = task.group.longer_than(tables.chunk);
+    const int64_t moments = std::max(kept, going_on) * vectors_ * most_moments_;
+    const int64_t cleared = vectors_ * (going_on * n_ + sum_rows_);
+    states_ = scratch.get<V>(kept * vectors_ * n_ + moments + cleared + 2 * n_ * n_ + n_);
+    moments_ = states_ + kept * vectors_ * n_;
+    grads = {moments_ + moments, vectors_, n_};
+    shares_ = grads.data + going_on * vectors_ * n_;
+    contracted = shares_ + vectors_ * sum_rows_;
+    products = contracted + n_ * n_;
+    local = products + n_ * n_;
+    for (int64_t i = 0; i < cleared; ++i) grads.data[i] = V{};
   }
-  V* saved_at(int64_t chunk, int64_t s, int64_t v) const {
-    return saved + ((saved_before[chunk] + s) * vectors + v) * n;
+
+  // The states that chunk `index`, at least 1, starts with; for the sequences that have it.
+  HYENAREC_INLINE StateRows<V> states(int64_t index) const {
+    return {states_ + before_[index - 1] * vectors_ * n_, vectors_, n_};
   }
-  V* state(int64_t s, int64_t v) const { return states + (s * vectors + v) * n; }
+  // The moments of chunk `index`, for the sequences that go on after it.
+  HYENAREC_INLINE StateRows<V> moments(int64_t index) const {
+    return {moments_ + before_[index] * vectors_ * most_moments_, vectors_, most_moments_};
+  }
+  // One chunk's share of a vector's sums, rows as SumRows says.
+  HYENAREC_INLINE V* shares(int64_t v) const { return shares_ + v * sum_rows_; }
+
+ private:
+  const int64_t n_, vectors_, sum_rows_;
+  std::vector<int64_t> before_;  // [chunk] sequences that went on after an earlier chunk
+  int64_t most_moments_ = 0;
+  V* states_;
+  V* moments_;
+  V* shares_;
 };
 
-// The forward sweep of a backward pass: states are kept, the post gate gets its gradient, and the outputs' part
-// of the decay's is summed.
+// Computes the states that the chunks start with and their moments, and keeps them.
 template <typename V, typename Source>
-HYENAREC_INLINE void sweep_forwards(
+HYENAREC_INLINE void keep_states(
     const LegendreTables<LaneOf<V>>& tables,
     const Task& task,
     const TileWeights<V>* weights,
-    const Wanted& wanted,
     const BackwardMemory<V>& memory,
-    Source& source,
-    double* const* sums) {
+    Source& source) {
   const int64_t n = tables.num_coeffs, chunk = tables.chunk;
-  const SumRows rows_of{n, chunk};
   const Group& group = task.group;
   ChunkBuffers<V> buffers(chunk);
-  for (int64_t index = 0, begin = 0; begin < group.longest(); ++index, begin += chunk) {
-    const auto& constants = tables.chunks[index];
-    if (group.longest() > begin + chunk) contract_all(constants, n, task, weights, memory.contracted);
-    for (int64_t s = 0; s < group.count() && group.lengths[s] > begin; ++s) {
-      const int64_t rows = std::min(chunk, group.lengths[s] - begin);
-      const bool with_outputs = wanted.parameters || wanted.output;
-      source.load_input(s, begin, rows, buffers.z);
-      if (with_outputs) source.load_output_grad(s, begin, rows, buffers.dy);
+  for (int64_t index = 0, begin = 0; begin + chunk < group.longest(); ++index, begin += chunk) {
+    const int64_t going_on = group.longer_than(begin + chunk);
+    const auto moments = memory.moments(index), states = memory.states(index + 1);
+    for (int64_t s = 0; s < going_on; ++s) {
+      source.load_input(s, begin, chunk, buffers.z);
+      const Place next = next_place(group, s, begin, going_on, chunk, chunk);
+      LookAhead ahead(next.rows, task.vectors);
+      if (next.rows > 0) source.watch_inputs(next.s, next.begin, ahead);
       for (int64_t v = 0; v < task.vectors; ++v) {
-        V* const state = memory.state(s, v);
-        V* const z = buffers.z.of(v);
-        V* const y = buffers.y.of(v);
-        const V* const dy = buffers.dy.of(v);
-        clear_rest(z, rows, padded(rows));
-        if (with_outputs) evaluate_state(tables, index, rows, weights[v], state, memory.local, y);
-        if (wanted.parameters) {
-          V sum = {};
-          for (int64_t t = 1; t < rows; ++t) sum += static_cast<LaneOf<V>>(t) * dy[t] * y[t];
-          memory.shares[v * rows_of.count() + rows_of.far_decay()] -= sum;
-        }
-        if (wanted.output) add_near<1>(weights[v].near, z, y, padded(rows));
-        if (group.lengths[s] > begin + chunk) {
-          if (wanted.parameters) std::copy_n(state, n, memory.saved_at(index, s, v));
-          take_moments(
-              tables.basis_by_column.data(), n, chunk, constants.num_moments, z, weights[v].lift,
-              buffers.folded, memory.moments);
-          advance(
-              constants.restriction_change_by_column.data(), n, *weights[v].step,
-              memory.contracted + v * n * n, memory.moments, constants.num_moments, state);
-        }
+        ahead.fetch();
+        take_moments(
+            tables.basis_by_column.data(), n, chunk, tables.chunks[index].num_moments, buffers.z.of(v),
+            weights[v].lift, buffers.folded, moments.of(s, v));
       }
-      if (wanted.output) source.take_output(s, begin, rows, buffers.y);
     }
-    for (int64_t v = 0; v < task.vectors; ++v)
-      flush(
-          memory.shares + v * rows_of.count() + rows_of.far_decay(), 1,
-          sums[v] + rows_of.far_decay() * simd::kLanes<V>);
-    source.end_chunk();
+    if (index > 0)
+      std::copy_n(memory.states(index).data, states.size(going_on), states.data);
+    else
+      std::fill_n(states.data, states.size(going_on), V{});
+    advance_all(tables, index, weights, going_on, moments, states, memory.contracted);
   }
 }
 
-// dz = what the outputs of later chunks contribute to a chunk's input gradient. Moves the state's gradient from
-// the chunk's end to its start, and adds to the sums for coeffs and decay. `state` is what the chunk started
-// with, nullptr if the sums are not wanted.
+// Moves the gradients of the states of a task's first sequences from the chunk's end to its start. The chunk's
+// moments become their gradients; with `parameters` the sums for coeffs and decay are added to.
 template <typename V>
-HYENAREC_INLINE void pass_state_grad(
+HYENAREC_INLINE void pass_state_grads(
     const LegendreTables<LaneOf<V>>& tables,
     int64_t index,
-    const TileWeights<V>& weights,
-    const V* state,
-    const V* contracted,
-    const V* z,
-    V* dstate,
-    V* folded,
-    V* moments,
-    V* dmoments,
-    V* products,
-    V* decay_share,
-    V* dz) {
-  const int64_t n = tables.num_coeffs, chunk = tables.chunk;
+    const TileWeights<V>* weights,
+    int64_t sequences,
+    bool parameters,
+    const BackwardMemory<V>& memory) {
   const auto& constants = tables.chunks[index];
-  take_moments(
-      tables.basis_by_column.data(), n, chunk, constants.num_moments, z, weights.lift, folded, moments);
-  add_moment_grad(contracted, constants.num_moments, n, dstate, moments, dmoments, products);
-  evaluate(tables.basis.data(), chunk, constants.num_moments, dmoments, weights.lift, dz);
-  advance_transposed(constants.restriction_change.data(), n, *weights.step, dstate);
-  if (state == nullptr) return;
-  V by_step = {}, by_lift = {};
-  for (int64_t k = 0; k < n; ++k) by_step += dstate[k] * state[k];
-  for (int64_t t = 0; t < chunk; ++t) by_lift += static_cast<LaneOf<V>>(chunk - t) * z[t] * dz[t];
-  *decay_share -= static_cast<LaneOf<V>>(chunk) * by_step + by_lift;
+  const int64_t n = tables.num_coeffs, num_moments = constants.num_moments;
+  for (int64_t v = 0; v < memory.grads.vectors; ++v) {
+    const auto grads = memory.grads.members(v), moments = memory.moments(index).members(v);
+    if (parameters) {
+      multiply_moments(num_moments, n, sequences, moments, grads, memory.products);
+      add_contracted_grad(constants.transfer.data(), num_moments, n, memory.products, memory.shares(v));
+    }
+    contract(constants.transfer.data(), num_moments, n, weights[v].coeffs, memory.contracted);
+    take_moment_grads(memory.contracted, num_moments, n, sequences, grads, moments);
+    advance_transposed(constants.restriction_change.data(), n, *weights[v].step, sequences, grads);
+    if (!parameters || index == 0) continue;
+    V by_step = {};
+    for (int64_t s = 0; s < sequences; ++s) {
+      const V* const state = memory.states(index).of(s, v);
+      for (int64_t k = 0; k < n; ++k) by_step += grads.of(s)[k] * state[k];
+    }
+    V* const far_decay = memory.shares(v) + SumRows{n, tables.chunk}.far_decay();
+    *far_decay -= static_cast<LaneOf<V>>(tables.chunk) * by_step;
+  }
 }
 
-// The transposed scan, from the last chunk to the first.
+// The transposed scan, from the last chunk to the first, after pass_state_grads for each chunk.
 template <typename V, typename Source>
 HYENAREC_INLINE void sweep_backwards(
     const LegendreTables<LaneOf<V>>& tables,
@@ -525,53 +551,67 @@ HYENAREC_INLINE void sweep_backwards(
     const BackwardMemory<V>& memory,
     Source& source,
     double* const* sums) {
+  using lane_t = LaneOf<V>;
   const int64_t n = tables.num_coeffs, chunk = tables.chunk;
   const SumRows rows_of{n, chunk};
   const Group& group = task.group;
   ChunkBuffers<V> buffers(chunk);
-  for (int64_t i = 0; i < memory.states_size; ++i) memory.states[i] = V{};
   for (int64_t index = (group.longest() - 1) / chunk; index >= 0; --index) {
     const int64_t begin = index * chunk;
-    const auto& constants = tables.chunks[index];
-    const bool goes_on = group.longest() > begin + chunk;
-    if (goes_on) {
-      contract_all(constants, n, task, weights, memory.contracted);
-      for (int64_t i = 0; i < task.vectors * n * n; ++i) memory.products[i] = V{};
-    }
-    for (int64_t s = 0; s < group.count() && group.lengths[s] > begin; ++s) {
+    const int64_t alive = group.longer_than(begin), going_on = group.longer_than(begin + chunk);
+    if (going_on > 0) pass_state_grads(tables, index, weights, going_on, wanted.parameters, memory);
+    for (int64_t s = 0; s < alive; ++s) {
       const int64_t rows = std::min(chunk, group.lengths[s] - begin);
       const int64_t last = padded(rows) - 1;
       source.load_input(s, begin, rows, buffers.z);
       source.load_output_grad(s, begin, rows, buffers.dy);
+      const Place next = next_place(group, s, begin, alive, chunk, -chunk);
+      LookAhead ahead(next.rows, 4 * task.vectors);
+      if (next.rows > 0) source.watch_backward(next.s, next.begin, ahead);
       for (int64_t v = 0; v < task.vectors; ++v) {
-        V* const dstate = memory.state(s, v);
-        V* const shares = memory.shares + v * rows_of.count();
+        V* const shares = memory.shares(v);
         V* const z = buffers.z.of(v);
+        V* const y = buffers.y.of(v);
         V* const dy = buffers.dy.of(v);
         V* const dz = buffers.dz.of(v);
         clear_rest(z, rows, padded(rows));
         clear_rest(dy, rows, index > 0 ? chunk : padded(rows));
-        if (group.lengths[s] > begin + chunk) {
-          pass_state_grad(
-              tables, index, weights[v], wanted.parameters ? memory.saved_at(index, s, v) : nullptr,
-              memory.contracted + v * n * n, z, dstate, buffers.folded, memory.moments, memory.dmoments,
-              memory.products + v * n * n, shares + rows_of.far_decay(), dz);
+        ahead.fetch();
+        if (wanted.parameters || wanted.output)
+          evaluate_state(
+              tables, index, rows, weights[v], index > 0 ? memory.states(index).of(s, v) : nullptr,
+              memory.local, y);
+        if (wanted.parameters && index > 0) {
+          V sum = {};
+          for (int64_t t = 1; t < rows; ++t) sum += static_cast<lane_t>(t) * dy[t] * y[t];
+          shares[rows_of.far_decay()] -= sum;
+        }
+        if (wanted.output) add_near<1>(weights[v].near, z, y, padded(rows));
+        ahead.fetch();
+        if (s < going_on) {
+          evaluate(
+              tables.basis.data(), chunk, tables.chunks[index].num_moments, memory.moments(index).of(s, v),
+              weights[v].lift, dz);
+          if (wanted.parameters) {
+            V by_lift = {};
+            for (int64_t t = 0; t < chunk; ++t) by_lift += static_cast<lane_t>(chunk - t) * z[t] * dz[t];
+            shares[rows_of.far_decay()] -= by_lift;
+          }
         } else {
           clear_rest(dz, 0, padded(rows));
         }
-        if (index > 0) add_state_grad(tables, index, weights[v], dy, buffers.folded, memory.local, dstate);
+        if (index > 0)
+          add_state_grad(tables, index, weights[v], dy, buffers.folded, memory.local, memory.grads.of(s, v));
+        ahead.fetch();
         add_near<-1>(weights[v].near, dy + last, dz + last, last + 1);
+        ahead.fetch();
         if (wanted.parameters) add_lag_products(dy, z, shares + rows_of.lags(), last + 1);
       }
+      if (wanted.output) source.take_output(s, begin, rows, buffers.y);
       if (wanted.input) source.take_input_grad(s, begin, rows, buffers.dz);
     }
-    for (int64_t v = 0; v < task.vectors && wanted.parameters; ++v) {
-      V* const shares = memory.shares + v * rows_of.count();
-      if (goes_on)
-        add_contracted_grad(
-            constants.transfer.data(), constants.num_moments, n, memory.products + v * n * n, shares);
-      flush(shares, rows_of.count(), sums[v]);
-    }
+    for (int64_t v = 0; v < task.vectors && wanted.parameters; ++v)
+      flush(memory.shares(v), rows_of.count(), sums[v]);
     source.end_chunk();
   }
 }
@@ -586,11 +626,10 @@ HYENAREC_INLINE void backward_task(
     Source& source,
     Scratch& scratch,
     double* const* sums) {
-  const SumRows rows_of{tables.num_coeffs, tables.chunk};
-  const BackwardMemory<V> memory(
-      scratch, task, tables.num_coeffs, tables.chunk, rows_of.count(), wanted.parameters);
-  if (wanted.output || wanted.parameters) sweep_forwards(tables, task, weights, wanted, memory, source, sums);
-  if (wanted.input || wanted.parameters) sweep_backwards(tables, task, weights, wanted, memory, source, sums);
+  const bool needs_states = wanted.output || wanted.parameters;
+  const BackwardMemory<V> memory(scratch, task, tables, needs_states);
+  if (needs_states) keep_states(tables, task, weights, memory, source);
+  sweep_backwards(tables, task, weights, wanted, memory, source, sums);
 }
 
 // Calls run(task, scratch) for each task in [0, count), largest first if they come so, on all threads.

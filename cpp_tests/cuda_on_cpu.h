@@ -64,11 +64,14 @@ class Barrier {
   template <typename Act>
   void wait(const Act& last_act) {
     const uint32_t phase = phase_.load();
-    const uint32_t arrived = ++arrived_;
-    if (left_ > 0) broken_ = true;
-    if (broken_ || arrived == threads_) {
+    // Counting this thread in and seeing who has left is one step: a moment later the others may have come, gone
+    // on and left, as they may.
+    const uint32_t before = counts_.fetch_add(1);
+    if (before >= kLeft) {
+      break_up();
+    } else if (before + 1 == threads_) {
       last_act();
-      arrived_ = 0;
+      counts_ = 0;
       release();
     } else {
       phase_.wait(phase);
@@ -78,25 +81,29 @@ class Barrier {
   }
 
   void leave() {
-    ++left_;
-    if (arrived_ == 0) return;
-    broken_ = true;
-    release();
+    if (counts_.fetch_add(kLeft) % kLeft > 0) break_up();
   }
 
   void reset() {
-    arrived_ = left_ = 0;
+    counts_ = 0;
     broken_ = false;
   }
 
  private:
+  void break_up() {
+    broken_ = true;
+    release();
+  }
   void release() {
     ++phase_;
     phase_.notify_all();
   }
 
+  static constexpr uint32_t kLeft = 1 << 16;  // more than the threads of a block
+
   const unsigned int threads_;
-  std::atomic<uint32_t> arrived_ = 0, left_ = 0, phase_ = 0;
+  // Threads that wait, plus kLeft times those that have left the kernel.
+  std::atomic<uint32_t> counts_ = 0, phase_ = 0;
   std::atomic<bool> broken_ = false;
 };
 

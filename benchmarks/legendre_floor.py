@@ -51,7 +51,7 @@ class Chunk:
         return self.near + gates + states + self.contract / sequences
 
     def backward(self, sequences: int, num_coeffs: int) -> float:
-        # Forward states again; post_gate's gradient needs the output, the decay's its far part, a lag each.
+        # States once more; post_gate's gradient needs the output, the decay's its far part, a lag each.
         again = self.forward(sequences) + 3 * self.rows
         # Gradients of inputs (near), of the near kernel (near), of states and moments, of both gates and u.
         adjoint = 2 * self.near + 3 * self.rows + self.evaluate + self.moments + self.restrict
@@ -60,10 +60,9 @@ class Chunk:
         return again + adjoint + products + 2 * self.contract / sequences
 
 
-def chunks(length: int, horizon: int, num_coeffs: int) -> list[Chunk]:
-    size = _C.legendre_chunk_length(num_coeffs)
+def chunks(size: int, length: int, horizon: int, num_coeffs: int) -> list[Chunk]:
     result = []
-    for i, (local, moments) in enumerate(_C.legendre_chunk_terms(horizon, num_coeffs, length)):
+    for i, (local, moments) in enumerate(_C.legendre_chunk_terms(horizon, size, num_coeffs, length)):
         rows, goes_on = min(size, length - i * size), length > (i + 1) * size
         by_local = upper(local, num_coeffs) + min(size // 2, rows) * local
         evaluate = (by_local if local > 0 else rows * num_coeffs) + rows  # no local: the horizon's cut chunk
@@ -84,9 +83,10 @@ def chunks(length: int, horizon: int, num_coeffs: int) -> list[Chunk]:
 def multiply_adds(sequences: Sequences, horizon: int, num_coeffs: int, direction: str) -> float:
     """Of one call over equal lengths, forward or forward + backward."""
     count = len(sequences.lengths)
-    total = 0.0
-    for chunk in chunks(sequences.longest, horizon, num_coeffs):
-        total += chunk.forward(count)
-        if direction != "forward":
-            total += chunk.backward(count, num_coeffs)
+    size = _C.legendre_chunk_length(num_coeffs)
+    total = sum(chunk.forward(count) for chunk in chunks(size, sequences.longest, horizon, num_coeffs))
+    if direction != "forward":
+        size = _C.legendre_backward_chunk_length(num_coeffs, horizon)
+        backward = chunks(size, sequences.longest, horizon, num_coeffs)
+        total += sum(chunk.backward(count, num_coeffs) for chunk in backward)
     return total * count * CHANNELS

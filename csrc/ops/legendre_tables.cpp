@@ -246,6 +246,12 @@ int64_t legendre_chunk_length(int64_t num_coeffs) {
   return num_coeffs <= 9 ? 16 : num_coeffs <= 17 ? 32 : 64;
 }
 
+int64_t legendre_backward_chunk_length(int64_t num_coeffs, int64_t horizon) {
+  constexpr int64_t kLongHorizon = 8192, kLongest = 64;
+  const int64_t chunk = legendre_chunk_length(num_coeffs);
+  return horizon >= kLongHorizon ? std::min(2 * chunk, kLongest) : chunk;
+}
+
 template <typename scalar_t>
 std::shared_ptr<const LegendreTables<scalar_t>> legendre_tables(
     int64_t horizon, int64_t chunk, int64_t num_coeffs, int64_t length) {

@@ -28,6 +28,10 @@ namespace hyenarec {
 // forward at L = 1,024, D = 64, nanoseconds an element on one busy thread with chunks of 16, 32, 64: N = 2 1.4,
 // 1.4, 1.8; N = 9 2.1, 1.9, 2.1; N = 17 2.8, 2.5, 2.4; N = 33 4.6, 3.4, 3.1.
 HYENAREC_API int64_t legendre_chunk_length(int64_t num_coeffs);
+// The same for a backward pass on the CPU: twice as long where the horizon is, for there are fewer states to keep
+// and fewer contractions, which few long sequences share. (The horizon decides and not the lengths, so that a
+// history gives the same bits in any batch.)
+HYENAREC_API int64_t legendre_backward_chunk_length(int64_t num_coeffs, int64_t horizon);
 
 // Calls visit(first, size) over [0, count) in runs of 8, 4, 2 and 1: what vector code holds in registers at a
 // time.

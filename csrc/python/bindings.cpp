@@ -28,8 +28,7 @@ std::string compiler() {
 
 // (num_local, num_moments) of each chunk, for float32 on a CPU.
 std::vector<std::pair<int64_t, int64_t>> legendre_chunk_terms(
-    int64_t horizon, int64_t num_coeffs, int64_t length) {
-  const int64_t chunk = hyenarec::legendre_chunk_length(num_coeffs);
+    int64_t horizon, int64_t chunk, int64_t num_coeffs, int64_t length) {
   std::vector<std::pair<int64_t, int64_t>> terms;
   const auto tables = hyenarec::legendre_tables<float>(horizon, chunk, num_coeffs, length);
   for (int64_t i = 0; i * chunk < length; ++i)
@@ -50,10 +49,13 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cxx_standard") = static_cast<long>(__cplusplus);
   m.def(
       "legendre_chunk_length", &hyenarec::legendre_chunk_length, pybind11::arg("num_coeffs"),
-      "Events of a chunk of the Legendre scan on a CPU.");
+      "Events of a chunk of the Legendre scan, forward on a CPU and event by event anywhere.");
   m.def(
-      "legendre_chunk_terms", &legendre_chunk_terms, pybind11::arg("horizon"), pybind11::arg("num_coeffs"),
-      pybind11::arg("length"),
+      "legendre_backward_chunk_length", &hyenarec::legendre_backward_chunk_length,
+      pybind11::arg("num_coeffs"), pybind11::arg("horizon"), "The same for a backward pass on a CPU.");
+  m.def(
+      "legendre_chunk_terms", &legendre_chunk_terms, pybind11::arg("horizon"), pybind11::arg("chunk"),
+      pybind11::arg("num_coeffs"), pybind11::arg("length"),
       "For each chunk of a history, in float32 on a CPU: how many terms its local state and its moments "
       "have.");
   m.def("cpu_capability", &at::get_cpu_capability, "The instruction set torch uses on this CPU.");

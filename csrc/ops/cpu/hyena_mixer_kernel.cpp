@@ -338,7 +338,7 @@ at::Tensor hyena_mixer_cpu(
         {},
         activation_of(out.mutable_data_ptr<scalar_t>(), out),
         {}};
-    Call<compute_t> call(sequences, coeffs, decay, skip, horizon);
+    Call<compute_t> call(sequences, coeffs, decay, skip, horizon, legendre_chunk_length(coeffs.size(1)));
     call.forward([&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return MixedRows<decltype(lanes), scalar_t>(mixer, call.chunk(), task, nullptr);
     });
@@ -393,7 +393,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
         {},
         {}};
     if (needs_grad[0]) mixer.x_grad = activation_of(x_grad.mutable_data_ptr<scalar_t>(), x_grad);
-    Call<compute_t> call(sequences, coeffs, decay, skip, horizon);
+    Call<compute_t> call(
+        sequences, coeffs, decay, skip, horizon, legendre_backward_chunk_length(coeffs.size(1), horizon));
     auto sums = call.make_sums(mixer.sum_rows());
     gradients = call.backward(wanted, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return MixedRows<decltype(lanes), scalar_t>(mixer, call.chunk(), task, &sums);

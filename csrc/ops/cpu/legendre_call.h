@@ -23,14 +23,6 @@ struct Sums {
   }
 };
 
-// Longer chunks for long horizons: fewer states to keep, fewer contractions, which few long sequences share.
-// (The horizon decides and not the lengths, so that a history gives the same bits in any batch.)
-constexpr int64_t kLongHorizon = 8192;
-inline int64_t chunk_for(int64_t num_coeffs, int64_t horizon) {
-  const int64_t chunk = legendre_chunk_length(num_coeffs);
-  return horizon >= kLongHorizon ? std::min(2 * chunk, kMaxChunk) : chunk;
-}
-
 template <typename compute_t>
 class Call {
  public:
@@ -39,13 +31,13 @@ class Call {
       const at::Tensor& coeffs,
       const at::Tensor& decay,
       const std::optional<at::Tensor>& skip,
-      int64_t horizon)
+      int64_t horizon,
+      int64_t chunk)
       : coeffs_(coeffs.contiguous()),
         decay_(decay.contiguous()),
         skip_(skip ? skip->contiguous() : at::Tensor()),
         problem_{
-            legendre_tables<compute_t>(
-                horizon, chunk_for(coeffs.size(1), horizon), coeffs.size(1), sequences.longest()),
+            legendre_tables<compute_t>(horizon, chunk, coeffs.size(1), sequences.longest()),
             coeffs.size(0),
             coeffs_.template const_data_ptr<compute_t>(),
             decay_.template const_data_ptr<compute_t>(),

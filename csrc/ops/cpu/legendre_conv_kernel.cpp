@@ -182,7 +182,8 @@ at::Tensor legendre_conv_cpu(
         {},
         {},
         {}};
-    Call<at::opmath_type<scalar_t>> call(sequences, coeffs, decay, skip, horizon);
+    Call<at::opmath_type<scalar_t>> call(
+        sequences, coeffs, decay, skip, horizon, legendre_chunk_length(coeffs.size(1)));
     call.forward([&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return GatedRows<decltype(lanes), scalar_t>(activations, task);
     });
@@ -233,7 +234,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
         result_of<scalar_t>(u_grad, needs_grad[0]),
         result_of<scalar_t>(pre_gate_grad, want_pre),
         result_of<scalar_t>(post_gate_grad, want_post)};
-    Call<at::opmath_type<scalar_t>> call(sequences, coeffs, decay, skip, horizon);
+    Call<at::opmath_type<scalar_t>> call(
+        sequences, coeffs, decay, skip, horizon, legendre_backward_chunk_length(coeffs.size(1), horizon));
     gradients = call.backward(wanted, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return GatedRows<decltype(lanes), scalar_t>(activations, task);
     });

@@ -99,6 +99,18 @@ HYENAREC_INLINE void add_lag_products(const V* dy, const V* z, V* sums, int64_t 
   }
 }
 
+// sum_t weight(t) a[t] b[t] for t < count, in four sums that don't wait for each other.
+template <typename V, typename Weight>
+HYENAREC_INLINE V weighted_product(const V* a, const V* b, int64_t count, const Weight& weight) {
+  V sums[4] = {};
+  int64_t t = 0;
+  for (; t + 4 <= count; t += 4) {
+    for (int i = 0; i < 4; ++i) sums[i] += weight(t + i) * a[t + i] * b[t + i];
+  }
+  for (; t < count; ++t) sums[0] += weight(t) * a[t] * b[t];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 // out[i] = sum_{j >= i} matrix[i][j] in[j] for an upper triangular matrix [rows, columns], given by column.
 template <typename V>
 HYENAREC_INLINE void multiply_upper(
@@ -198,44 +210,7 @@ HYENAREC_INLINE void take_moments(
   }
 }
 
-// contracted[q][p] = sum_n coeffs[n] transfer(q, p, n), zero for p + q >= N; rows of N. `transfer` lies by
-// run.
-template <typename V>
-HYENAREC_INLINE void contract(
-    const LaneOf<V>* transfer, int64_t num_moments, int64_t num_coeffs, const V* coeffs, V* contracted) {
-  for (int64_t q = 0; q < num_moments; ++q) {
-    V* const row = contracted + q * num_coeffs;
-    in_runs(num_coeffs - q, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
-      V sums[run()] = {};
-      for (int64_t n = first + q; n < num_coeffs; ++n, transfer += run()) {
-        const V coefficient = coeffs[n];
-        for (int i = 0; i < run(); ++i) sums[i] += transfer[i] * coefficient;
-      }
-      for (int i = 0; i < run(); ++i) row[first + i] = sums[i];
-    });
-    for (int64_t p = num_coeffs - q; p < num_coeffs; ++p) row[p] = V{};
-  }
-}
-
-// coeffs_grad[n] += sum_{q, p} transfer(q, p, n) products[q][p]: the transposed `contract`.
-template <typename V>
-HYENAREC_INLINE void add_contracted_grad(
-    const LaneOf<V>* transfer, int64_t num_moments, int64_t num_coeffs, const V* products, V* coeffs_grad) {
-  for (int64_t q = 0; q < num_moments; ++q) {
-    const V* const row = products + q * num_coeffs;
-    in_runs(num_coeffs - q, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
-      V factors[run()];
-      for (int i = 0; i < run(); ++i) factors[i] = row[first + i];
-      for (int64_t n = first + q; n < num_coeffs; ++n, transfer += run()) {
-        V sum = transfer[0] * factors[0];
-        for (int i = 1; i < run(); ++i) sum += transfer[i] * factors[i];
-        coeffs_grad[n] += sum;
-      }
-    });
-  }
-}
-
-// Rows of the same kind for each of some sequences, `stride` vectors apart.
+// Rows of the same kind for each of some sequences, or of some vectors of channels: `stride` apart.
 template <typename V>
 struct Members {
   V* first;
@@ -252,6 +227,62 @@ HYENAREC_INLINE void in_pairs(int64_t members, const Visit& visit) {
   int64_t first = 0;
   for (; first + 2 <= members; first += 2) visit(std::integral_constant<int, 2>{}, first);
   if (first < members) visit(std::integral_constant<int, 1>{}, first);
+}
+
+// contracted[q][p] = sum_n coeffs[n] transfer(q, p, n) for each member, zero for p + q >= N; rows of N.
+// `transfer` lies by run.
+template <int members, typename V>
+HYENAREC_INLINE void contract(
+    const LaneOf<V>* transfer,
+    int64_t num_moments,
+    int64_t num_coeffs,
+    const Members<const V>& coeffs,
+    const Members<V>& contracted) {
+  for (int64_t q = 0; q < num_moments; ++q) {
+    in_runs(num_coeffs - q, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+      V sums[members][run()] = {};
+      for (int64_t n = first + q; n < num_coeffs; ++n, transfer += run()) {
+        for (int m = 0; m < members; ++m) {
+          const V coefficient = coeffs.of(m)[n];
+          for (int i = 0; i < run(); ++i) sums[m][i] += transfer[i] * coefficient;
+        }
+      }
+      for (int m = 0; m < members; ++m) {
+        V* const row = contracted.of(m) + q * num_coeffs + first;
+        for (int i = 0; i < run(); ++i) row[i] = sums[m][i];
+      }
+    });
+    for (int m = 0; m < members; ++m) {
+      V* const row = contracted.of(m) + q * num_coeffs;
+      for (int64_t p = num_coeffs - q; p < num_coeffs; ++p) row[p] = V{};
+    }
+  }
+}
+
+// coeffs_grad[n] += sum_{q, p} transfer(q, p, n) products[q][p] for each member: the transposed `contract`.
+template <int members, typename V>
+HYENAREC_INLINE void add_contracted_grad(
+    const LaneOf<V>* transfer,
+    int64_t num_moments,
+    int64_t num_coeffs,
+    const Members<const V>& products,
+    const Members<V>& coeffs_grads) {
+  for (int64_t q = 0; q < num_moments; ++q) {
+    in_runs(num_coeffs - q, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+      V factors[members][run()];
+      for (int m = 0; m < members; ++m) {
+        const V* const row = products.of(m) + q * num_coeffs + first;
+        for (int i = 0; i < run(); ++i) factors[m][i] = row[i];
+      }
+      for (int64_t n = first + q; n < num_coeffs; ++n, transfer += run()) {
+        for (int m = 0; m < members; ++m) {
+          V sum = transfer[0] * factors[m][0];
+          for (int i = 1; i < run(); ++i) sum += transfer[i] * factors[m][i];
+          coeffs_grads.of(m)[n] += sum;
+        }
+      }
+    });
+  }
 }
 
 // state = exp(-decay C) restriction state + contracted moments for each member, in place: a run of rows needs

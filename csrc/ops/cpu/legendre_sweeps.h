@@ -314,8 +314,14 @@ struct StateRows {
   HYENAREC_INLINE int64_t size(int64_t sequences) const { return sequences * vectors * pitch; }
 };
 
+// The coefficients of the vectors from `v` on, which lie as far apart as all vectors' weights do.
+template <typename V>
+HYENAREC_INLINE Members<const V> coeffs_from(const TileWeights<V>* weights, int64_t v) {
+  return {weights[v].coeffs, weights[1].coeffs - weights[0].coeffs};
+}
+
 // Moves the states of a task's first sequences from the chunk's start to its end. `contracted` is room for
-// [N, N], so small that it stays in the first-level cache for all sequences.
+// 2 [N, N], of which so little is used that it stays in the first-level cache for all sequences.
 template <typename V>
 HYENAREC_INLINE void advance_all(
     const LegendreTables<LaneOf<V>>& tables,
@@ -327,12 +333,15 @@ HYENAREC_INLINE void advance_all(
     V* contracted) {
   const auto& constants = tables.chunks[index];
   const int64_t n = tables.num_coeffs;
-  for (int64_t v = 0; v < states.vectors; ++v) {
-    contract(constants.transfer.data(), constants.num_moments, n, weights[v].coeffs, contracted);
-    advance(
-        constants.restriction_change_by_column.data(), n, *weights[v].step, contracted, constants.num_moments,
-        sequences, moments.members(v), states.members(v));
-  }
+  in_pairs(states.vectors, [&](auto size, int64_t v) HYENAREC_INLINE_LAMBDA {
+    const Members<V> of_vectors{contracted, n * n};
+    contract<size(), V>(
+        constants.transfer.data(), constants.num_moments, n, coeffs_from(weights, v), of_vectors);
+    for (int m = 0; m < size(); ++m)
+      advance(
+          constants.restriction_change_by_column.data(), n, *weights[v + m].step, of_vectors.of(m),
+          constants.num_moments, sequences, moments.members(v + m), states.members(v + m));
+  });
 }
 
 template <typename V>
@@ -364,10 +373,10 @@ HYENAREC_INLINE void forward_task(
   const Group& group = task.group;
   // Sequences of one chunk have no state.
   const int64_t rows_size = group.longer_than(chunk) * task.vectors * n;
-  StateRows<V> states{scratch.get<V>(2 * rows_size + n * n + n), task.vectors, n};
+  StateRows<V> states{scratch.get<V>(2 * rows_size + 2 * n * n + n), task.vectors, n};
   const StateRows<V> moments{states.data + rows_size, task.vectors, n};
   V* const contracted = moments.data + rows_size;
-  V* const local = contracted + n * n;
+  V* const local = contracted + 2 * n * n;
   for (int64_t i = 0; i < rows_size; ++i) states.data[i] = V{};
   ChunkBuffers<V> buffers(chunk);
   for (int64_t index = 0, begin = 0; begin < group.longest(); ++index, begin += chunk) {
@@ -414,22 +423,27 @@ struct SumRows {
   int64_t far_decay() const { return num_coeffs + chunk; }
 };
 
-// Adds rows of single-precision sums, which hold one chunk's share, to those of a task, and clears them.
+// Adds rows of sums in the activations' precision, which hold one chunk's share, to those of a task, and clears
+// them.
 template <typename V>
 HYENAREC_INLINE void flush(V* shares, int64_t rows, double* sums) {
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int lane = 0; lane < simd::kLanes<V>; ++lane)
-      sums[row * simd::kLanes<V> + lane] += static_cast<double>(shares[row][lane]);
-    shares[row] = V{};
+  constexpr int kHalf = simd::kLanes<V> / 2;  // as doubles they fill a register
+  using Half = simd::Vector<LaneOf<V>, kHalf>;
+  using Doubles = simd::Vector<double, kHalf>;
+  const LaneOf<V>* share = reinterpret_cast<const LaneOf<V>*>(shares);
+  for (int64_t i = 0; i < 2 * rows; ++i, share += kHalf, sums += kHalf) {
+    const auto wide = __builtin_convertvector(simd::load_lanes<Half>(share), Doubles);
+    simd::store(simd::load_lanes<Doubles>(sums) + wide, sums);
   }
+  for (int64_t row = 0; row < rows; ++row) shares[row] = V{};
 }
 
 // A backward task's memory, in vectors. Sequences of one chunk have no state.
 template <typename V>
 class BackwardMemory {
  public:
-  V* contracted;       // [N, N]
-  V* products;         // [N, N] moments by gradients of states, summed over the sequences
+  V* contracted;       // 2 [N, N]
+  V* products;         // 2 [N, N] moments by gradients of states, summed over the sequences
   V* local;            // [N]
   StateRows<V> grads;  // of the states that chunks end with, then of those they start with
 
@@ -445,13 +459,13 @@ class BackwardMemory {
     const int64_t going_on = task.group.longer_than(tables.chunk);
     const int64_t moments = std::max(kept, going_on) * vectors_ * most_moments_;
     const int64_t cleared = vectors_ * (going_on * n_ + sum_rows_);
-    states_ = scratch.get<V>(kept * vectors_ * n_ + moments + cleared + 2 * n_ * n_ + n_);
+    states_ = scratch.get<V>(kept * vectors_ * n_ + moments + cleared + 4 * n_ * n_ + n_);
     moments_ = states_ + kept * vectors_ * n_;
     grads = {moments_ + moments, vectors_, n_};
     shares_ = grads.data + going_on * vectors_ * n_;
     contracted = shares_ + vectors_ * sum_rows_;
-    products = contracted + n_ * n_;
-    local = products + n_ * n_;
+    products = contracted + 2 * n_ * n_;
+    local = products + 2 * n_ * n_;
     for (int64_t i = 0; i < cleared; ++i) grads.data[i] = V{};
   }
 
@@ -462,6 +476,15 @@ class BackwardMemory {
   // The moments of chunk `index`, for the sequences that go on after it.
   HYENAREC_INLINE StateRows<V> moments(int64_t index) const {
     return {moments_ + before_[index] * vectors_ * most_moments_, vectors_, most_moments_};
+  }
+  // Names what is kept of a sequence's chunk to a LookAhead that fetches `rows` rows.
+  HYENAREC_INLINE void watch(int64_t index, int64_t s, int64_t rows, LookAhead& ahead) const {
+    const auto kept_states = states(index), kept_moments = moments(index);
+    if (rows == 0) return;
+    for (const auto& kept : {kept_states, kept_moments}) {
+      const int64_t bytes = (kept.size(1) * sizeof(V) + rows - 1) / rows;
+      ahead.read(kept.of(s, 0), bytes, bytes);
+    }
   }
   // One chunk's share of a vector's sums, rows as SumRows says.
   HYENAREC_INLINE V* shares(int64_t v) const { return shares_ + v * sum_rows_; }
@@ -521,24 +544,31 @@ HYENAREC_INLINE void pass_state_grads(
     const BackwardMemory<V>& memory) {
   const auto& constants = tables.chunks[index];
   const int64_t n = tables.num_coeffs, num_moments = constants.num_moments;
-  for (int64_t v = 0; v < memory.grads.vectors; ++v) {
-    const auto grads = memory.grads.members(v), moments = memory.moments(index).members(v);
+  const auto moments = memory.moments(index);
+  const auto one = [](int64_t) { return LaneOf<V>(1); };
+  in_pairs(memory.grads.vectors, [&](auto size, int64_t v) HYENAREC_INLINE_LAMBDA {
+    const Members<V> products{memory.products, n * n}, contracted{memory.contracted, n * n};
+    const Members<V> shares{memory.shares(v), memory.shares(1) - memory.shares(0)};
     if (parameters) {
-      multiply_moments(num_moments, n, sequences, moments, grads, memory.products);
-      add_contracted_grad(constants.transfer.data(), num_moments, n, memory.products, memory.shares(v));
+      for (int m = 0; m < size(); ++m)
+        multiply_moments(
+            num_moments, n, sequences, moments.members(v + m), memory.grads.members(v + m), products.of(m));
+      add_contracted_grad<size(), V>(
+          constants.transfer.data(), num_moments, n, {products.first, products.stride}, shares);
     }
-    contract(constants.transfer.data(), num_moments, n, weights[v].coeffs, memory.contracted);
-    take_moment_grads(memory.contracted, num_moments, n, sequences, grads, moments);
-    advance_transposed(constants.restriction_change.data(), n, *weights[v].step, sequences, grads);
-    if (!parameters || index == 0) continue;
-    V by_step = {};
-    for (int64_t s = 0; s < sequences; ++s) {
-      const V* const state = memory.states(index).of(s, v);
-      for (int64_t k = 0; k < n; ++k) by_step += grads.of(s)[k] * state[k];
+    contract<size(), V>(constants.transfer.data(), num_moments, n, coeffs_from(weights, v), contracted);
+    for (int m = 0; m < size(); ++m) {
+      const auto grads = memory.grads.members(v + m);
+      take_moment_grads(contracted.of(m), num_moments, n, sequences, grads, moments.members(v + m));
+      advance_transposed(constants.restriction_change.data(), n, *weights[v + m].step, sequences, grads);
+      if (!parameters || index == 0) continue;
+      V by_step = {};
+      for (int64_t s = 0; s < sequences; ++s)
+        by_step += weighted_product<V>(grads.of(s), memory.states(index).of(s, v + m), n, one);
+      V* const far_decay = shares.of(m) + SumRows{n, tables.chunk}.far_decay();
+      *far_decay -= static_cast<LaneOf<V>>(tables.chunk) * by_step;
     }
-    V* const far_decay = memory.shares(v) + SumRows{n, tables.chunk}.far_decay();
-    *far_decay -= static_cast<LaneOf<V>>(tables.chunk) * by_step;
-  }
+  });
 }
 
 // The transposed scan, from the last chunk to the first, after pass_state_grads for each chunk.
@@ -555,6 +585,8 @@ HYENAREC_INLINE void sweep_backwards(
   const int64_t n = tables.num_coeffs, chunk = tables.chunk;
   const SumRows rows_of{n, chunk};
   const Group& group = task.group;
+  const auto lag = [](int64_t t) { return static_cast<lane_t>(t); };
+  const auto to_end = [chunk](int64_t t) { return static_cast<lane_t>(chunk - t); };
   ChunkBuffers<V> buffers(chunk);
   for (int64_t index = (group.longest() - 1) / chunk; index >= 0; --index) {
     const int64_t begin = index * chunk;
@@ -568,6 +600,7 @@ HYENAREC_INLINE void sweep_backwards(
       const Place next = next_place(group, s, begin, alive, chunk, -chunk);
       LookAhead ahead(next.rows, 4 * task.vectors);
       if (next.rows > 0) source.watch_backward(next.s, next.begin, ahead);
+      if (s < going_on && index > 1) memory.watch(index - 1, s, next.rows, ahead);
       for (int64_t v = 0; v < task.vectors; ++v) {
         V* const shares = memory.shares(v);
         V* const z = buffers.z.of(v);
@@ -581,22 +614,14 @@ HYENAREC_INLINE void sweep_backwards(
           evaluate_state(
               tables, index, rows, weights[v], index > 0 ? memory.states(index).of(s, v) : nullptr,
               memory.local, y);
-        if (wanted.parameters && index > 0) {
-          V sum = {};
-          for (int64_t t = 1; t < rows; ++t) sum += static_cast<lane_t>(t) * dy[t] * y[t];
-          shares[rows_of.far_decay()] -= sum;
-        }
+        if (wanted.parameters && index > 0) shares[rows_of.far_decay()] -= weighted_product(dy, y, rows, lag);
         if (wanted.output) add_near<1>(weights[v].near, z, y, padded(rows));
         ahead.fetch();
         if (s < going_on) {
           evaluate(
               tables.basis.data(), chunk, tables.chunks[index].num_moments, memory.moments(index).of(s, v),
               weights[v].lift, dz);
-          if (wanted.parameters) {
-            V by_lift = {};
-            for (int64_t t = 0; t < chunk; ++t) by_lift += static_cast<lane_t>(chunk - t) * z[t] * dz[t];
-            shares[rows_of.far_decay()] -= by_lift;
-          }
+          if (wanted.parameters) shares[rows_of.far_decay()] -= weighted_product(z, dz, chunk, to_end);
         } else {
           clear_rest(dz, 0, padded(rows));
         }

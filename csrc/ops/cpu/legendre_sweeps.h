@@ -320,6 +320,16 @@ HYENAREC_INLINE Members<const V> coeffs_from(const TileWeights<V>* weights, int6
   return {weights[v].coeffs, weights[1].coeffs - weights[0].coeffs};
 }
 
+// Names a chunk's tables to a LookAhead that fetches `rows` rows.
+template <typename T>
+HYENAREC_INLINE void watch_tables(
+    std::initializer_list<const std::vector<T>*> tables, int64_t rows, LookAhead& ahead) {
+  for (const auto* table : tables) {
+    const int64_t bytes = (static_cast<int64_t>(table->size() * sizeof(T)) + rows - 1) / rows;
+    ahead.read(table->data(), bytes, bytes);
+  }
+}
+
 // Moves the states of a task's first sequences from the chunk's start to its end. `contracted` is room for
 // 2 [N, N], of which so little is used that it stays in the first-level cache for all sequences.
 template <typename V>
@@ -387,6 +397,12 @@ HYENAREC_INLINE void forward_task(
       const Place next = next_place(group, s, begin, alive, chunk, chunk);
       LookAhead ahead(next.rows, 3 * task.vectors);
       if (next.rows > 0) source.watch_forward(next.s, next.begin, ahead);
+      if (next.rows > 0 && s == 0 && going_on > 0) {
+        const auto& coming = tables.chunks[index + 1];
+        watch_tables(
+            {&coming.local_by_column, &coming.transfer, &coming.restriction_change_by_column}, next.rows,
+            ahead);
+      }
       for (int64_t v = 0; v < task.vectors; ++v) {
         V* const z = buffers.z.of(v);
         V* const y = buffers.y.of(v);
@@ -517,6 +533,10 @@ HYENAREC_INLINE void keep_states(
       const Place next = next_place(group, s, begin, going_on, chunk, chunk);
       LookAhead ahead(next.rows, task.vectors);
       if (next.rows > 0) source.watch_inputs(next.s, next.begin, ahead);
+      if (next.rows > 0 && s == 0) {
+        const auto& coming = tables.chunks[index + 1];
+        watch_tables({&coming.transfer, &coming.restriction_change_by_column}, next.rows, ahead);
+      }
       for (int64_t v = 0; v < task.vectors; ++v) {
         ahead.fetch();
         take_moments(
@@ -601,6 +621,12 @@ HYENAREC_INLINE void sweep_backwards(
       LookAhead ahead(next.rows, 4 * task.vectors);
       if (next.rows > 0) source.watch_backward(next.s, next.begin, ahead);
       if (s < going_on && index > 1) memory.watch(index - 1, s, next.rows, ahead);
+      if (next.rows > 0 && s == 0 && index > 0) {
+        const auto& coming = tables.chunks[index - 1];
+        watch_tables(
+            {&coming.local, &coming.local_by_column, &coming.transfer, &coming.restriction_change}, next.rows,
+            ahead);
+      }
       for (int64_t v = 0; v < task.vectors; ++v) {
         V* const shares = memory.shares(v);
         V* const z = buffers.z.of(v);

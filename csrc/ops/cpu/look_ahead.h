@@ -40,7 +40,7 @@ class LookAhead {
 
  private:
   static constexpr int64_t kLine = 64;  // bytes of a cache line
-  static constexpr int kMost = 6;       // kinds of rows
+  static constexpr int kMost = 10;      // kinds of rows
   struct Rows {
     const char* next;
     int64_t stride, bytes;

@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/index_select.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 
@@ -16,10 +17,9 @@
 
 namespace hyenarec::detail {
 
-// Rows of a tile: `scores` numbers in all, but enough rows to make the products worth while, and few enough to
-// leave the next level of the memory to others. A multiple of 16, so that blocks of rows are whole.
-inline int64_t rows_of_tile(int64_t scores, int64_t classes) {
-  return std::clamp<int64_t>(scores / std::max<int64_t>(classes, 1), 64, 1024) / 16 * 16;
+// Rows of a tile of so many scores, but at least 64: fewer make poor products. A multiple of 16.
+inline int64_t rows_of_tile(int64_t scores, int64_t classes, int64_t most) {
+  return std::clamp<int64_t>(scores / std::max<int64_t>(classes, 1), 64, most) / 16 * 16;
 }
 
 // A tile as the backend's softmax gets it: n rows, C classes.

@@ -26,7 +26,8 @@ namespace hyenarec {
 namespace {
 
 constexpr int64_t kTileScores = 1 << 21;  // 8 MB of float: they stay in the last-level cache
-constexpr int64_t kBlockRows = 8;         // sums over rows are made by blocks, on any number of threads
+constexpr int64_t kMostTileRows = 1024;
+constexpr int64_t kBlockRows = 8;  // sums over rows are made by blocks, on any number of threads
 constexpr int64_t kSummed = 2048;  // numbers that a lane's single precision adds up without losing digits
 constexpr int64_t kMostLanes = 64 / sizeof(float);
 
@@ -179,7 +180,9 @@ class CpuTiles {
   CpuTiles(const std::optional<at::Tensor>& candidates, double label_smoothing)
       : hits_(candidates), smoothing_(label_smoothing) {}
 
-  static int64_t rows_of_tile(int64_t classes) { return detail::rows_of_tile(kTileScores, classes); }
+  static int64_t rows_of_tile(int64_t classes) {
+    return detail::rows_of_tile(kTileScores, classes, kMostTileRows);
+  }
   static at::ScalarType logits_type(at::ScalarType type) { return type; }
 
   static void multiply(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) { at::mm_out(out, a, b); }

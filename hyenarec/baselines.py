@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hyenarec.data.histories import Histories, offsets_of
+from hyenarec.data.histories import Histories
 
 
 class Popularity:
@@ -17,9 +17,22 @@ class Popularity:
         counts = np.bincount(train.items, minlength=train.num_items + 1)[1:]
         self.counts = torch.from_numpy(counts.astype(np.float64))
 
+    @property
+    def num_items(self) -> int:
+        """V, size of the catalogue."""
+        return len(self.counts)
+
     def score(self, items: Tensor, offsets: Tensor) -> Tensor:
         """The counts once for each history: `[B, V]` float64, column j for item j + 1."""
-        return self.counts.to(items.device).expand(len(offsets) - 1, -1)
+        return self.score_tile(self.encode(items, offsets), 0, self.num_items)
+
+    def encode(self, items: Tensor, offsets: Tensor) -> Tensor:
+        """Each history's last item, `[B]`: of all that it holds, nothing matters but where it lies."""
+        return items[offsets[1:] - 1]
+
+    def score_tile(self, state: Tensor, first: int, last: int) -> Tensor:
+        """The columns `first` up to `last` of the scores."""
+        return self.counts[first:last].to(state.device).expand(len(state), -1)
 
 
 class Markov:
@@ -38,20 +51,32 @@ class Markov:
         last = train.items[events[follows] - 1].astype(np.int64)
         following = train.items[events[follows]].astype(np.int64)
         pairs, counts = np.unique(last * (train.num_items + 1) + following, return_counts=True)
-        last, following = np.divmod(pairs, train.num_items + 1)
-        self.row_offsets = torch.from_numpy(offsets_of(np.bincount(last, minlength=train.num_items + 1)))
-        self.columns = torch.from_numpy(following - 1)
+        self.pairs = torch.from_numpy(pairs)
         self.counts = torch.from_numpy(counts.astype(np.float64))
         popularity = Popularity(train).counts
         self.tie_break = popularity / (popularity.max() + 1)  # below 1, the smallest difference of two counts
 
+    @property
+    def num_items(self) -> int:
+        """V, size of the catalogue."""
+        return len(self.tie_break)
+
     def score(self, items: Tensor, offsets: Tensor) -> Tensor:
         """The counts after each history's last event, plus popularity below 1: `[B, V]` float64."""
-        last = items[offsets[1:] - 1].cpu()
-        scores = self.tie_break.repeat(len(last), 1)
-        starts, ends = self.row_offsets[last], self.row_offsets[last + 1]
+        return self.score_tile(self.encode(items, offsets), 0, self.num_items)
+
+    def encode(self, items: Tensor, offsets: Tensor) -> Tensor:
+        """Each history's last item, `[B]`."""
+        return items[offsets[1:] - 1]
+
+    def score_tile(self, state: Tensor, first: int, last: int) -> Tensor:
+        """The columns `first` up to `last` of the scores."""
+        scores = self.tie_break[first:last].repeat(len(state), 1)
+        smallest = state.cpu() * (self.num_items + 1) + 1  # the pair of each last item with item 1
+        starts, ends = (torch.searchsorted(self.pairs, smallest + column) for column in (first, last))
         lengths = ends - starts
-        row = torch.repeat_interleave(torch.arange(len(last)), lengths)
+        row = torch.repeat_interleave(torch.arange(len(state)), lengths)
         entry = torch.arange(len(row)) + (starts - lengths.cumsum(0) + lengths)[row]
-        scores.index_put_((row, self.columns[entry]), self.counts[entry], accumulate=True)
-        return scores.to(items.device)
+        column = self.pairs[entry] - smallest[row] - first
+        scores.index_put_((row, column), self.counts[entry], accumulate=True)
+        return scores.to(state.device)

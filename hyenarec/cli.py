@@ -30,7 +30,7 @@ class EvaluateOptions:
         seed: of synthetic data.
         targets: the held-out items to rank; those of the test are for reporting, not for choosing.
         k: length of the ranked list.
-        batch_size: users whose scores exist at one time.
+        batch_size: users that are scored at one time.
         device: `auto` takes a GPU where there is one, `cpu` leaves it alone.
     """
 

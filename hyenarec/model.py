@@ -345,17 +345,30 @@ class HyenaRec(nn.Module):
         """The output layer's rows `[V, D]`: row j belongs to item j + 1."""
         return self.items.weight[1:]
 
+    @property
+    def num_items(self) -> int:
+        """V, size of the catalogue."""
+        return self.item_bias.shape[0]
+
     def score(self, items: Tensor, offsets: Tensor) -> Tensor:
         """Scores of the next event after each packed history: `[B, V]`, column j for item j + 1.
 
         Every history must hold at least one event; an empty one raises ValueError on the CPU, and on a GPU,
         where a check would wait for all earlier work, gives another row's scores.
         """
+        return self.score_tile(self.encode(items, offsets), 0, self.num_items)
+
+    def encode(self, items: Tensor, offsets: Tensor) -> Tensor:
+        """The hidden row of each packed history's last event, `[B, D]`; an empty one as for `score`."""
         self._check(items, offsets)
         if offsets.device.type == "cpu" and bool((offsets.diff() < 1).any()):
             raise ValueError("offsets must describe histories of at least one event, got an empty one")
-        last = self(items, offsets)[offsets[1:] - 1]
-        return torch.addmm(self.item_bias, last, self.item_weight.t())
+        last: Tensor = self(items, offsets)[offsets[1:] - 1]
+        return last
+
+    def score_tile(self, state: Tensor, first: int, last: int) -> Tensor:
+        """The columns `first` up to `last` of the scores, `[B, last - first]`, from what `encode` gave."""
+        return torch.addmm(self.item_bias[first:last], state, self.item_weight[first:last].t())
 
     def stream(self) -> Stream:
         """An empty history that grows event by event, with the scores of `score` in constant time and memory.

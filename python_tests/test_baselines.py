@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 
 from hyenarec.baselines import Markov, Popularity
@@ -89,6 +90,17 @@ def test_histories_score_the_same_alone_and_together() -> None:
     together = score(markov, [1, 3], [3, 1], [2])
     alone = torch.cat([score(markov, row) for row in ([1, 3], [3, 1], [2])])
     assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("kind", [Markov, Popularity])
+def test_tiles_are_columns_of_the_scores(kind: type[Markov] | type[Popularity]) -> None:
+    recommender = kind(histories_of([*TRAIN, [1, 5, 4, 5], [2, 2, 1]], 5))
+    items, offsets = torch.tensor([3, 1, 4, 5, 2]), torch.arange(6)
+    whole = recommender.score(items, offsets)
+    state = recommender.encode(items, offsets)
+    for first in range(6):
+        for last in range(first, 6):
+            assert torch.equal(recommender.score_tile(state, first, last), whole[:, first:last])
 
 
 def test_empty_training_scores_zero() -> None:

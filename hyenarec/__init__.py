@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from hyenarec import ops, reference
 from hyenarec._extension import __version__, cmake_prefix_path
-from hyenarec.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from hyenarec.config import DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
 from hyenarec.model import HyenaRec
 from hyenarec.stream import Stream
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DataConfig",
     "HyenaRec",
+    "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
     "Stream",

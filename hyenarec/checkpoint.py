@@ -48,7 +48,7 @@ class Progress:
         epoch: finished epochs; the run continues in the epoch of this number (counted from 0).
         step: steps taken of that epoch.
         total_steps: steps taken since the beginning; the learning rate follows from it.
-        loss_sum: cross-entropy summed over the events of the unfinished epoch, all processes together.
+        loss_sum: loss summed over the events of the unfinished epoch, all processes together.
         events: predicted events of the unfinished epoch, all processes together.
         epoch_seconds: time spent in the training steps of the unfinished epoch.
         wall_seconds: time spent in the run before now, validations and checkpoints included.

@@ -17,6 +17,8 @@ BadRows = Literal["error", "skip"]
 SplitName = Literal["leave-one-out", "temporal"]
 TargetKind = Literal["next", "all"]
 Windows = Literal["last", "all"]
+LossName = Literal["softmax", "sampled_softmax", "bce", "gbce"]
+Distribution = Literal["uniform", "popularity"]
 Schedule = Literal["constant", "cosine"]
 Device = Literal["auto", "cpu"]
 Precision = Literal["no", "bf16", "fp16"]
@@ -139,6 +141,51 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class LossConfig:
+    """What training lowers.
+
+    Attributes:
+        name: `softmax` cross-entropy over the whole catalogue; `sampled_softmax` cross-entropy over the
+            target and negatives that a step's events share; `bce`, SASRec's binary cross-entropy with
+            negatives for each event; `gbce`, gSASRec's generalised one, with negatives that a step's events
+            share. All but `softmax` cost the same at any size of the catalogue.
+        negatives: how many are drawn, with replacement: for a step, or with `bce` for an event. None takes
+            1,000 for `sampled_softmax`, 1 for `bce` and 256 for `gbce`.
+        distribution: what they are drawn from: `uniform` over the items, or by `popularity` in training.
+        logq: whether `sampled_softmax` corrects its scores for popular items being drawn more often.
+        calibration: gSASRec's t: 0 leaves the overconfidence that sampling brings, 1 takes it away; `gbce`
+            alone has it.
+        label_smoothing: share of the probability that the softmaxes spread over all their classes.
+    """
+
+    name: LossName = "softmax"
+    negatives: int | None = None
+    distribution: Distribution = "uniform"
+    logq: bool = True
+    calibration: float = 0.75
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_choice("loss.name", LossName, self.name)
+        _require_choice("loss.distribution", Distribution, self.distribution)
+        if self.negatives is not None:
+            _require_count("loss.negatives", self.negatives)
+        full = self.name == "softmax"
+        _require(not full or self.negatives is None, "loss.negatives", "null with softmax", self.negatives)
+        _require(0 <= self.calibration <= 1, "loss.calibration", "from 0 to 1", self.calibration)
+        smoothing = self.label_smoothing
+        _require(0 <= smoothing < 1, "loss.label_smoothing", "at least 0 and below 1", smoothing)
+        binary = self.name in ("bce", "gbce")
+        _require(not binary or smoothing == 0, "loss.label_smoothing", f"0 with {self.name}", smoothing)
+
+    @property
+    def num_negatives(self) -> int:
+        """Negatives a step, or with `bce` an event; 0 for the full softmax."""
+        defaults = {"softmax": 0, "sampled_softmax": 1000, "bce": 1, "gbce": 256}
+        return defaults[self.name] if self.negatives is None else self.negatives
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW and its learning rate.
 
@@ -179,13 +226,14 @@ class TrainConfig:
     Attributes:
         data: the events and their split.
         model: the model.
+        loss: what training lowers.
         optimizer: the optimiser and its schedule.
         epochs: passes over the training windows at most; more of them on `resume` stretch the cosine schedule
             from there on.
         batch_tokens: most events a step, over all processes together; a longer window is a step by itself.
         patience: epochs without a better validation NDCG@10 before training stops; None never stops early.
         evaluate_every: epochs between two validations.
-        seed: of initial values, order of batches, dropout and synthetic data.
+        seed: of initial values, order of batches, negatives, dropout and synthetic data.
         device: `auto` takes the GPUs where there are any, `cpu` leaves them alone.
         precision: `no` (float32), `bf16` or `fp16` mixed precision.
         output_dir: folder for checkpoints, logs, the report and the saved model.
@@ -197,6 +245,7 @@ class TrainConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     epochs: int = 20
     batch_tokens: int = 8192

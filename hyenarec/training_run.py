@@ -12,9 +12,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from hyenarec.checkpoint import (
@@ -38,8 +40,10 @@ from hyenarec.data.vocabulary import FILE_NAME as VOCABULARY_FILE
 from hyenarec.evaluate import Evaluation, evaluate
 from hyenarec.files import write_atomically
 from hyenarec.interrupt import Interrupt, TrainingInterrupted
-from hyenarec.loss import NextItemLoss
+from hyenarec.item_rows import TABLE, ItemRows
+from hyenarec.loss import NextItemLoss, Sample
 from hyenarec.model import CONFIG_FILE, WEIGHTS_FILE, HyenaRec
+from hyenarec.negatives import Negatives
 from hyenarec.optimizer import learning_rate, make_optimizer
 from hyenarec.report import REPORT_FILE
 from hyenarec.run_log import RunLog
@@ -85,8 +89,16 @@ class TrainingRun:
         torch.manual_seed(config.seed)
         self.model = HyenaRec(config.model)
         optimizer = make_optimizer(self.model.to(accelerator.device), config.optimizer)
+        loss = NextItemLoss(self.model, config.loss)
+        self._negatives: Negatives | None = None
+        if config.loss.name != "softmax":
+            self._negatives = Negatives(
+                split.train, config.loss, config.seed, accelerator.process_index, self.processes
+            )
+            table = [f"model.{name}" for name in TABLE]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, table)  # type: ignore[no-untyped-call]
         # The batches are not prepared: ours are the same number on every process, and exactly resumable.
-        self.loss, self.optimizer = accelerator.prepare(NextItemLoss(self.model), optimizer)
+        self.loss, self.optimizer = accelerator.prepare(loss, optimizer)
         torch.manual_seed(config.seed + 1 + accelerator.process_index)  # each process drops out its own
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
@@ -168,22 +180,53 @@ class TrainingRun:
             events: real targets of the step, over all processes.
 
         Returns:
-            `[2]`, over all processes: the summed cross-entropy, and above 0 if one of them was asked to stop.
+            `[2]`, over all processes: the summed loss, and above 0 if one of them was asked to stop.
         """
         device = self.accelerator.device
+        sample = self._sample(events, len(batch.targets))
         batch = (batch.pin_memory() if device.type == "cuda" else batch).to(device, non_blocking=True)
         rate = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self.loss(batch.items, batch.offsets, batch.targets)
+        loss = self.loss(batch.items, batch.offsets, batch.targets, sample)
         # Gradients are averaged over the processes, whose shares of the events differ.
         self.accelerator.backward(loss * (self.processes / events))
+        trained: dict[str, Tensor] = dict(self.model.named_parameters())
+        if sample is not None:
+            self._finish_gradients(sample.rows)
+            trained |= sample.rows.parameters
         if self.config.optimizer.gradient_clip is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.gradient_clip)
+            self.accelerator.clip_grad_norm_(trained.values(), self.config.optimizer.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         loss = loss.detach()
         return self._over_processes(torch.stack([loss, torch.full_like(loss, self._interrupt.number)]))
+
+    def _sample(self, events: int, own_events: int) -> Sample | None:
+        """What a sampled loss needs of the current step; every process has the same rows.
+
+        Args:
+            events: real targets of the step, over all processes.
+            own_events: those of this process.
+        """
+        if self._negatives is None:
+            return None
+        epoch, step, device = self.progress.epoch, self.progress.step, self.accelerator.device
+        drawn = self._negatives.draw(epoch, step, events)
+        ids = torch.from_numpy(np.union1d(self.batches.step_items(epoch, step), drawn))
+        log_q = self._negatives.log_q(ids)
+        return Sample(
+            rows=ItemRows(self.model, ids.to(device)),
+            negatives=self._negatives.share(drawn, own_events).to(device),
+            log_q=None if log_q is None else log_q.to(device),
+        )
+
+    def _finish_gradients(self, rows: ItemRows) -> None:
+        """Averages the gradients of the rows over the processes and makes them the item table's."""
+        if self.processes > 1:
+            for leaf in (rows.weight, rows.bias):
+                leaf.grad = self.accelerator.reduce(leaf.grad, "mean")
+        rows.give_gradients(self.model)
 
     def _read(self) -> None:
         """Reads what the last step gave: one step late, so that a GPU computes while the next is prepared."""

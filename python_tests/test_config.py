@@ -8,6 +8,7 @@ import pytest
 
 from hyenarec.config import (
     DataConfig,
+    LossConfig,
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
@@ -42,6 +43,12 @@ from hyenarec.config import (
         (DataConfig, "targets", "some", "data.targets must be one of 'next', 'all', got 'some'"),
         (DataConfig, "format", "xml", "data.format must be one of 'auto', 'text'"),
         (ModelConfig, "short_conv_width", 3.0, "model.short_conv_width must be an integer"),
+        (LossConfig, "name", "hinge", "loss.name must be one of 'softmax', 'sampled_softmax', 'bce', 'gbce'"),
+        (LossConfig, "distribution", "log", "loss.distribution must be one of 'uniform', 'popularity'"),
+        (LossConfig, "negatives", 0, "loss.negatives must be an integer of at least 1, got 0"),
+        (LossConfig, "negatives", 9, "loss.negatives must be null with softmax, got 9"),
+        (LossConfig, "calibration", 1.5, "loss.calibration must be from 0 to 1, got 1.5"),
+        (LossConfig, "label_smoothing", 1.0, "loss.label_smoothing must be at least 0 and below 1, got 1.0"),
         (OptimizerConfig, "betas", (0.9,), "optimizer.betas must be two numbers"),
         (OptimizerConfig, "learning_rate", float("inf"), "optimizer.learning_rate must be positive"),
         (OptimizerConfig, "learning_rate", 0.0, "optimizer.learning_rate must be positive"),
@@ -55,6 +62,17 @@ from hyenarec.config import (
 def test_bad_values_are_refused_by_name(kind: type, setting: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**{setting: value})
+
+
+def test_binary_losses_have_no_smoothing() -> None:
+    with pytest.raises(ValueError, match=r"loss.label_smoothing must be 0 with gbce, got 0.1"):
+        LossConfig(name="gbce", label_smoothing=0.1)
+
+
+def test_each_loss_has_its_own_number_of_negatives() -> None:
+    names = ("softmax", "sampled_softmax", "bce", "gbce")
+    assert [LossConfig(name=name).num_negatives for name in names] == [0, 1000, 1, 256]
+    assert LossConfig(name="bce", negatives=7).num_negatives == 7
 
 
 def test_frozen() -> None:

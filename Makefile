@@ -81,6 +81,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/ops.py --output build/ops.json
 	$(BIN)/python benchmarks/legendre_conv.py --output build/legendre_conv.json
 	$(BIN)/python benchmarks/linear_cross_entropy.py --output build/linear_cross_entropy.json
+	$(BIN)/python benchmarks/catalogue.py --output build/catalogue.json
 
 # With the machine's own Python and torch: it may have no network.
 gpu-check:

@@ -128,8 +128,8 @@ def test_a_row_moves_as_under_adamw_in_the_steps_of_its_own():
 def test_a_row_that_a_gradient_holds_twice_is_stepped_once():
     once, twice = parameter_of((ROWS, 3)), parameter_of((ROWS, 3))
     values = torch.randn(2, 3)
-    once.grad = torch.sparse_coo_tensor(torch.tensor([[4]]), values.sum(0, keepdim=True), once.shape)
-    twice.grad = torch.sparse_coo_tensor(torch.tensor([[4, 4]]), values, twice.shape)
+    for parameter, rows, gradient in ((once, [[4]], values.sum(0, keepdim=True)), (twice, [[4, 4]], values)):
+        parameter.grad = torch.sparse_coo_tensor(rows, gradient, (ROWS, 3), check_invariants=True)
     for parameter in (once, twice):
         LazyAdamW([parameter], **SETTINGS).step()
     assert torch.equal(once, twice)

@@ -175,9 +175,10 @@ def test_every_sampled_loss_learns(make_config, loss, epochs):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax"])
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_training_and_resuming_on_a_gpu(make_config, precision):
-    on_gpu = make_config(precision, precision=precision, device="auto")
+def test_training_and_resuming_on_a_gpu(make_config, precision, loss):
+    on_gpu = make_config(precision, precision=precision, device="auto", loss=LossConfig(name=loss))
     straight = train(on_gpu)
     assert straight.log[-1]["loss"] < straight.log[0]["loss"]
     again = train(dataclasses.replace(on_gpu, epochs=4, resume=True))

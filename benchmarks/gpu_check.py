@@ -3,9 +3,9 @@
     python benchmarks/gpu_check.py [--only timings]      (or: make gpu-check)
 
 Builds the package into build/gpu-check, runs the Python tests of the operators on the GPU,
-compute-sanitizer's memcheck and racecheck over a small case of every kernel, the timings of ops.py and
-long_convolution.py, and the C++ tests where GoogleTest is there. Logs, timings and `summary.json` go to $OUT,
-else to build/gpu-check, too.
+compute-sanitizer's memcheck and racecheck over a small case of every kernel, the timings of ops.py,
+long_convolution.py and linear_cross_entropy.py, and the C++ tests where GoogleTest is there. Logs, timings
+and `summary.json` go to $OUT, else to build/gpu-check, too.
 A step that fails does not stop the others; the exit status is 1 if any failed. Compiling the Legendre scan
 may take most of the ten minutes: started again, the build goes on where it stopped, and `--only` names what
 is still to be done behind it.
@@ -195,6 +195,7 @@ def timings(check: Check) -> None:
     for step, script, options in (
         ("timings", "ops", ["--device", "cuda"]),
         ("long_convolution", "long_convolution", []),
+        ("linear_cross_entropy", "linear_cross_entropy", ["--device", "cuda"]),
     ):
         # Without -P: a benchmark imports its neighbours, and there is no hyenarec among them.
         command = [sys.executable, f"benchmarks/{script}.py", *options]

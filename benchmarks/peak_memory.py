@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from convolutions import CHANNELS, Call, Convolution, Mixer, Sequences, movielens_lengths
@@ -112,13 +113,18 @@ def cases(threads: int) -> Iterator[Case]:
             yield Case(op, LONGEST_PACKED, True, threads)
 
 
+def in_process_of_its_own(script: str, case: dict[str, Any]) -> Any:
+    """What the script prints in JSON when it is called with the case in JSON."""
+    command = [sys.executable, script, json.dumps(case)]
+    output = subprocess.run(command, capture_output=True, text=True, check=False)
+    if output.returncode != 0:
+        raise RuntimeError(f"measuring the memory of {case} failed:\n{output.stderr}")
+    return json.loads(output.stdout)
+
+
 def measure_all(threads: int) -> Iterator[Figure]:
     for case in cases(threads):
-        command = [sys.executable, __file__, json.dumps(asdict(case))]
-        output = subprocess.run(command, capture_output=True, text=True, check=False)
-        if output.returncode != 0:
-            raise RuntimeError(f"measuring the memory of {case} failed:\n{output.stderr}")
-        yield Figure(**json.loads(output.stdout))
+        yield Figure(**in_process_of_its_own(__file__, asdict(case)))
 
 
 if __name__ == "__main__":

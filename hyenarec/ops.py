@@ -3,11 +3,12 @@
 All of them run on CPU and CUDA, under `torch.compile` and `torch.export` with dynamic shapes. All but
 `legendre_step` and its two helpers are differentiable once: a second derivative raises. The transforms of
 torch.func (grad, jacrev, jvp) raise, too: they are not supported. float32 and float64 work everywhere.
-bfloat16 (and, on CUDA, float16) activations go beside float32 parameters; sums are accumulated in float32.
-Any strides go in, results are contiguous.
+bfloat16 (and, on CUDA, float16) activations go beside float32 parameters, but for the item vectors of the
+loss, which have the dtype of the hidden states; sums are accumulated in float32. Any strides go in, results
+are contiguous.
 
-Shapes, dtypes and devices are always checked; values (decay, offsets) on the CPU only, since looking at them
-would make a GPU wait. A wrong argument raises RuntimeError, with a sentence that names it.
+Shapes, dtypes and devices are always checked; values (decay, offsets, items) on the CPU only, since looking
+at them would make a GPU wait. A wrong argument raises RuntimeError, with a sentence that names it.
 
 B sequences, L events, D channels, N coefficients. Packed sequences lie one after another in [total, D],
 without padding; `offsets` says where each one starts. `hyenarec.reference` has a readable oracle for each

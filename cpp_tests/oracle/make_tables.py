@@ -3,9 +3,10 @@
     python cpp_tests/oracle/make_tables.py <folder>
 
 One text file a case, `<op>.<case>.txt`, of blocks "name rank size... value..." separated by white space
-(oracle_tables.h reads them): the operator's arguments by name (absent ones are left out, integers have
-rank 0, words are left out, too), `out`, `grad` (the gradient that arrives at `out`), and `grad_<argument>` for every differentiable
-argument. Inputs are exact in bfloat16, float16, float32 and float64: one table serves every dtype.
+(oracle_tables.h reads them): the operator's arguments by name (absent ones and words are left out, numbers
+have rank 0), `out`, `grad` (the gradient that arrives at `out`), and `grad_<argument>` for every
+differentiable argument. Inputs are exact in bfloat16, float16, float32 and float64: one table serves every
+dtype.
 """
 
 from __future__ import annotations

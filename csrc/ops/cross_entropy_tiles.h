@@ -132,23 +132,43 @@ CrossEntropyGradients cross_entropy_in_tiles(
   return result;
 }
 
-// linear_cross_entropy_with_gradients and linear_cross_entropy_backward of a backend.
+// The kernels of linear_cross_entropy_with_gradients and linear_cross_entropy_backward. A backend is made for a call,
+// of its arguments, whose values it may check.
 template <typename Backend>
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> cross_entropy_with_gradients(
-    Backend& backend, const CrossEntropyArguments& arguments, std::array<bool, 3> needs_grad) {
-  auto [losses, hidden, weight, bias] = cross_entropy_in_tiles(backend, arguments, std::nullopt, needs_grad);
-  return {losses, hidden, weight, bias};
+    const at::Tensor& hidden,
+    const at::Tensor& weight,
+    const std::optional<at::Tensor>& bias,
+    const at::Tensor& target,
+    const std::optional<at::Tensor>& candidates,
+    const std::optional<at::Tensor>& log_q,
+    double label_smoothing,
+    std::array<bool, 3> needs_grad) {
+  const CrossEntropyArguments arguments{hidden, weight, bias, target, candidates, log_q, label_smoothing};
+  check_cross_entropy_arguments(arguments);
+  Backend backend(arguments);
+  const auto result = cross_entropy_in_tiles(backend, arguments, std::nullopt, needs_grad);
+  return {result.losses, result.hidden, result.weight, result.bias};
 }
+
 template <typename Backend>
 std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_backward(
-    Backend& backend,
     const at::Tensor& grad,
-    const CrossEntropyArguments& arguments,
+    const at::Tensor& hidden,
+    const at::Tensor& weight,
+    const std::optional<at::Tensor>& bias,
+    const at::Tensor& target,
+    const std::optional<at::Tensor>& candidates,
+    const std::optional<at::Tensor>& log_q,
+    double label_smoothing,
     std::array<bool, 3> needs_grad) {
-  const auto gradients = cross_entropy_in_tiles(backend, arguments, grad.contiguous(), needs_grad);
-  const auto bias_type = arguments.bias ? arguments.bias->scalar_type() : arguments.hidden.scalar_type();
+  const CrossEntropyArguments arguments{hidden, weight, bias, target, candidates, log_q, label_smoothing};
+  check_cross_entropy_backward_arguments(grad, arguments);
+  Backend backend(arguments);
+  const auto result = cross_entropy_in_tiles(backend, arguments, grad.contiguous(), needs_grad);
   return {
-      gradients.hidden, gradients.weight.to(arguments.weight.scalar_type()), gradients.bias.to(bias_type)};
+      result.hidden, result.weight.to(weight.scalar_type()),
+      result.bias.to(bias ? bias->scalar_type() : weight.scalar_type())};
 }
 
 }  // namespace hyenarec::detail

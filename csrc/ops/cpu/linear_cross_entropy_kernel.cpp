@@ -25,7 +25,7 @@
 namespace hyenarec {
 namespace {
 
-constexpr int64_t kTileScores = 1 << 21;  // 8 MB of float: they stay in the last-level cache
+constexpr int64_t kTileScores = 1 << 20;  // 4 MB of float: they stay in the last-level cache
 constexpr int64_t kMostTileRows = 1024;
 constexpr int64_t kBlockRows = 8;  // sums over rows are made by blocks, on any number of threads
 constexpr int64_t kSummed = 2048;  // numbers that a lane's single precision adds up without losing digits
@@ -174,11 +174,31 @@ class Hits {
   std::vector<int64_t> items_, places_;
 };
 
+// Values are looked at on the CPU only.
+void check_items(const char* name, const at::Tensor& items, int64_t lowest, int64_t count) {
+  const auto contiguous = items.contiguous();
+  const auto* values = contiguous.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < items.size(0); ++i) {
+    TORCH_CHECK(
+        values[i] >= lowest && values[i] < count, "linear_cross_entropy: ", name,
+        " must be in [0, V) with V = ", count, lowest < 0 ? ", or -1 for none" : "", ", got ", values[i],
+        " at ", i);
+  }
+}
+
+void check_values(const detail::CrossEntropyArguments& arguments) {
+  detail::check_cpu_activation_type({"linear_cross_entropy", "hidden", arguments.hidden});
+  check_items("target", arguments.target, -1, arguments.weight.size(0));
+  if (arguments.candidates) check_items("candidates", *arguments.candidates, 0, arguments.weight.size(0));
+}
+
 // What cross_entropy_in_tiles asks of a backend.
 class CpuTiles {
  public:
-  CpuTiles(const std::optional<at::Tensor>& candidates, double label_smoothing)
-      : hits_(candidates), smoothing_(label_smoothing) {}
+  explicit CpuTiles(const detail::CrossEntropyArguments& arguments)
+      : hits_(arguments.candidates), smoothing_(arguments.label_smoothing) {
+    check_values(arguments);
+  }
 
   static int64_t rows_of_tile(int64_t classes) {
     return detail::rows_of_tile(kTileScores, classes, kMostTileRows);
@@ -299,63 +319,11 @@ class CpuTiles {
   at::Tensor product_;
 };
 
-// Values are looked at on the CPU only.
-void check_items(const char* name, const at::Tensor& items, int64_t lowest, int64_t count) {
-  const auto contiguous = items.contiguous();
-  const auto* values = contiguous.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < items.size(0); ++i) {
-    TORCH_CHECK(
-        values[i] >= lowest && values[i] < count, "linear_cross_entropy: ", name,
-        " must be in [0, V) with V = ", count, lowest < 0 ? ", or -1 for none" : "", ", got ", values[i],
-        " at ", i);
-  }
-}
-
-void check_values(const detail::CrossEntropyArguments& arguments) {
-  detail::check_cpu_activation_type({"linear_cross_entropy", "hidden", arguments.hidden});
-  check_items("target", arguments.target, -1, arguments.weight.size(0));
-  if (arguments.candidates) check_items("candidates", *arguments.candidates, 0, arguments.weight.size(0));
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> with_gradients_cpu(
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
-    const at::Tensor& target,
-    const std::optional<at::Tensor>& candidates,
-    const std::optional<at::Tensor>& log_q,
-    double label_smoothing,
-    std::array<bool, 3> needs_grad) {
-  const detail::CrossEntropyArguments arguments{hidden,     weight, bias,           target,
-                                                candidates, log_q,  label_smoothing};
-  detail::check_cross_entropy_arguments(arguments);
-  check_values(arguments);
-  CpuTiles tiles(candidates, label_smoothing);
-  return detail::cross_entropy_with_gradients(tiles, arguments, needs_grad);
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(
-    const at::Tensor& grad,
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
-    const at::Tensor& target,
-    const std::optional<at::Tensor>& candidates,
-    const std::optional<at::Tensor>& log_q,
-    double label_smoothing,
-    std::array<bool, 3> needs_grad) {
-  const detail::CrossEntropyArguments arguments{hidden,     weight, bias,           target,
-                                                candidates, log_q,  label_smoothing};
-  detail::check_cross_entropy_backward_arguments(grad, arguments);
-  check_values(arguments);
-  CpuTiles tiles(candidates, label_smoothing);
-  return detail::cross_entropy_backward(tiles, grad, arguments, needs_grad);
-}
-
 }  // namespace
 }  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
-  m.impl("linear_cross_entropy_with_gradients", hyenarec::with_gradients_cpu);
-  m.impl("linear_cross_entropy_backward", hyenarec::backward_cpu);
+  using hyenarec::CpuTiles;
+  m.impl("linear_cross_entropy_with_gradients", hyenarec::detail::cross_entropy_with_gradients<CpuTiles>);
+  m.impl("linear_cross_entropy_backward", hyenarec::detail::cross_entropy_backward<CpuTiles>);
 }

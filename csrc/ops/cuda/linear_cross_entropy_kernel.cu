@@ -28,8 +28,10 @@ const T* data_or_null(const at::Tensor& tensor) {
 // What cross_entropy_in_tiles asks of a backend.
 class CudaTiles {
  public:
-  CudaTiles(const std::optional<at::Tensor>& candidates, double label_smoothing)
-      : candidates_(candidates ? candidates->contiguous() : at::Tensor()), smoothing_(label_smoothing) {}
+  explicit CudaTiles(const detail::CrossEntropyArguments& arguments)
+      : guard_(arguments.hidden.device()),
+        candidates_(arguments.candidates ? arguments.candidates->contiguous() : at::Tensor()),
+        smoothing_(arguments.label_smoothing) {}
 
   static int64_t rows_of_tile(int64_t classes) {
     return detail::rows_of_tile(kTileScores, classes, std::numeric_limits<int32_t>::max());
@@ -90,50 +92,17 @@ class CudaTiles {
   }
 
  private:
+  const c10::cuda::CUDAGuard guard_;
   const at::Tensor candidates_;
   const double smoothing_;
   at::Tensor product_;
 };
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> with_gradients_cuda(
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
-    const at::Tensor& target,
-    const std::optional<at::Tensor>& candidates,
-    const std::optional<at::Tensor>& log_q,
-    double label_smoothing,
-    std::array<bool, 3> needs_grad) {
-  const detail::CrossEntropyArguments arguments{hidden,     weight, bias,           target,
-                                                candidates, log_q,  label_smoothing};
-  detail::check_cross_entropy_arguments(arguments);
-  const c10::cuda::CUDAGuard guard(hidden.device());
-  CudaTiles tiles(candidates, label_smoothing);
-  return detail::cross_entropy_with_gradients(tiles, arguments, needs_grad);
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cuda(
-    const at::Tensor& grad,
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
-    const at::Tensor& target,
-    const std::optional<at::Tensor>& candidates,
-    const std::optional<at::Tensor>& log_q,
-    double label_smoothing,
-    std::array<bool, 3> needs_grad) {
-  const detail::CrossEntropyArguments arguments{hidden,     weight, bias,           target,
-                                                candidates, log_q,  label_smoothing};
-  detail::check_cross_entropy_backward_arguments(grad, arguments);
-  const c10::cuda::CUDAGuard guard(hidden.device());
-  CudaTiles tiles(candidates, label_smoothing);
-  return detail::cross_entropy_backward(tiles, grad, arguments, needs_grad);
-}
-
 }  // namespace
 }  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  m.impl("linear_cross_entropy_with_gradients", hyenarec::with_gradients_cuda);
-  m.impl("linear_cross_entropy_backward", hyenarec::backward_cuda);
+  using hyenarec::CudaTiles;
+  m.impl("linear_cross_entropy_with_gradients", hyenarec::detail::cross_entropy_with_gradients<CudaTiles>);
+  m.impl("linear_cross_entropy_backward", hyenarec::detail::cross_entropy_backward<CudaTiles>);
 }

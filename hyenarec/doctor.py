@@ -107,7 +107,9 @@ def self_tests() -> list[SelfTest]:
         SelfTest("legendre_conv, packed", ops.legendre_conv, conv, packed_scan | {"offsets": offsets}, gated),
         SelfTest("hyena_mixer, packed", ops.hyena_mixer, reference.hyena_mixer, mixer, ("x",)),
         SelfTest("linear_cross_entropy", ops.linear_cross_entropy, loss, catalogue, ("hidden", "weight")),
-        SelfTest("sampled cross_entropy", ops.linear_cross_entropy, loss, sampled, ("hidden", "weight")),
+        SelfTest(
+            "linear_cross_entropy, sampled", ops.linear_cross_entropy, loss, sampled, ("hidden", "weight")
+        ),
         SelfTest("legendre_step", stepwise, conv, scan, gated, differentiable=False),
     ]
 
@@ -195,7 +197,7 @@ def self_test_lines() -> Iterator[tuple[bool, str]]:
             if test.activations:
                 dtypes += [torch.bfloat16] + ([torch.float16] if device.type == "cuda" else [])
             for dtype in dtypes:
-                line = f"  {test.name:21} {device!s:7} {str(dtype).removeprefix('torch.'):9}"
+                line = f"  {test.name:29} {device!s:7} {str(dtype).removeprefix('torch.'):9}"
                 try:
                     forward, backward = largest_error(test, device, dtype)
                 except RuntimeError as error:

@@ -24,15 +24,16 @@ inline int64_t rows_of_tile(int64_t scores, int64_t classes, int64_t most) {
 
 // A tile as the backend's softmax gets it: n rows, C classes.
 struct CrossEntropyTile {
-  at::Tensor logits;        // [n, C] without shift
-  at::Tensor gradient;      // [n, C], of the losses by the scores: to be written if `needs_gradient`
-  bool needs_gradient;      // may be where the logits are
-  at::Tensor shift;         // [C]: what is added to the logits
-  at::Tensor target;        // [n]
-  at::Tensor target_score;  // [n]: of the target, if it is none of the classes; else undefined
-  at::Tensor row_weight;    // [n]: what the gradient of each row is multiplied by; undefined: 1
-  at::Tensor losses;        // [n]: to be written
-  at::Tensor of_target;  // [n]: gradient by target_score, to be written if that is there and there is a need
+  at::Tensor logits;        // [n, C]: products of hidden and weight
+  at::Tensor shift;         // [C]: what is added to them
+  at::Tensor target;        // [n]: an item, or -1
+  at::Tensor target_score;  // [n], if the classes are candidates; undefined: they are all items
+  at::Tensor row_weight;    // [n]: what the gradient of a row is multiplied by; undefined: 1
+  // To be written.
+  at::Tensor losses;     // [n]
+  bool needs_gradient;   // or else nothing but the losses
+  at::Tensor gradient;   // [n, C], by the scores; maybe where the logits are
+  at::Tensor of_target;  // [n], by target_score, if that is there
   at::Tensor of_shift;   // [C]: to which the gradient's sums over rows are added; undefined: not needed
 };
 
@@ -92,12 +93,12 @@ CrossEntropyGradients cross_entropy_in_tiles(
     const auto tile_hidden = of_tile(hidden);
     CrossEntropyTile tile;
     tile.logits = all_logits.narrow(0, 0, count);
-    tile.gradient = all_gradients.narrow(0, 0, count);
-    tile.needs_gradient = needs_any;
     tile.shift = shift;
     tile.target = of_tile(target);
     if (row_weight) tile.row_weight = of_tile(*row_weight);
     tile.losses = of_tile(result.losses);
+    tile.needs_gradient = needs_any;
+    tile.gradient = all_gradients.narrow(0, 0, count);
     if (needs_bias) tile.of_shift = result.bias;
     at::Tensor target_weight;
     if (sampled) {

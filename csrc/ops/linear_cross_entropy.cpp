@@ -72,11 +72,11 @@ void check_vector(
   check_device(vector, hidden);
 }
 
+// In 16 bits like hidden, or in the type that is right beside any hidden.
 void check_bias_type(const Argument& bias, c10::ScalarType hidden) {
-  const auto type = bias.tensor.scalar_type();
-  TORCH_CHECK(
-      type == hidden || type == parameter_type(hidden), bias.op, ": ", bias.name, " must be ", hidden, " or ",
-      parameter_type(hidden), " beside this hidden, got ", type);
+  if (bias.tensor.scalar_type() == hidden) return;
+  check_type(
+      bias, parameter_type(hidden), hidden == parameter_type(hidden) ? "like hidden" : "or like hidden");
 }
 
 }  // namespace

@@ -196,7 +196,7 @@ def losses() -> Iterator[Row]:
         ({"weight": good["weight"][:, 1:]}, "weight must be [V, D] with D = 4, got [6, 3]"),
         ({"weight": good["weight"][:0]}, "weight must be [V, D] with V >= 1, got [0, 4]"),
         ({"weight": good["weight"].bfloat16()}, "weight must be Float like hidden, got BFloat16"),
-        ({"bias": good["bias"].double()}, "bias must be Float or Float beside this hidden, got Double"),
+        ({"bias": good["bias"].double()}, "bias must be Float like hidden, got Double"),
         ({"target": good["target"].int()}, "target must be Long, got Int"),
         ({"candidates": good["candidates"].int()}, "candidates must be Long, got Int"),
         ({"log_q": good["log_q"].double()}, "log_q must be Float beside this hidden, got Double"),
@@ -215,6 +215,8 @@ def losses() -> Iterator[Row]:
         ({"candidates": torch.tensor([0, -1])}, "candidates must be in [0, V) with V = 6, got -1 at 1"),
     ]:
         yield op, change, message
+    rounded = {name: good[name].bfloat16() for name in ("hidden", "weight")}
+    yield op, rounded | {"bias": good["bias"].half()}, "bias must be Float or like hidden, got Half"
     half = {name: good[name].half() for name in ("hidden", "weight")}
     yield op, half, "hidden must be float32, float64 or bfloat16 on the CPU, got Half"
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hyenarec.model import HyenaRec
+from hyenarec.model import SequentialModel
 
 ROWS_PER_BLOCK = 256
 """Events whose scores exist at one time; small enough that a block of 256 x 4,000 float32 stays in cache."""
@@ -95,7 +95,7 @@ def cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tens
 class NextItemLoss(nn.Module):
     """A model's loss as a module's forward: what mixed precision and gradient synchronisation wrap."""
 
-    def __init__(self, model: HyenaRec) -> None:
+    def __init__(self, model: SequentialModel) -> None:
         super().__init__()
         self.model = model
 

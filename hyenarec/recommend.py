@@ -16,7 +16,8 @@ import torch
 from hyenarec.data import Histories, Vocabulary
 from hyenarec.data.histories import Int64Array, offsets_of
 from hyenarec.data.vocabulary import FILE_NAME as VOCABULARY_FILE
-from hyenarec.model import HyenaRec
+from hyenarec.pretrained import PretrainedModel
+from hyenarec.registry import load_model
 from hyenarec.scoring import Recommender, leave_out_history, score_blocks, scoring_mode
 
 ItemId = int | str
@@ -92,7 +93,7 @@ class SavedModel:
         vocabulary: its items.
     """
 
-    model: HyenaRec
+    model: PretrainedModel
     vocabulary: Vocabulary
 
     def __post_init__(self) -> None:
@@ -166,7 +167,7 @@ def load(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> 
     Raises:
         ValueError: if a file is missing or does not fit the others.
     """
-    model = HyenaRec.from_pretrained(folder).to(device)
+    model = load_model(folder).to(device)
     if not (Path(folder) / VOCABULARY_FILE).is_file():
         raise ValueError(f"folder must hold {VOCABULARY_FILE} beside the model, but {folder} has none")
     return SavedModel(model, Vocabulary.load(folder))

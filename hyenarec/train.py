@@ -20,7 +20,7 @@ from hyenarec.checkpoint import CHECKPOINT_FILE
 from hyenarec.config import TrainConfig, to_dict
 from hyenarec.data import load_histories, split_histories
 from hyenarec.evaluate import Evaluation
-from hyenarec.model import WEIGHTS_FILE, HyenaRec
+from hyenarec.pretrained import WEIGHTS_FILE, PretrainedModel
 from hyenarec.report import REPORT_FILE, evaluate_floors, make_report, text_table, write_report
 from hyenarec.run_log import read_log
 from hyenarec.training_run import CHOICE, TrainingRun
@@ -39,7 +39,7 @@ class TrainResult:
         log: the records of `log.jsonl`, one an epoch.
     """
 
-    model: HyenaRec
+    model: PretrainedModel
     test: Evaluation
     floors: dict[str, Evaluation]
     best_epoch: int
@@ -93,7 +93,7 @@ def finish(run: TrainingRun) -> TrainResult:
             exclude_history=test.exclude_history,
             split=test.split,
         )
-        report(run, {"HyenaRec": test, **floors})
+        report(run, {run.config.model.title: test, **floors})
     run.accelerator.wait_for_everyone()
     progress = run.progress
     return TrainResult(

@@ -39,8 +39,9 @@ from hyenarec.evaluate import Evaluation, evaluate
 from hyenarec.files import write_atomically
 from hyenarec.interrupt import Interrupt, TrainingInterrupted
 from hyenarec.loss import NextItemLoss
-from hyenarec.model import CONFIG_FILE, WEIGHTS_FILE, HyenaRec
 from hyenarec.optimizer import learning_rate, make_optimizer
+from hyenarec.pretrained import CONFIG_FILE, WEIGHTS_FILE
+from hyenarec.registry import make_model
 from hyenarec.report import REPORT_FILE
 from hyenarec.run_log import RunLog
 
@@ -83,7 +84,7 @@ class TrainingRun:
             world_size=self.processes,
         )
         torch.manual_seed(config.seed)
-        self.model = HyenaRec(config.model)
+        self.model = make_model(config.model)
         optimizer = make_optimizer(self.model.to(accelerator.device), config.optimizer)
         # The batches are not prepared: ours are the same number on every process, and exactly resumable.
         self.loss, self.optimizer = accelerator.prepare(NextItemLoss(self.model), optimizer)

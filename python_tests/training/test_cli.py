@@ -8,7 +8,14 @@ import sys
 import pytest
 
 from hyenarec import cli, recommend
-from hyenarec.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from hyenarec.config import (
+    DataConfig,
+    GRU4RecConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SASRecConfig,
+    TrainConfig,
+)
 from hyenarec.train import train
 
 
@@ -79,10 +86,29 @@ def test_the_settings_of_a_run_start_another_like_it(trained, received):
     }
 
 
+def test_the_name_of_a_model_brings_its_settings_and_defaults(received, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model:\n  name: sasrec\n  num_heads: 4\nepochs: 7\n")
+    words = [
+        ["--model.name", "sasrec"],
+        ["--model.name=gru4rec", "--model.num_layers", "2"],
+        ["--config", str(path), "--model.dim", "32"],
+    ]
+    assert [cli.main(["train", *options]) for options in words] == [0, 0, 0]
+    assert received == [
+        TrainConfig(model=SASRecConfig()),
+        TrainConfig(model=GRU4RecConfig(num_layers=2)),
+        TrainConfig(model=SASRecConfig(num_heads=4, dim=32), epochs=7),
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["train", "--model.width", "3"], "model.width"),
+        (["train", "--model.name", "sasrec", "--model.kernel", "mlp"], "model.kernel"),
+        (["train", "--model.num_heads", "2"], "model.num_heads"),
+        (["train", "--model.name"], "model.name"),
         (["train", "--config", "{folder}/unknown.yaml"], "model.width"),
         (["train", "--batch_size", "64"], "batch_size"),
         (["train", "--config", "{folder}/older.json"], "batch_size"),
@@ -104,6 +130,7 @@ def test_words_that_mean_nothing_are_errors(received, tmp_path, capsys, words, s
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ("train --model.name lstm", "hyenarec: model.name must be one of 'hyenarec', 'sasrec', "),
         ("train --model.dim 0", "hyenarec: model.dim must be an integer of at least 1, got 0\n"),
         (
             "train --data.path nowhere.txt --output_dir {folder}",

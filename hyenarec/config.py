@@ -131,7 +131,7 @@ class SequentialConfig(RecommenderConfig):
 
     Attributes:
         dim: D, channels of an event.
-        dropout: probability on the embeddings and on every residual branch or recurrent layer.
+        dropout: probability on the embeddings, every residual branch, and between recurrent layers.
     """
 
     dim: int = 64

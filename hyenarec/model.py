@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -370,7 +370,7 @@ class HyenaRec(SequentialModel):
     Source: Liu et al., "Hyena Operator for Fast Sequential Recommendation", WWW 2026, arXiv 2603.25027.
     """
 
-    config_type = ModelConfig
+    config_type: ClassVar[type[ModelConfig]] = ModelConfig
     config: ModelConfig
 
     def _make_layers(self) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 
+from hyenarec.baselines import GRU4Rec, Hyena, SASRec
 from hyenarec.config import RecommenderConfig, SequentialConfig
 from hyenarec.model import HyenaRec, SequentialModel
 from hyenarec.pretrained import PretrainedModel, read_config
 
-LEARNED: dict[str, type[SequentialModel]] = {"hyenarec": HyenaRec}
+LEARNED: dict[str, type[SequentialModel]] = {
+    model.config_type.name: model for model in (HyenaRec, SASRec, GRU4Rec, Hyena)
+}
 """The models that a training loop trains."""
 
 

@@ -8,8 +8,9 @@ sequences none of them computes with padding, but for bounded remainders where t
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Self, cast
 
 import numpy as np
 import torch
@@ -17,9 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from hyenarec.config import GRU4RecConfig, HyenaConfig, SASRecConfig
+from hyenarec.config import (
+    GRU4RecConfig,
+    HyenaConfig,
+    MarkovConfig,
+    PopularityConfig,
+    RecommenderConfig,
+    SASRecConfig,
+)
 from hyenarec.data.histories import Histories, offsets_of, ragged_indices
 from hyenarec.model import EMBEDDING_STD, Block, HyenaRec, SequentialModel, branch_gain, linear
+from hyenarec.pretrained import PretrainedModel
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -167,7 +176,7 @@ class SASRec(SequentialModel):
         nn.init.normal_(self.positions.weight, std=EMBEDDING_STD)
         self.blocks = nn.ModuleList(Block(config, Attention(config)) for _ in range(config.num_blocks))
 
-    def _encode(self, x: Tensor, offsets: Tensor | None) -> Tensor:
+    def _run_layers(self, x: Tensor, offsets: Tensor | None) -> Tensor:
         position = torch.arange(x.shape[-2], device=x.device)
         if offsets is not None:
             position = position - torch.repeat_interleave(
@@ -261,7 +270,7 @@ class GRU4Rec(SequentialModel):
     def _make_layers(self) -> None:
         self.mixer = Recurrence(self.config)
 
-    def _encode(self, x: Tensor, offsets: Tensor | None) -> Tensor:
+    def _run_layers(self, x: Tensor, offsets: Tensor | None) -> Tensor:
         rows: Tensor = self.mixer(self.dropout(x), offsets)
         return rows
 
@@ -269,28 +278,78 @@ class GRU4Rec(SequentialModel):
 # --- those that count ---
 
 
-class Popularity:
+class CountingModel(PretrainedModel):
+    """A recommender that learns nothing: its buffers are counts of training events. `of` makes one from them.
+
+    Args:
+        config: its settings; `num_items` must be set.
+        counts: its tensors by name, as `_count` gives them.
+
+    Raises:
+        RuntimeError: the tensors are not those of such a model.
+    """
+
+    def __init__(self, config: RecommenderConfig, counts: Mapping[str, Tensor]) -> None:
+        super().__init__(config)
+        for name, tensor in counts.items():
+            self.register_buffer(name, tensor)
+        shapes = {name: list(tensor.shape) for name, tensor in counts.items()}
+        if shapes != (expected := self._shapes(len(counts.get("counts", ())))):
+            raise RuntimeError(f"counts must be tensors of the shapes {expected}, got {shapes}")
+
+    @classmethod
+    def of(cls, train: Histories, config: RecommenderConfig | None = None) -> Self:
+        """The model of these training events; unknown items (0) are left out."""
+        config = cls.config_type(num_items=train.num_items) if config is None else config
+        return cls(config, cls._count(train))
+
+    @staticmethod
+    def _count(train: Histories) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def _shapes(self, counts: int) -> dict[str, list[int]]:
+        """What the tensors' shapes must be, where there are so many counts."""
+        raise NotImplementedError
+
+    @classmethod
+    def _restore(cls, config: RecommenderConfig, tensors: Mapping[str, Tensor]) -> Self:
+        return cls(config, tensors)
+
+
+class Popularity(CountingModel):
     """Scores each item by how often it occurs in training, whatever the history."""
 
-    def __init__(self, train: Histories) -> None:
-        """Counts the events of each item; unknown items (0) are left out."""
+    config_type = PopularityConfig
+    counts: Tensor
+
+    @staticmethod
+    def _count(train: Histories) -> dict[str, Tensor]:
         counts = np.bincount(train.items, minlength=train.num_items + 1)[1:]
-        self.counts = torch.from_numpy(counts.astype(np.float64))
+        return {"counts": torch.from_numpy(counts.astype(np.float64))}
+
+    def _shapes(self, counts: int) -> dict[str, list[int]]:
+        return {"counts": [self.num_items]}
 
     def score(self, items: Tensor, offsets: Tensor) -> Tensor:
         """The counts once for each history: `[B, V]` float64, column j for item j + 1."""
-        return self.counts.to(items.device).expand(len(offsets) - 1, -1)
+        return self.counts.expand(len(offsets) - 1, -1)
 
 
-class Markov:
+class Markov(CountingModel):
     """First-order Markov counts: how often each item came right after the history's last one in training.
 
     Ties, such as all the items that never did, are broken by popularity. Memory is one entry for each
     distinct pair of neighbours, not V x V.
     """
 
-    def __init__(self, train: Histories) -> None:
-        """Counts the pairs of neighbouring events in each user's history; unknown items (0) are left out."""
+    config_type = MarkovConfig
+    pairs: Tensor
+    """int64, ascending: (V + 1) times an item's id plus the id of one that came right after it."""
+    counts: Tensor
+    tie_break: Tensor
+
+    @staticmethod
+    def _count(train: Histories) -> dict[str, Tensor]:
         events = np.arange(1, train.num_events)
         follows = np.ones(train.num_events, dtype=bool)
         follows[train.offsets[:-1][train.lengths > 0]] = False  # the first event of a user follows nothing
@@ -298,20 +357,25 @@ class Markov:
         last = train.items[events[follows] - 1].astype(np.int64)
         following = train.items[events[follows]].astype(np.int64)
         pairs, counts = np.unique(last * (train.num_items + 1) + following, return_counts=True)
-        last, following = np.divmod(pairs, train.num_items + 1)
-        self.row_offsets = torch.from_numpy(offsets_of(np.bincount(last, minlength=train.num_items + 1)))
-        self.columns = torch.from_numpy(following - 1)
-        self.counts = torch.from_numpy(counts.astype(np.float64))
-        popularity = Popularity(train).counts
-        self.tie_break = popularity / (popularity.max() + 1)  # below 1, the smallest difference of two counts
+        popularity = Popularity.of(train).counts
+        return {
+            "pairs": torch.from_numpy(pairs),
+            "counts": torch.from_numpy(counts.astype(np.float64)),
+            # Below 1, the smallest difference of two counts.
+            "tie_break": popularity / (popularity.max() + 1),
+        }
+
+    def _shapes(self, counts: int) -> dict[str, list[int]]:
+        return {"pairs": [counts], "counts": [counts], "tie_break": [self.num_items]}
 
     def score(self, items: Tensor, offsets: Tensor) -> Tensor:
         """The counts after each history's last event, plus popularity below 1: `[B, V]` float64."""
-        last = items[offsets[1:] - 1].cpu()
+        last = items[offsets[1:] - 1]
         scores = self.tie_break.repeat(len(last), 1)
-        starts, ends = self.row_offsets[last], self.row_offsets[last + 1]
+        smallest = last * (self.num_items + 1) + 1  # the pair of each last item with item 1
+        starts, ends = (torch.searchsorted(self.pairs, smallest + column) for column in (0, self.num_items))
         lengths = ends - starts
-        row = torch.repeat_interleave(torch.arange(len(last)), lengths)
-        entry = torch.arange(len(row)) + (starts - lengths.cumsum(0) + lengths)[row]
-        scores.index_put_((row, self.columns[entry]), self.counts[entry], accumulate=True)
-        return scores.to(items.device)
+        row = torch.repeat_interleave(torch.arange(len(last), device=last.device), lengths)
+        entry = torch.arange(len(row), device=last.device) + (starts - lengths.cumsum(0) + lengths)[row]
+        column = self.pairs[entry] - smallest[row]
+        return scores.index_put_((row, column), self.counts[entry], accumulate=True)

@@ -187,7 +187,7 @@ def _evaluate(options: Any) -> int:
     from hyenarec.data import load_histories, split_histories
     from hyenarec.evaluate import evaluate
     from hyenarec.recommend import load
-    from hyenarec.report import evaluate_floors, text_table
+    from hyenarec.report import beside_floors, evaluate_floors, text_table
 
     chosen = EvaluateOptions(**_fields(options))
     saved = load(chosen.model, _device(chosen.device))
@@ -212,7 +212,7 @@ def _evaluate(options: Any) -> int:
     floors = evaluate_floors(
         split.train, targets, max_len=max_len, exclude_history=exclude_history, split=name, ks=ks
     )
-    print(text_table({saved.model.config.title: result, **floors}), split.leaks, sep="\n")
+    print(text_table(beside_floors(saved.model.config, result, floors)), split.leaks, sep="\n")
     return 0
 
 

@@ -265,7 +265,7 @@ class Block(nn.Module):
 class SequentialModel(PretrainedModel):
     """What all models share that learn: the item embedding, and the same once more as the output layer.
 
-    A model adds its own layers in `_make_layers` and runs them in `_encode`.
+    A model adds its own layers in `_make_layers` and runs them in `_run_layers`.
 
     Args:
         config: the shape; `num_items` must be set.
@@ -275,12 +275,8 @@ class SequentialModel(PretrainedModel):
 
     def __init__(self, config: SequentialConfig) -> None:
         super().__init__(config)
-        if config.num_items is None:
-            raise ValueError(
-                "config.num_items must be set to the catalogue's size before a model is made, got None"
-            )
-        self.items = nn.Embedding(config.num_items + 1, config.dim, padding_idx=0)
-        self.item_bias = nn.Parameter(torch.zeros(config.num_items))
+        self.items = nn.Embedding(self.num_items + 1, config.dim, padding_idx=0)
+        self.item_bias = nn.Parameter(torch.zeros(self.num_items))
         self.dropout = nn.Dropout(config.dropout)
         self._make_layers()
         self.norm = nn.LayerNorm(config.dim)
@@ -293,7 +289,7 @@ class SequentialModel(PretrainedModel):
         """Adds what lies between the embedding and the last norm."""
         raise NotImplementedError
 
-    def _encode(self, x: Tensor, offsets: Tensor | None) -> Tensor:
+    def _run_layers(self, x: Tensor, offsets: Tensor | None) -> Tensor:
         """Embedded events, `[B, L, D]` or packed `[total, D]` with `offsets`, to rows for the last norm."""
         raise NotImplementedError
 
@@ -314,7 +310,7 @@ class SequentialModel(PretrainedModel):
         """
         self._check(items, offsets)
         x = self.items(items) * math.sqrt(self.config.dim)
-        hidden: Tensor = self.norm(self._encode(x, offsets))
+        hidden: Tensor = self.norm(self._run_layers(x, offsets))
         return hidden
 
     def _check(self, items: Tensor, offsets: Tensor | None) -> None:
@@ -377,7 +373,7 @@ class HyenaRec(SequentialModel):
         config = self.config
         self.blocks = nn.ModuleList(Block(config, Mixer(config)) for _ in range(config.num_blocks))
 
-    def _encode(self, x: Tensor, offsets: Tensor | None) -> Tensor:
+    def _run_layers(self, x: Tensor, offsets: Tensor | None) -> Tensor:
         padding = None
         if offsets is not None and self.config.kernel != "legendre":
             padding = Padding.around(offsets, x.shape[0])

@@ -24,7 +24,7 @@ class PretrainedModel(nn.Module):
     """A recommender that is described by a configuration, and can be saved and loaded.
 
     Args:
-        config: its settings, of the class `config_type`.
+        config: its settings, of the class `config_type`; `num_items` must be set.
     """
 
     config_type: ClassVar[type[RecommenderConfig]]
@@ -36,7 +36,17 @@ class PretrainedModel(nn.Module):
                 f"config must be a {self.config_type.__name__} to make a {type(self).__name__}, "
                 f"got a {type(config).__name__}"
             )
+        if config.num_items is None:
+            raise ValueError(
+                "config.num_items must be set to the catalogue's size before a model is made, got None"
+            )
         self.config = config
+        self._num_items = config.num_items
+
+    @property
+    def num_items(self) -> int:
+        """V, size of the catalogue."""
+        return self._num_items
 
     def score(self, items: Tensor, offsets: Tensor) -> Tensor:
         """Scores of the next event after each packed history, as `hyenarec.scoring.Recommender` has it."""

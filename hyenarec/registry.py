@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hyenarec.baselines import GRU4Rec, Hyena, SASRec
+from hyenarec.baselines import CountingModel, GRU4Rec, Hyena, Markov, Popularity, SASRec
 from hyenarec.config import RecommenderConfig, SequentialConfig
 from hyenarec.model import HyenaRec, SequentialModel
 from hyenarec.pretrained import PretrainedModel, read_config
@@ -13,6 +13,9 @@ LEARNED: dict[str, type[SequentialModel]] = {
     model.config_type.name: model for model in (HyenaRec, SASRec, GRU4Rec, Hyena)
 }
 """The models that a training loop trains."""
+
+COUNTED: dict[str, type[CountingModel]] = {model.config_type.name: model for model in (Markov, Popularity)}
+"""The models that are made of counts."""
 
 
 def make_model(config: RecommenderConfig) -> SequentialModel:
@@ -32,4 +35,5 @@ def load_model(folder: str | os.PathLike[str]) -> PretrainedModel:
     Raises:
         ValueError: a file is missing or damaged.
     """
-    return LEARNED[read_config(folder).name].from_pretrained(folder)
+    models: dict[str, type[PretrainedModel]] = {**LEARNED, **COUNTED}
+    return models[read_config(folder).name].from_pretrained(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -108,6 +109,8 @@ def _check_finite(scores: Tensor, rows: Int64Array) -> None:
 
 
 def device_of(recommender: Recommender) -> torch.device:
-    """Where the recommender wants its histories: its parameters' device, the CPU if it has none."""
-    parameter = next(recommender.parameters(), None) if isinstance(recommender, nn.Module) else None
-    return torch.device("cpu") if parameter is None else parameter.device
+    """Where the recommender wants its histories: the device of its tensors, the CPU if it has none."""
+    if not isinstance(recommender, nn.Module):
+        return torch.device("cpu")
+    tensor = next(chain(recommender.parameters(), recommender.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device

@@ -248,13 +248,13 @@ TRAIN = [[3, 1, 3, 1], [3, 2], [], [1], [2], [4]]
 
 
 def test_popularity_by_hand() -> None:
-    scores = score(Popularity(histories_of(TRAIN, 5)), [1, 2], [5])
+    scores = score(Popularity.of(histories_of(TRAIN, 5)), [1, 2], [5])
     assert scores.tolist() == [[3, 2, 3, 1, 0]] * 2
 
 
 def test_markov_by_hand() -> None:
     # Events: 1 five times, 4 four times, 3 three times, 2 twice, 5 never.
-    markov = Markov(histories_of([*TRAIN, [1], [1], [4], [4], [4]], 5))
+    markov = Markov.of(histories_of([*TRAIN, [1], [1], [4], [4], [4]], 5))
     after_3, after_1, after_4 = best(markov, [4, 3], [5, 1], [4])
     assert after_3 == [1, 2, 4, 3, 5]  # 1 came twice and 2 once
     assert after_1 == [3, 1, 4, 2, 5]  # only 3 came
@@ -263,7 +263,7 @@ def test_markov_by_hand() -> None:
 
 
 def test_no_pair_reaches_from_one_user_to_the_next() -> None:
-    markov = Markov(histories_of([[1, 2], [3, 4], [], [5], [1]], 5))
+    markov = Markov.of(histories_of([[1, 2], [3, 4], [], [5], [1]], 5))
     assert (score(markov, [2], [4], [5]) < 1).all()
     assert score(markov, [1])[0, 1] >= 1
     assert score(markov, [3])[0, 3] >= 1
@@ -271,8 +271,8 @@ def test_no_pair_reaches_from_one_user_to_the_next() -> None:
 
 def test_unknown_events_are_left_out() -> None:
     train = histories_of([[1, 0, 2], [0, 1], [2, 0]], 2)
-    assert Popularity(train).counts.tolist() == [2, 2]
-    assert (score(Markov(train), [1], [2]) < 1).all()
+    assert Popularity.of(train).counts.tolist() == [2, 2]
+    assert (score(Markov.of(train), [1], [2]) < 1).all()
 
 
 def test_markov_equals_plain_python_counts() -> None:
@@ -280,7 +280,7 @@ def test_markov_equals_plain_python_counts() -> None:
     rows = [generator.integers(1, 31, size=generator.integers(0, 40)).tolist() for _ in range(60)]
     pairs = Counter(pair for row in rows for pair in pairwise(row))
     events = Counter(item for row in rows for item in row)
-    markov = Markov(histories_of(rows, 30))
+    markov = Markov.of(histories_of(rows, 30))
     scores = score(markov, *([item] for item in range(1, 31)))
     assert len(markov.counts) == len(pairs)
     for last in range(1, 31):
@@ -295,7 +295,7 @@ def test_markov_equals_plain_python_counts() -> None:
 
 
 def test_histories_score_the_same_alone_and_together() -> None:
-    markov = Markov(histories_of(TRAIN, 5))
+    markov = Markov.of(histories_of(TRAIN, 5))
     together = score(markov, [1, 3], [3, 1], [2])
     alone = torch.cat([score(markov, row) for row in ([1, 3], [3, 1], [2])])
     assert torch.equal(together, alone)
@@ -303,12 +303,34 @@ def test_histories_score_the_same_alone_and_together() -> None:
 
 def test_empty_training_scores_zero() -> None:
     empty = histories_of([[]], 3)
-    assert score(Popularity(empty), [1]).tolist() == [[0, 0, 0]]
-    assert score(Markov(empty), [1]).tolist() == [[0, 0, 0]]
+    assert score(Popularity.of(empty), [1]).tolist() == [[0, 0, 0]]
+    assert score(Markov.of(empty), [1]).tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize("kind", [Markov, Popularity])
+def test_counts_are_saved_and_loaded(kind: type[Markov | Popularity], tmp_path: Path) -> None:
+    model = kind.of(histories_of(TRAIN, 5))
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert type(loaded) is kind and loaded.config == model.config
+    assert torch.equal(score(loaded, [1, 3], [2]), score(model, [1, 3], [2]))
+    config = json.loads((tmp_path / "config.json").read_text()) | {"num_items": 6}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"must be what config\.json describes: counts must be"):
+        load_model(tmp_path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", [Markov, Popularity])
+def test_counts_on_a_gpu_are_those_of_the_cpu(kind: type[Markov | Popularity]) -> None:
+    model = kind.of(histories_of(TRAIN, 5))
+    items, offsets = torch.tensor([1, 3, 2]), torch.tensor([0, 2, 3])
+    expected = model.score(items, offsets)
+    assert torch.equal(model.cuda().score(items.cuda(), offsets.cuda()).cpu(), expected)
 
 
 def test_scores_are_the_callers_to_change() -> None:
-    markov = Markov(histories_of(TRAIN, 5))
+    markov = Markov.of(histories_of(TRAIN, 5))
     before = score(markov, [3]).clone()
     score(markov, [3]).zero_()
     assert torch.equal(score(markov, [3]), before)

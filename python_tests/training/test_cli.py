@@ -9,6 +9,7 @@ import pytest
 
 from hyenarec import cli, recommend
 from hyenarec.config import (
+    MODEL_CONFIGS,
     DataConfig,
     GRU4RecConfig,
     ModelConfig,
@@ -16,6 +17,8 @@ from hyenarec.config import (
     SASRecConfig,
     TrainConfig,
 )
+from hyenarec.registry import COUNTED
+from hyenarec.run_log import read_log
 from hyenarec.train import train
 
 
@@ -242,6 +245,41 @@ def test_evaluate_refuses_another_catalogue(trained, tmp_path, capsys):
     other.write_text("".join(f"u{user} j{step}\n" for user in range(3) for step in range(12)))
     assert cli.main(["evaluate", "--model", str(trained), "--data.path", str(other)]) == 2
     assert "data must have the catalogue that the model was trained on, 12 items" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", MODEL_CONFIGS)
+def test_every_model_trains_evaluates_and_recommends(name, trained, tmp_path, capsys):
+    words = ["train", "--model.name", name, "--data.path", str(trained.parent / "events.txt")]
+    words += ["--output_dir", str(tmp_path / "run"), "--model.max_len", "12", "--device", "cpu"]
+    if name not in COUNTED:
+        options = "--model.dim 16 --batch_tokens 40 --epochs 8 --optimizer.warmup_steps 0"
+        words += [*options.split(), "--optimizer.learning_rate", "0.02"]
+    assert cli.main(words) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    title = MODEL_CONFIGS[name].title
+    assert list(report["results"]) == list(dict.fromkeys([title, "Markov", "Popularity"]))
+    ndcg = {row: result["figures"]["NDCG@10"]["mean"] for row, result in report["results"].items()}
+    if name not in COUNTED:
+        losses = [record["loss"] for record in read_log(tmp_path / "run")]
+        assert losses[-1] < 0.8 * losses[0] and ndcg[title] > ndcg["Popularity"]
+    capsys.readouterr()
+    assert cli.main(["evaluate", "--model", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith(title))
+    assert f"{ndcg[title]:.4f}" in row
+    assert cli.main(["recommend", "--model", str(tmp_path / "run"), "--history", "i3 i4", "--k", "2"]) == 0
+    best = capsys.readouterr().out
+    assert best.count("\n") == 2 and (name == "popularity" or best.startswith("i5\t"))
+
+
+def test_counting_is_of_the_training_events_and_takes_a_folder_over(trained, tmp_path, capsys):
+    words = ["train", "--data.path", str(trained.parent / "events.txt"), "--output_dir", str(tmp_path)]
+    assert cli.main([*words, "--model.name", "popularity"]) == 0
+    assert recommend.load(tmp_path).model.counts.sum() == sum(6 + user % 5 - 2 for user in range(40))
+    assert cli.main([*words, "--model.name", "markov"]) == 2
+    assert "replace it with --overwrite" in capsys.readouterr().err
+    assert cli.main([*words, "--model.name", "markov", "--overwrite"]) == 0
+    assert recommend.load(tmp_path).model.config.name == "markov"
+    assert json.loads((tmp_path / "report.json").read_text())["epochs"] == 0
 
 
 def test_recommend_prints_items_and_scores(trained, capsys):

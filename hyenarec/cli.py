@@ -20,7 +20,15 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from hyenarec.config import DataConfig, Device, ModelConfig, TrainConfig, model_config_named, to_dict
+from hyenarec.config import (
+    BenchConfig,
+    DataConfig,
+    Device,
+    ModelConfig,
+    TrainConfig,
+    model_config_named,
+    to_dict,
+)
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,10 @@ def make_parser(model: str, defaults: dict[str, Any]) -> ArgumentParser:
         subparser = _options_of(name, options)
         subparser.set_defaults(defaults)
         commands.add_subcommand(name, subparser, help=help_text)
+    bench = ArgumentParser(description="Measures what this machine does.")
+    commands.add_subcommand("bench", bench, help="measure training steps of every model")
+    measured = bench.add_subcommands(dest="what")
+    measured.add_subcommand("train", _options_of("bench train", BenchConfig), help="time a training step")
     commands.add_subcommand("doctor", ArgumentParser(), help="tell how the package was built, and test it")
     return parser
 
@@ -249,6 +261,13 @@ def _history_of(chosen: RecommendOptions) -> list[Any]:
     return decoded
 
 
+def _bench(options: Any) -> int:
+    from hyenarec.bench import bench_train
+
+    bench_train(BenchConfig(**_fields(options.train)))
+    return 0
+
+
 def _doctor(options: Any) -> int:
     from hyenarec import doctor
 
@@ -259,6 +278,7 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "recommend": _recommend,
+    "bench": _bench,
     "doctor": _doctor,
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
@@ -278,6 +278,9 @@ MODEL_CONFIGS: dict[str, type[RecommenderConfig]] = {
 }
 """The settings of each model, by its name; a class's defaults are the model's own."""
 
+LEARNED_NAMES = tuple(name for name, config in MODEL_CONFIGS.items() if issubclass(config, SequentialConfig))
+"""Names of the models that a training loop trains."""
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -362,6 +365,51 @@ class TrainConfig:
         _require_choice("precision", Precision, self.precision)
         _require(self.output_dir != "", "output_dir", "a folder", self.output_dir)
         _require(not (self.resume and self.overwrite), "overwrite", "false with resume", self.overwrite)
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Times training steps of the models in turns: events a second, peak memory, and each part's share.
+
+    Attributes:
+        models: names of models that learn.
+        lengths: events of a sequence, of a model's `max_len` then; None: 200, 1024 and 4096, on a GPU also
+            16384.
+        batch_tokens: events a step; a longer sequence is a step by itself.
+        num_items: size of the catalogue.
+        dim: D, channels of an event; all else of a model is its own default.
+        repetitions: steps of each model at each length; the median counts.
+        seed: of initial values, batches and dropout.
+        device: `auto` takes a GPU where there is one, `cpu` leaves it alone.
+        precision: `no` (float32) or `bf16` mixed precision.
+        output: JSON file of all figures; None writes none.
+        plot: image file (PNG, SVG, PDF) of the cost of an event against the length; needs matplotlib.
+    """
+
+    models: Sequence[str] = LEARNED_NAMES
+    lengths: Sequence[int] | None = None
+    batch_tokens: int = 16384
+    num_items: int = 3416
+    dim: int = 64
+    repetitions: int = 5
+    seed: int = 0
+    device: Device = "auto"
+    precision: Literal["no", "bf16"] = "no"
+    output: str | None = None
+    plot: str | None = None
+
+    def __post_init__(self) -> None:
+        options = ", ".join(map(repr, LEARNED_NAMES))
+        _require(len(self.models) > 0, "models", f"at least one of {options}", list(self.models))
+        for model in self.models:
+            _require(model in LEARNED_NAMES, "models", f"of {options}", model)
+        for length in self.lengths or ():
+            _require_count("lengths", length)
+        for name in ("batch_tokens", "num_items", "dim", "repetitions"):
+            _require_count(name, getattr(self, name))
+        _require_count("seed", self.seed, least=0)
+        _require_choice("device", Device, self.device)
+        _require_choice("precision", Literal["no", "bf16"], self.precision)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

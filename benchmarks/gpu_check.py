@@ -5,8 +5,7 @@
 Builds the package into build/gpu-check, runs the Python tests of the operators on the GPU,
 compute-sanitizer's memcheck and racecheck over a small case of every kernel, the timings of ops.py and
 long_convolution.py and of every model's training step in bfloat16, and the C++ tests where GoogleTest is
-there. Logs, timings and `summary.json` go to $OUT,
-else to build/gpu-check, too.
+there. Logs, timings and `summary.json` go to $OUT, else to build/gpu-check, too.
 A step that fails does not stop the others; the exit status is 1 if any failed. Compiling the Legendre scan
 may take most of the ten minutes: started again, the build goes on where it stopped, and `--only` names what
 is still to be done behind it.
@@ -203,7 +202,7 @@ def timings(check: Check) -> None:
         check.run(step, [*command, "--output", str(check.out / f"{script}.json")], 180)
         show(check, step)
     program = (
-        "import sys; from hyenarec.bench import BenchConfig, bench_train; "
+        "import sys; from hyenarec.bench import bench_train; from hyenarec.config import BenchConfig; "
         "bench_train(BenchConfig(precision='bf16', output=sys.argv[1]))"
     )
     output = str(check.out / "bench_train.json")

@@ -1,8 +1,8 @@
 """The models to compare with, behind the same interface as HyenaRec: those that learn, then those that count.
 
 Those that learn share HyenaRec's embedding, output layer, loss, batches and optimiser, and, where they have
-blocks, its norms and feed-forward layers: what differs is how a row learns of the events before it. On packed
-sequences none of them computes with padding, but for bounded remainders where torch asks for rectangles.
+blocks, its norms and feed-forward layers: what differs is how a row learns of the events before it. Packed
+sequences stay packed but for what needs rectangles: attention on a CPU, with bounded padding, and the FFT.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ try:
 except ImportError:  # a torch without it
     HAS_VARLEN = False
 else:
-    HAS_VARLEN = (
-        "window_size" in inspect.signature(varlen_attn).parameters
-    )  # else it says causality otherwise
+    # Its first version, in torch 2.10, took another argument to be causal.
+    HAS_VARLEN = "window_size" in inspect.signature(varlen_attn).parameters
 
 SHORT = 16
 """Sequences of at most so many events are padded to one length: they cost little in any case."""
@@ -230,14 +229,14 @@ class Recurrence(nn.Module):
         elif x.shape[0] == 0:
             states = x.new_zeros(0, self.gru.hidden_size)
         else:
-            index, alive = time_major(offsets, x.shape[0])
+            index, alive = time_major(offsets)
             rows = PackedSequence(x.new_empty(x.shape).index_copy(0, index, x), alive)
             states = self.gru(rows)[0].data.index_select(0, index)
         y: Tensor = self.out_proj(states)
         return y
 
 
-def time_major(offsets: Tensor, total: int) -> tuple[Tensor, Tensor]:
+def time_major(offsets: Tensor) -> tuple[Tensor, Tensor]:
     """How a `PackedSequence` has packed sequences: all first events, all second ones, the longest's in front.
 
     A GPU has to wait: how many sequences are alive at each step is a loop's bound.

@@ -8,7 +8,6 @@ that are compared.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import importlib.util
 import json
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from hyenarec.config import MODEL_CONFIGS, BenchConfig, OptimizerConfig, SequentialConfig, to_dict
 from hyenarec.loss import NextItemLoss
+from hyenarec.memory import reset_peak, resident
 from hyenarec.optimizer import make_optimizer
 from hyenarec.registry import make_model
 from hyenarec.report import git_commit, write_report
@@ -297,18 +297,6 @@ def peak_of_this_process(config: BenchConfig, name: str, length: int) -> float:
     before = resident("VmRSS")
     take_steps(config, name, length)
     return resident("VmHWM") - before
-
-
-def resident(field: str) -> float:
-    """MiB of this process: VmRSS, now in memory, or VmHWM, the most since `reset_peak`. Linux only."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
-def reset_peak() -> None:
-    """Begins a new VmHWM for `resident`."""
-    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but kept would hide what is used next
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 # --- what the user sees ---

@@ -110,6 +110,16 @@ def test_every_parameter_learns_and_the_loss_falls(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LEARNED)
+def test_mixed_precision_rounds_and_no_more(name: str) -> None:
+    model, (items, offsets) = fresh(name), packed([40, 24, 7])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rows, loss = model(items, offsets), NextItemLoss(model)(items, offsets, items)
+    loss.backward()
+    assert relative_error(rows.float(), model(items, offsets)) < 0.05
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", LEARNED)
 def test_saved_and_loaded_models_are_the_same(name: str, tmp_path: Path) -> None:
     model = fresh(name)
     model.save_pretrained(tmp_path)
@@ -202,6 +212,7 @@ def test_packed_attention_on_a_gpu_is_that_of_the_cpu() -> None:
     exact = model(items, offsets)
     with torch.autocast("cuda", dtype=torch.bfloat16):
         assert Packed.can_attend(x, 2)
+        model(items, offsets)  # what is made once may wait
         torch.cuda.set_sync_debug_mode("error")
         try:
             rows = model(items, offsets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import signal
 import sys
 import time
@@ -43,7 +44,7 @@ from hyenarec.optimizer import learning_rate, make_optimizer
 from hyenarec.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from hyenarec.registry import make_model
 from hyenarec.report import REPORT_FILE
-from hyenarec.run_log import LOG_FILE, RunLog
+from hyenarec.run_log import LOG_FILE, TENSORBOARD_FOLDER, RunLog
 from hyenarec.scoring import Recommender
 
 CHOICE = "NDCG@10"
@@ -357,6 +358,7 @@ def begin_folder(config: TrainConfig) -> None:
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if config.overwrite:
+        shutil.rmtree(folder / TENSORBOARD_FOLDER, ignore_errors=True)
         # The checkpoint goes last: until then the folder holds the earlier run's, not a mixture.
         for name in (WEIGHTS_FILE, CONFIG_FILE, VOCABULARY_FILE, REPORT_FILE, LOG_FILE, CHECKPOINT_FILE):
             (folder / name).unlink(missing_ok=True)

@@ -315,7 +315,7 @@ def test_python_m_hyenarec_is_the_command():
     done = subprocess.run(
         [sys.executable, "-m", "hyenarec", "--help"], capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0 and "{train,evaluate,recommend,doctor}" in done.stdout
+    assert done.returncode == 0 and "{train,evaluate,recommend,bench,doctor}" in done.stdout
 
 
 def test_training_needs_no_command_line_packages():

@@ -25,12 +25,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from bounds import Section, at_least, at_most, run_sections
-from peak_memory import in_process_of_its_own, mebibytes, reset_peak, resident
+from peak_memory import in_process_of_its_own, mebibytes
 from timing import timed
 
 from hyenarec.config import LossConfig, ModelConfig, TrainConfig
 from hyenarec.data import Histories, Vocabulary, leave_one_out
 from hyenarec.evaluate import evaluate
+from hyenarec.memory import reset_peak, resident
 from hyenarec.recommend import recommend
 from hyenarec.training_run import TrainingRun
 

@@ -25,11 +25,12 @@ import torch
 import torch.nn.functional as F
 from bounds import Section, at_least, at_most, run_sections
 from ops import relative_error
-from peak_memory import in_process_of_its_own, mebibytes, reset_peak, resident
+from peak_memory import in_process_of_its_own, mebibytes
 from timing import Function, Times, forward_backward, timed
 from torch import Tensor
 
 from hyenarec import ops
+from hyenarec.memory import reset_peak, resident
 
 DIM = 64
 SHAPES = [(16000, 3416), (16000, 1000), (4000, 26744)]  # rows, items; the first is MovieLens-1M's step

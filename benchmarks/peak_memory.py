@@ -6,13 +6,11 @@ resident memory counts everything. Called with a case in JSON, this file is that
 
 from __future__ import annotations
 
-import ctypes
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from timing import forward_backward
 from torch import Tensor
 
 from hyenarec import ops
+from hyenarec.memory import reset_peak, resident
 
 NUM_COEFFS = 17
 EVENTS = 1 << 16
@@ -58,17 +57,6 @@ class Figure:
     tables: float
     extra: float
     beyond_share: float  # (tables + extra) / needed
-
-
-def resident(field: str) -> float:
-    """MiB of this process: VmRSS, now in memory, or VmHWM, the most since `reset_peak`."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
-def reset_peak() -> None:
-    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but kept would hide what is used next
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def mebibytes(tensors: list[Tensor]) -> float:

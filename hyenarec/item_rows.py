@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyenarec.model import HyenaRec
+from hyenarec.model import SequentialModel
 
 TABLE = ("items.weight", "item_bias")
 """The parameters whose rows belong to items, by their names in the model."""
@@ -29,7 +29,7 @@ class ItemRows:
         bias: `[U]`.
     """
 
-    def __init__(self, model: HyenaRec, ids: Tensor) -> None:
+    def __init__(self, model: SequentialModel, ids: Tensor) -> None:
         self.ids = torch.cat([ids.new_zeros(1), ids])
         self.weight = model.items.weight.detach().index_select(0, self.ids).requires_grad_()
         self.bias = model.item_bias.detach().index_select(0, ids - 1).requires_grad_()
@@ -43,7 +43,7 @@ class ItemRows:
         """The same items by their place among these rows: 1..U, and 0 for none. All must be among them."""
         return torch.searchsorted(self.ids, ids)
 
-    def give_gradients(self, model: HyenaRec) -> None:
+    def give_gradients(self, model: SequentialModel) -> None:
         """Makes these rows' gradients those of the model's table: row-sparse ones, in the same memory."""
         ids = self.ids[None, 1:]
         for parameter, index, leaf in (

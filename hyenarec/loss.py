@@ -12,7 +12,7 @@ from torch.func import functional_call
 from hyenarec import ops
 from hyenarec.config import LossConfig
 from hyenarec.item_rows import ItemRows
-from hyenarec.model import HyenaRec
+from hyenarec.model import SequentialModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class NextItemLoss(nn.Module):
         config: which loss.
     """
 
-    def __init__(self, model: HyenaRec, config: LossConfig | None = None) -> None:
+    def __init__(self, model: SequentialModel, config: LossConfig | None = None) -> None:
         super().__init__()
         self.model, self.config = model, config or LossConfig()
 

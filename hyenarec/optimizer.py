@@ -96,13 +96,14 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> LazyAdamW:
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Splits the parameters into those that weight decay shrinks and those that it leaves alone.
 
-    Decayed are the matrices of linear layers: zero is their neutral value. Not decayed are biases, norms,
-    embeddings, convolution taps, and all that makes a long kernel, linear layers included: shrinking a decay
-    rate, a coefficient or a filter's phase changes a shape, not a size.
+    Decayed are the matrices of linear and recurrent layers: zero is their neutral value. Not decayed are
+    biases, norms, embeddings, convolution taps, and all that makes a long kernel, linear layers included:
+    shrinking a decay rate, a coefficient or a filter's phase changes a shape, not a size.
     """
     kernels = tuple(KERNELS.values())
     in_kernels = {p for module in model.modules() if isinstance(module, kernels) for p in module.parameters()}
-    matrices = {module.weight for module in model.modules() if isinstance(module, nn.Linear)} - in_kernels
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.RNNBase)]
+    matrices = {p for layer in layers for p in layer.parameters() if p.dim() == 2} - in_kernels
     trained = [p for p in model.parameters() if p.requires_grad]
     return [p for p in trained if p in matrices], [p for p in trained if p not in matrices]
 

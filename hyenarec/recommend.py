@@ -17,7 +17,8 @@ from torch import Tensor
 from hyenarec.data import Histories, Vocabulary
 from hyenarec.data.histories import Int64Array, offsets_of
 from hyenarec.data.vocabulary import FILE_NAME as VOCABULARY_FILE
-from hyenarec.model import HyenaRec
+from hyenarec.pretrained import PretrainedModel
+from hyenarec.registry import load_model
 from hyenarec.scoring import Block, Recommender, score_blocks, scoring_mode
 
 ItemId = int | str
@@ -123,7 +124,7 @@ class SavedModel:
         vocabulary: its items.
     """
 
-    model: HyenaRec
+    model: PretrainedModel
     vocabulary: Vocabulary
 
     def __post_init__(self) -> None:
@@ -197,7 +198,7 @@ def load(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> 
     Raises:
         ValueError: if a file is missing or does not fit the others.
     """
-    model = HyenaRec.from_pretrained(folder).to(device)
+    model = load_model(folder).to(device)
     if not (Path(folder) / VOCABULARY_FILE).is_file():
         raise ValueError(f"folder must hold {VOCABULARY_FILE} beside the model, but {folder} has none")
     return SavedModel(model, Vocabulary.load(folder))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -232,6 +233,8 @@ def _check_finite(scores: Tensor, rows: Int64Array, first: int) -> None:
 
 
 def device_of(recommender: Recommender) -> torch.device:
-    """Where the recommender wants its histories: its parameters' device, the CPU if it has none."""
-    parameter = next(recommender.parameters(), None) if isinstance(recommender, nn.Module) else None
-    return torch.device("cpu") if parameter is None else parameter.device
+    """Where the recommender wants its histories: the device of its tensors, the CPU if it has none."""
+    if not isinstance(recommender, nn.Module):
+        return torch.device("cpu")
+    tensor = next(chain(recommender.parameters(), recommender.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device

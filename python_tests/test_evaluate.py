@@ -197,8 +197,8 @@ def test_memory_does_not_grow_with_the_catalogue(monkeypatch: pytest.MonkeyPatch
     train = Histories(targets.offsets, targets.items, None, targets.users, Vocabulary(np.arange(num_items)))
     recommenders: dict[str, Callable[[], scoring.Recommender]] = {
         "HyenaRec": lambda: HyenaRec(ModelConfig(num_items=num_items, dim=4, num_blocks=1, max_len=4)),
-        "Markov": lambda: Markov(train),
-        "Popularity": lambda: Popularity(train),
+        "Markov": lambda: Markov.of(train),
+        "Popularity": lambda: Popularity.of(train),
     }
     recommender = recommenders[name]()
     with LargestTensor() as largest:

@@ -6,17 +6,17 @@ import pytest
 import torch
 from largest_tensor import LargestTensor
 
-from hyenarec import HyenaRec, ModelConfig
-from hyenarec.config import LossConfig, OptimizerConfig
+from hyenarec.config import MODEL_CONFIGS, LossConfig, OptimizerConfig
 from hyenarec.item_rows import ItemRows
 from hyenarec.loss import NextItemLoss, Sample
+from hyenarec.model import SequentialModel
 from hyenarec.optimizer import make_optimizer
+from hyenarec.registry import LEARNED, make_model
 
 
-def make_model(num_items: int = 40, dropout: float = 0.0) -> HyenaRec:
+def fresh(name: str = "hyenarec", num_items: int = 40) -> SequentialModel:
     torch.manual_seed(0)
-    config = ModelConfig(num_items=num_items, dim=8, num_blocks=1, max_len=6, num_coeffs=4, dropout=dropout)
-    model = HyenaRec(config)
+    model = make_model(MODEL_CONFIGS[name](num_items=num_items, dim=8, max_len=6, dropout=0.0))
     torch.nn.init.normal_(model.items.weight[1:])
     torch.nn.init.normal_(model.item_bias)
     return model
@@ -28,13 +28,13 @@ TARGETS = torch.tensor([30, 7, 39, 9, 0])
 NEGATIVES = torch.tensor([2, 5, 39, 40, 5, 30])
 
 
-def sample_of(model: HyenaRec, negatives: torch.Tensor = NEGATIVES) -> Sample:
+def sample_of(model: SequentialModel, negatives: torch.Tensor = NEGATIVES) -> Sample:
     ids = torch.cat([ITEMS, TARGETS, negatives.flatten()]).unique()
     return Sample(ItemRows(model, ids[ids > 0]), negatives)
 
 
 def test_rows_are_renumbered():
-    model = make_model()
+    model = fresh()
     rows = ItemRows(model, torch.tensor([2, 7, 40]))
     assert rows.renumber(torch.tensor([[40, 0], [2, 7]])).tolist() == [[3, 0], [1, 2]]
     assert torch.equal(rows.weight, model.items.weight[[0, 2, 7, 40]])
@@ -50,11 +50,10 @@ NEGATIVES_OF = {
 
 
 @pytest.mark.parametrize("config", LOSSES, ids=lambda config: config.name)
-def test_loss_and_gradients_are_those_of_the_whole_table(config):
-    negatives = (
-        NEGATIVES if config.name != "bce" else torch.tensor([[2, 5], [39, 40], [39, 1], [5, 9], [3, 3]])
-    )
-    small, whole = make_model(), make_model()
+@pytest.mark.parametrize("name", LEARNED)
+def test_loss_and_gradients_are_those_of_the_whole_table(name, config):
+    negatives = NEGATIVES_OF[config.name]
+    small, whole = fresh(name), fresh(name)
     sample = sample_of(small, negatives)
     loss = NextItemLoss(small, config)(ITEMS, OFFSETS, TARGETS, sample)
     loss.backward()
@@ -66,14 +65,14 @@ def test_loss_and_gradients_are_those_of_the_whole_table(config):
     expected.backward()
     everything.rows.give_gradients(whole)
     torch.testing.assert_close(loss, expected)
-    for (name, parameter), other in zip(small.named_parameters(), whole.parameters(), strict=True):
+    for (place, parameter), other in zip(small.named_parameters(), whole.parameters(), strict=True):
         gradients = [p.grad.to_dense() if p.grad.is_sparse else p.grad for p in (parameter, other)]
-        torch.testing.assert_close(*gradients, msg=name)
+        torch.testing.assert_close(*gradients, msg=place)
     assert small.items.weight.grad.indices()[0].tolist() == sample.rows.ids[1:].tolist()
     assert small.items.weight.grad.values().data_ptr() == sample.rows.weight.grad[1:].data_ptr()
 
 
-def plain_losses(config: LossConfig, model: HyenaRec, negatives: torch.Tensor) -> torch.Tensor:
+def plain_losses(config: LossConfig, model: SequentialModel, negatives: torch.Tensor) -> torch.Tensor:
     """One event after the other, all of the catalogue's scores for each."""
     scores = model(ITEMS, OFFSETS) @ model.item_weight.T + model.item_bias
     losses = []
@@ -93,20 +92,18 @@ def plain_losses(config: LossConfig, model: HyenaRec, negatives: torch.Tensor) -
 
 @pytest.mark.parametrize("config", LOSSES, ids=lambda config: config.name)
 def test_losses_equal_plain_ones_and_no_target_is_a_negative(config):
-    model = make_model()
-    negatives = (
-        NEGATIVES if config.name != "bce" else torch.tensor([[2, 30], [39, 40], [39, 39], [5, 9], [3, 3]])
-    )
+    model = fresh()
+    negatives = NEGATIVES_OF[config.name]
     loss = NextItemLoss(model, config)(ITEMS, OFFSETS, TARGETS, sample_of(model, negatives))
     torch.testing.assert_close(loss, plain_losses(config, model, negatives))
 
 
 def test_logq_and_smoothing_reach_the_softmax():
-    model = make_model()
+    model = fresh()
     plain = sample_of(model)
     log_q = torch.linspace(-3, -1, len(plain.rows.bias))
     corrected = Sample(plain.rows, plain.negatives, log_q)
-    moved = make_model()
+    moved = fresh()
     with torch.no_grad():
         moved.item_bias[plain.rows.ids[1:] - 1] -= log_q
     config = LossConfig("sampled_softmax", label_smoothing=0.1)
@@ -118,7 +115,7 @@ def test_logq_and_smoothing_reach_the_softmax():
 
 @pytest.mark.parametrize("name", ["softmax", "gbce"])
 def test_a_sample_is_given_exactly_where_it_is_needed(name):
-    model = make_model()
+    model = fresh()
     sample = sample_of(model) if name == "softmax" else None
     with pytest.raises(
         ValueError, match=r"sample must be given for every loss but softmax, got \w+ for " + name
@@ -126,8 +123,9 @@ def test_a_sample_is_given_exactly_where_it_is_needed(name):
         NextItemLoss(model, LossConfig(name))(ITEMS, OFFSETS, TARGETS, sample)
 
 
-def test_nothing_in_a_step_is_as_large_as_the_catalogue():
-    model = make_model(num_items=50_000)
+@pytest.mark.parametrize("name", LEARNED)
+def test_nothing_in_a_step_is_as_large_as_the_catalogue(name):
+    model = fresh(name, num_items=50_000)
     loss_of = NextItemLoss(model, LossConfig("sampled_softmax"))
     optimizer = make_optimizer(model, OptimizerConfig())
 

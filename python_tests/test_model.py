@@ -16,7 +16,8 @@ from torch import Tensor
 from hyenarec import reference
 from hyenarec.config import ModelConfig
 from hyenarec.loss import NextItemLoss
-from hyenarec.model import CONFIG_FILE, KERNELS, WEIGHTS_FILE, HyenaRec, LegendreKernel
+from hyenarec.model import KERNELS, HyenaRec, LegendreKernel
+from hyenarec.pretrained import CONFIG_FILE, WEIGHTS_FILE
 
 SMALL = ModelConfig(num_items=50, dim=8, num_blocks=2, max_len=24, num_coeffs=5, dropout=0.1)
 FAMILIES = sorted(KERNELS)

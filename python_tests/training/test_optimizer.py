@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from hyenarec.checkpoint import pack_optimizer, unpack_optimizer
-from hyenarec.config import ModelConfig, OptimizerConfig
+from hyenarec.config import GRU4RecConfig, ModelConfig, OptimizerConfig, SASRecConfig
 from hyenarec.model import HyenaRec
 from hyenarec.optimizer import LazyAdamW, learning_rate, make_optimizer, parameter_groups
+from hyenarec.registry import make_model
 
 
 @pytest.mark.parametrize("kernel", ["legendre", "mlp", "free"])
@@ -24,6 +25,14 @@ def test_only_matrices_of_linear_layers_decay(kernel):
     ]
     assert len(decayed) + len(others) == len(names)
     assert {id(p) for p in decayed + others} == set(names)
+
+
+def test_matrices_of_recurrent_layers_decay_and_positions_do_not():
+    recurrent = make_model(GRU4RecConfig(num_items=5, dim=4, num_layers=2))
+    assert len(parameter_groups(recurrent)[0]) == 2 * 2 + 1
+    attention = make_model(SASRecConfig(num_items=5, dim=4, num_blocks=1))
+    assert len(parameter_groups(attention)[0]) == 4
+    assert any(p is attention.positions.weight for p in parameter_groups(attention)[1])
 
 
 def test_weight_decay_shrinks_the_matrices_alone():

@@ -221,7 +221,7 @@ def test_nothing_of_the_run_before_lies_beside_the_settings_of_a_new_one(make_co
     with pytest.raises(KeyboardInterrupt):
         train(make_config(epochs=1, overwrite=True))
     left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left == {"train_config.json", "log.jsonl", "tensorboard"}
+    assert left == {"train_config.json"}
 
 
 def test_a_catalogue_of_another_size_is_refused(make_config):

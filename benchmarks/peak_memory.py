@@ -7,11 +7,9 @@ resident memory counts everything. Called with a case in JSON, this file is that
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from convolutions import CHANNELS, Call, Convolution, Mixer, Sequences, movielens_lengths
@@ -19,7 +17,7 @@ from timing import forward_backward
 from torch import Tensor
 
 from hyenarec import ops
-from hyenarec.memory import reset_peak, resident
+from hyenarec.memory import in_process_of_its_own, reset_peak, resident
 
 NUM_COEFFS = 17
 EVENTS = 1 << 16
@@ -101,18 +99,9 @@ def cases(threads: int) -> Iterator[Case]:
             yield Case(op, LONGEST_PACKED, True, threads)
 
 
-def in_process_of_its_own(script: str, case: dict[str, Any]) -> Any:
-    """What the script prints in JSON when it is called with the case in JSON."""
-    command = [sys.executable, script, json.dumps(case)]
-    output = subprocess.run(command, capture_output=True, text=True, check=False)
-    if output.returncode != 0:
-        raise RuntimeError(f"measuring the memory of {case} failed:\n{output.stderr}")
-    return json.loads(output.stdout)
-
-
 def measure_all(threads: int) -> Iterator[Figure]:
     for case in cases(threads):
-        yield Figure(**in_process_of_its_own(__file__, asdict(case)))
+        yield Figure(**in_process_of_its_own([__file__], asdict(case)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import dataclasses
 import importlib.util
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 
 from hyenarec.config import MODEL_CONFIGS, BenchConfig, OptimizerConfig, SequentialConfig, to_dict
 from hyenarec.loss import NextItemLoss
-from hyenarec.memory import reset_peak, resident
+from hyenarec.memory import in_process_of_its_own, reset_peak, resident
 from hyenarec.optimizer import make_optimizer
 from hyenarec.registry import make_model
 from hyenarec.report import git_commit, write_report
@@ -275,11 +274,8 @@ def peak_memory(config: BenchConfig, name: str, length: int) -> float:
         torch.cuda.reset_peak_memory_stats()
         take_steps(config, name, length)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    case = json.dumps({"config": to_dict(config), "name": name, "length": length})
-    done = subprocess.run([sys.executable, "-m", "hyenarec.bench", case], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"measuring the memory of {name} at {length} events failed:\n{done.stderr}")
-    return float(done.stdout)
+    case = {"config": to_dict(config), "name": name, "length": length}
+    return float(in_process_of_its_own(["-m", "hyenarec.bench"], case))
 
 
 def take_steps(config: BenchConfig, name: str, length: int) -> None:
@@ -357,4 +353,4 @@ def plot(costs: Sequence[Cost], path: Path) -> None:
 
 if __name__ == "__main__":
     case = json.loads(sys.argv[1])
-    print(peak_of_this_process(BenchConfig(**case.pop("config")), **case))
+    print(json.dumps(peak_of_this_process(BenchConfig(**case.pop("config")), **case)))

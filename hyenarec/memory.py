@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def resident(field: str) -> float:
@@ -16,3 +21,20 @@ def reset_peak() -> None:
     """Begins a new VmHWM for `resident`."""
     ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but kept would hide what is used next
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def in_process_of_its_own(program: Sequence[str], case: dict[str, Any]) -> Any:
+    """What a program prints in JSON when it is called with a case in JSON: a peak that is that case's alone.
+
+    Args:
+        program: what Python is to run: a script, or `-m` and a module.
+        case: the program's one argument.
+
+    Raises:
+        RuntimeError: it failed; the message holds what it wrote to its standard error.
+    """
+    command = [sys.executable, *program, json.dumps(case)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"measuring the memory of {case} failed:\n{done.stderr}")
+    return json.loads(done.stdout)

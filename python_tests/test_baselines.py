@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from descent import losses_of_steps
 from torch import Tensor
 
 from hyenarec.baselines import HAS_VARLEN, SHORT, Attention, Groups, Markov, Packed, Popularity, SASRec
@@ -96,15 +97,7 @@ def test_every_parameter_learns_and_the_loss_falls(name: str) -> None:
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     items = torch.cat([(3 * torch.arange(n) + n) % 20 + 1 for n in lengths])
     targets = (items + 2) % 20 + 1
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(30):
-        loss = NextItemLoss(model)(items, offsets, targets) / len(items)
-        optimizer.zero_grad()
-        loss.backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_of_steps(model, items, offsets, targets, steps=30, learning_rate=1e-2)
     assert abs(losses[0] - math.log(20)) < 0.2
     assert losses[-1] < 0.5 * losses[0]
 

@@ -24,7 +24,7 @@ help:
 	@echo "make demo           trains on synthetic histories and shows metrics, floors and recommendations"
 	@echo "make test           every test: pytest, then ctest"
 	@echo "make lint           ruff, mypy, clang-format"
-	@echo "make bench          times kernel and FFT operators on this machine; measures what the Legendre scan promises"
+	@echo "make bench          times kernel and FFT operators on this machine; measures what the Legendre scan and the loss promise"
 	@echo "make cuda-build     compiles and imports the CUDA extension in an environment of its own, no GPU needed"
 	@echo "make gpu-check      on a GPU machine: build, tests, sanitizers and timings with its own torch, no network"
 	@echo "make install-check  pip install in every situation that the build supports"
@@ -80,6 +80,8 @@ cuda-build: $(CUDA_VENV)/.torch-installed
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/ops.py --output build/ops.json
 	$(BIN)/python benchmarks/legendre_conv.py --output build/legendre_conv.json
+	$(BIN)/python benchmarks/linear_cross_entropy.py --output build/linear_cross_entropy.json
+	$(BIN)/python benchmarks/catalogue.py --output build/catalogue.json
 
 # With the machine's own Python and torch: it may have no network.
 gpu-check:

@@ -138,6 +138,7 @@ setup(
         "safetensors>=0.5,<1",
         "pyarrow>=15",
         "jsonargparse[signatures]>=4.49,<5",
+        "pyyaml>=6,<7",
         "tqdm>=4.66,<5",
         "tensorboard>=2.16,<3",
     ],

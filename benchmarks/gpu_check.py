@@ -3,9 +3,9 @@
     python benchmarks/gpu_check.py [--only timings]      (or: make gpu-check)
 
 Builds the package into build/gpu-check, runs the Python tests of the operators on the GPU,
-compute-sanitizer's memcheck and racecheck over a small case of every kernel, the timings of ops.py and
-long_convolution.py, and the C++ tests where GoogleTest is there. Logs, timings and `summary.json` go to $OUT,
-else to build/gpu-check, too.
+compute-sanitizer's memcheck and racecheck over a small case of every kernel, the timings of ops.py,
+long_convolution.py, linear_cross_entropy.py and of every model's training step in bfloat16, and the C++ tests
+where GoogleTest is there. Logs, timings and `summary.json` go to $OUT, else to build/gpu-check, too.
 A step that fails does not stop the others; the exit status is 1 if any failed. Compiling the Legendre scan
 may take most of the ten minutes: started again, the build goes on where it stopped, and `--only` names what
 is still to be done behind it.
@@ -131,6 +131,7 @@ def build(check: Check) -> bool:
 CUDA_TESTS = [
     "python_tests/ops",
     "python_tests/test_model.py",
+    "python_tests/test_baselines.py",
     "python_tests/test_evaluate.py",
     "python_tests/test_stream.py",
     "python_tests/data/test_batches.py",
@@ -195,13 +196,25 @@ def timings(check: Check) -> None:
     for step, script, options in (
         ("timings", "ops", ["--device", "cuda"]),
         ("long_convolution", "long_convolution", []),
+        ("linear_cross_entropy", "linear_cross_entropy", ["--device", "cuda"]),
     ):
         # Without -P: a benchmark imports its neighbours, and there is no hyenarec among them.
         command = [sys.executable, f"benchmarks/{script}.py", *options]
         check.run(step, [*command, "--output", str(check.out / f"{script}.json")], 180)
-        log = check.out / f"{step}.log"
-        if log.exists():
-            print(log.read_text(errors="replace"))
+        show(check, step)
+    program = (
+        "import sys; from hyenarec.bench import bench_train; from hyenarec.config import BenchConfig; "
+        "bench_train(BenchConfig(precision='bf16', output=sys.argv[1]))"
+    )
+    output = str(check.out / "bench_train.json")
+    check.run("bench_train", [sys.executable, "-P", "-c", program, output], 180)
+    show(check, "bench_train")
+
+
+def show(check: Check, step: str) -> None:
+    log = check.out / f"{step}.log"
+    if log.exists():
+        print(log.read_text(errors="replace"))
 
 
 STEPS = {  # cpp_tests come last: they compile everything once more

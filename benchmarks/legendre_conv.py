@@ -20,24 +20,19 @@ the exit status is 1 if one does not.
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 import legendre_accuracy
 import peak_memory
 import streaming
 import torch
+from bounds import Bound, Section, at_least, at_most, run_sections
 from convolutions import CHANNELS, DIRECTIONS, Call, Convolution, Mixer, Sequences, movielens_lengths
 from legendre_floor import bytes_moved, multiply_adds
 from ops import relative_error
-from report import machine, write
-from timing import copy_of, take_turns
+from timing import Times, copy_of, timed
 
 LENGTHS = (200, 1024, 4096, 16384)
 EVENTS = (1 << 15, 1 << 17)
@@ -48,68 +43,11 @@ GROWTH_EVENTS = 1 << 16
 PACKED_LONGEST = (200, 2277)  # MovieLens-1M at max_len 200, and whole
 
 
-@dataclass(frozen=True)
-class Bound:
-    """Something that a section must show; `fastest`: the same from the fastest repetitions, if timed."""
-
-    what: str
-    measured: float
-    fastest: float | None
-    relation: str  # "<=" or ">="
-    bound: float
-
-    def holds(self) -> bool:
-        return self.measured <= self.bound if self.relation == "<=" else self.measured >= self.bound
-
-    def line(self) -> str:
-        verdict = "holds" if self.holds() else "FAILS"
-        fastest = "" if self.fastest is None else f" (fastest {self.fastest:.3g})"
-        return f"{verdict}  {self.what}: {self.measured:.3g}{fastest}, to be {self.relation} {self.bound:g}"
-
-
-def at_most(what: str, values: list[float], bound: float, fastest: list[float] | None = None) -> Bound:
-    return Bound(what, max(values), max(fastest) if fastest else None, "<=", bound)
-
-
-def at_least(what: str, values: list[float], bound: float, fastest: list[float] | None = None) -> Bound:
-    return Bound(what, min(values), min(fastest) if fastest else None, ">=", bound)
-
-
-@dataclass(frozen=True)
-class Section:
-    """One section's figures, as they go into the JSON, and its bounds."""
-
-    figures: Any
-    bounds: list[Bound]
-
-
-@dataclass(frozen=True)
-class Times:
-    """Milliseconds of what took turns, by name."""
-
-    median_ms: dict[str, float]
-    fastest_ms: dict[str, float]
-
-    def ratio(self, slow: str, fast: str) -> float:
-        return self.median_ms[slow] / self.median_ms[fast]
-
-    def fastest_ratio(self, slow: str, fast: str) -> float:
-        return self.fastest_ms[slow] / self.fastest_ms[fast]
-
-
 def check_same(first: Call, second: Call) -> None:
     """Raises if the two differ by more than rounding: then there is nothing to compare."""
     error = relative_error(first.function(*first.arguments), second.function(*second.arguments).double())
     if not error < 1e-5:
         raise RuntimeError(f"two formulations of the same function differ by {error:.1e}")
-
-
-def timed(functions: dict[str, Callable[[], object]], repetitions: int) -> Times:
-    series = dict(zip(functions, take_turns([*functions.values()], "cpu", repetitions, 1), strict=True))
-    return Times(
-        {name: statistics.median(times) for name, times in series.items()},
-        {name: min(times) for name, times in series.items()},
-    )
 
 
 def accuracy(_: int) -> Section:
@@ -399,31 +337,7 @@ SECTIONS: dict[str, Callable[[int], Section]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measures the Legendre scan; see this file's head.")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
-    parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="where the JSON goes; default: nowhere")
-    options = parser.parse_args()
-
-    torch.manual_seed(0)
-    torch.set_num_threads(options.threads)
-    result = machine("cpu")
-    bounds: list[Bound] = []
-    for name in options.only:
-        print(f"== {name}", flush=True)
-        start = time.monotonic()
-        section = SECTIONS[name](options.repetitions)
-        result[name] = section.figures
-        bounds += section.bounds
-        print(f"   {time.monotonic() - start:.0f} s")
-    print("\n== bounds")
-    print("\n".join(bound.line() for bound in bounds))
-    result["bounds"] = [asdict(bound) for bound in bounds]
-    result["load_average_at_end"] = machine("cpu")["load_average"]
-    if options.output:
-        write(options.output, result)
-    return 0 if all(bound.holds() for bound in bounds) else 1
+    return run_sections("Measures the Legendre scan; see this file's head.", SECTIONS)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,10 @@ resident memory counts everything. Called with a case in JSON, this file is that
 
 from __future__ import annotations
 
-import ctypes
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from convolutions import CHANNELS, Call, Convolution, Mixer, Sequences, movielens_lengths
@@ -20,6 +17,7 @@ from timing import forward_backward
 from torch import Tensor
 
 from hyenarec import ops
+from hyenarec.memory import in_process_of_its_own, reset_peak, resident
 
 NUM_COEFFS = 17
 EVENTS = 1 << 16
@@ -57,17 +55,6 @@ class Figure:
     tables: float
     extra: float
     beyond_share: float  # (tables + extra) / needed
-
-
-def resident(field: str) -> float:
-    """MiB of this process: VmRSS, now in memory, or VmHWM, the most since `reset_peak`."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
-def reset_peak() -> None:
-    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but kept would hide what is used next
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def mebibytes(tensors: list[Tensor]) -> float:
@@ -114,11 +101,7 @@ def cases(threads: int) -> Iterator[Case]:
 
 def measure_all(threads: int) -> Iterator[Figure]:
     for case in cases(threads):
-        command = [sys.executable, __file__, json.dumps(asdict(case))]
-        output = subprocess.run(command, capture_output=True, text=True, check=False)
-        if output.returncode != 0:
-            raise RuntimeError(f"measuring the memory of {case} failed:\n{output.stderr}")
-        yield Figure(**json.loads(output.stdout))
+        yield Figure(**in_process_of_its_own([__file__], asdict(case)))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def run(dtype: torch.dtype) -> None:
             offsets = torch.tensor([0, 0, 7, 8, 150, 150], device="cuda")
             backward(ops.short_conv(leaf(150, channels, dtype=dtype), weight, bias, offsets))
 
+        run_losses(dtype, channels)
         run_scans(dtype, parameters, channels)
         run_steps(dtype, parameters, channels)
 
@@ -53,6 +54,18 @@ def run(dtype: torch.dtype) -> None:
             for coefficients in (17, 75):
                 decay = torch.rand(channels, device="cuda", dtype=dtype).requires_grad_()
                 backward(ops.legendre_kernel(leaf(channels, coefficients, dtype=dtype), decay, 700, 650))
+
+
+def run_losses(dtype: torch.dtype, channels: int) -> None:
+    """A warp a row and several; all items and sampled ones; gradients in the forward pass and after it."""
+    for items in (7, 3000):
+        target = torch.arange(-1, 199, device="cuda") % items
+        target[::5] = -1
+        sampled = {"candidates": torch.arange(0, items, 3, device="cuda").repeat(2)}
+        for options, reduction in product(({"label_smoothing": 0.1}, sampled), ("mean", "none")):
+            hidden, weight = leaf(200, channels, dtype=dtype), leaf(items, channels, dtype=dtype)
+            bias = leaf(items, dtype=dtype)
+            backward(ops.linear_cross_entropy(hidden, weight, bias, target, reduction=reduction, **options))
 
 
 def run_scans(dtype: torch.dtype, parameters: torch.dtype, channels: int) -> None:

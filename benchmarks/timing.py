@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -69,3 +70,26 @@ def take_turns(
 def medians(functions: list[Callable[[], object]], device: str, repetitions: int) -> list[float]:
     """Median milliseconds of each function."""
     return [statistics.median(series) for series in take_turns(functions, device, repetitions)]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of what took turns, by name."""
+
+    median_ms: dict[str, float]
+    fastest_ms: dict[str, float]
+
+    def ratio(self, slow: str, fast: str) -> float:
+        return self.median_ms[slow] / self.median_ms[fast]
+
+    def fastest_ratio(self, slow: str, fast: str) -> float:
+        return self.fastest_ms[slow] / self.fastest_ms[fast]
+
+
+def timed(functions: dict[str, Callable[[], object]], repetitions: int, device: str = "cpu") -> Times:
+    """The times of functions that take turns, after one call each."""
+    series = dict(zip(functions, take_turns([*functions.values()], device, repetitions, 1), strict=True))
+    return Times(
+        {name: statistics.median(times) for name, times in series.items()},
+        {name: min(times) for name, times in series.items()},
+    )

@@ -6,4 +6,5 @@
 #include "ops/legendre_conv.h"
 #include "ops/legendre_kernel.h"
 #include "ops/legendre_step.h"
+#include "ops/linear_cross_entropy.h"
 #include "ops/short_conv.h"

@@ -4,6 +4,7 @@ The parts, in the order in which an event passes them:
 
 - `hyenarec.data`: files or frames -> vocabulary -> split -> packed batches
 - `hyenarec.HyenaRec`, `hyenarec.ModelConfig`: the model; `hyenarec.Stream`: one history, event by event
+- `hyenarec.baselines`: the models to compare with; `hyenarec.registry`: each model by its name
 - `hyenarec.ops`: its operators (C++ and CUDA), with one readable oracle each in `hyenarec.reference`
 - `hyenarec.loss`, `hyenarec.evaluate`, `hyenarec.metrics`: what training lowers and what is reported
 - `hyenarec.train`: conducts all of them; `hyenarec.recommend`: uses the result
@@ -17,16 +18,17 @@ from typing import TYPE_CHECKING
 
 from hyenarec import ops, reference
 from hyenarec._extension import __version__, cmake_prefix_path
-from hyenarec.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from hyenarec.config import DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
 from hyenarec.model import HyenaRec
 from hyenarec.stream import Stream
 
 if TYPE_CHECKING:
-    from hyenarec import baselines, data, evaluate, loss, metrics, recommend, report, train
+    from hyenarec import baselines, data, evaluate, loss, metrics, recommend, registry, report, train
 
 __all__ = [
     "DataConfig",
     "HyenaRec",
+    "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
     "Stream",
@@ -41,6 +43,7 @@ __all__ = [
     "ops",
     "recommend",
     "reference",
+    "registry",
     "report",
     "train",
 ]

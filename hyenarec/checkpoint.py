@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hyenarec.config import TrainConfig, to_dict
 from hyenarec.data import Split
 from hyenarec.files import replacing
 
@@ -48,7 +49,7 @@ class Progress:
         epoch: finished epochs; the run continues in the epoch of this number (counted from 0).
         step: steps taken of that epoch.
         total_steps: steps taken since the beginning; the learning rate follows from it.
-        loss_sum: cross-entropy summed over the events of the unfinished epoch, all processes together.
+        loss_sum: loss summed over the events of the unfinished epoch, all processes together.
         events: predicted events of the unfinished epoch, all processes together.
         epoch_seconds: time spent in the training steps of the unfinished epoch.
         wall_seconds: time spent in the run before now, validations and checkpoints included.
@@ -143,13 +144,16 @@ def require_same_config(saved: Mapping[str, Any], current: Mapping[str, Any]) ->
     """Refuses to continue a run under settings that would make it another run.
 
     Args:
-        saved: the settings of the checkpoint, as nested dictionaries.
+        saved: the settings of the checkpoint, as nested dictionaries. One that it lacks, because there was no
+            such setting yet, counts as its default.
         current: those of the run that is to continue it.
 
     Raises:
         ValueError: names the first setting that differs; those in `MAY_CHANGE` may.
     """
     before, now = (dict(_flatten(json.loads(json.dumps(config)))) for config in (saved, current))
+    defaults = dict(_flatten(to_dict(TrainConfig())))
+    before = {name: defaults[name] for name in now if name in defaults} | before
     settings = shlex.quote(os.path.join(now["output_dir"], CONFIG_OF_RUN))
     for name in (*now, *before):
         if name not in MAY_CHANGE and not _same(name, before.get(name), now.get(name)):

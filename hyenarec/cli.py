@@ -5,19 +5,30 @@ jsonargparse, which makes the options from the dataclasses, is needed here alone
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import yaml
 from jsonargparse import ArgumentParser
 
-from hyenarec.config import DataConfig, Device, TrainConfig, to_dict
+from hyenarec.config import (
+    BenchConfig,
+    DataConfig,
+    Device,
+    ModelConfig,
+    TrainConfig,
+    model_config_named,
+    to_dict,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ class EvaluateOptions:
         seed: of synthetic data.
         targets: the held-out items to rank; those of the test are for reporting, not for choosing.
         k: length of the ranked list.
-        batch_size: users whose scores exist at one time.
+        batch_size: users that are scored at one time.
         device: `auto` takes a GPU where there is one, `cpu` leaves it alone.
     """
 
@@ -79,11 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words or os.environ.get("HYENAREC_DEBUG", "0") not in ("", "0")
     words = [word for word in words if word != "--debug"]
     try:
-        parser = make_parser({})
+        model = model_name(words)
+        parser = make_parser(model, {})
         options = parser.parse_args(words)
         if options.command in ("evaluate", "recommend"):
             # Only now is the run's folder known, from an option or a file: its data take the defaults' place.
-            parser = make_parser(saved_defaults(options[options.command].model))
+            parser = make_parser(model, saved_defaults(options[options.command].model))
             options = parser.parse_args(words)
         return COMMANDS[options.command](parser.instantiate(options)[options.command])
     except (ValueError, OSError, FloatingPointError) as error:
@@ -98,15 +110,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             torch.distributed.destroy_process_group()
 
 
-def make_parser(defaults: dict[str, Any]) -> ArgumentParser:
-    """The parser of all commands; `defaults` are what `evaluate` and `recommend` take from a saved run."""
+def make_parser(model: str, defaults: dict[str, Any]) -> ArgumentParser:
+    """The parser of all commands.
+
+    Args:
+        model: name of the model that `train` takes the settings of.
+        defaults: what `evaluate` and `recommend` take from a saved run.
+    """
     parser = ArgumentParser(
         prog="hyenarec",
         description="Sequential recommendation for long histories.",
         epilog="--debug, or HYENAREC_DEBUG=1, shows where an error came from.",
     )
     commands = parser.add_subcommands(dest="command")
-    train = _options_of("train", TrainConfig)
+    train = _options_of("train", TrainConfig, skip={"model"})
+    train.add_class_arguments(model_config_named(model), "model")
     commands.add_subcommand("train", train, help="train a model and report its score")
     for name, options, help_text in (
         ("evaluate", EvaluateOptions, "rank held-out items with a saved model"),
@@ -115,8 +133,27 @@ def make_parser(defaults: dict[str, Any]) -> ArgumentParser:
         subparser = _options_of(name, options)
         subparser.set_defaults(defaults)
         commands.add_subcommand(name, subparser, help=help_text)
+    bench = ArgumentParser(description="Measures what this machine does.")
+    commands.add_subcommand("bench", bench, help="measure training steps of every model")
+    measured = bench.add_subcommands(dest="what")
+    measured.add_subcommand("train", _options_of("bench train", BenchConfig), help="time a training step")
     commands.add_subcommand("doctor", ArgumentParser(), help="tell how the package was built, and test it")
     return parser
+
+
+def model_name(words: Sequence[str]) -> str:
+    """The model that the words ask for, by `--model.name` or in a file, whose settings are then the options.
+
+    What is wrong with the words or the file is left to the parser that reads them next.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--model.name", dest="name", nargs="?")
+    finder.add_argument("--config", nargs="?")
+    found, _ = finder.parse_known_args(words)
+    if found.name is None and found.config is not None and Path(found.config).is_file():
+        with contextlib.suppress(yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError):
+            found.name = yaml.safe_load(Path(found.config).read_text())["model"]["name"]
+    return ModelConfig.name if found.name is None else found.name
 
 
 def saved_defaults(folder: str) -> dict[str, Any]:
@@ -140,11 +177,11 @@ def saved_defaults(folder: str) -> dict[str, Any]:
     return {"seed": seed, **{f"data.{name}": value for name, value in to_dict(data).items()}}
 
 
-def _options_of(name: str, config: type) -> ArgumentParser:
+def _options_of(name: str, config: type, skip: Set[str] = frozenset()) -> ArgumentParser:
     description = (config.__doc__ or "").partition("\n")[0]
     parser = ArgumentParser(description=description, usage=f"hyenarec {name} [options]")
     parser.add_argument("--config", action="config", help="YAML (or JSON) file of these settings")
-    parser.add_class_arguments(config)
+    parser.add_class_arguments(config, skip=set(skip))
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:
             action.nargs, action.const = "?", True  # `--resume` alone means `--resume true`
@@ -162,7 +199,7 @@ def _evaluate(options: Any) -> int:
     from hyenarec.data import load_histories, split_histories
     from hyenarec.evaluate import evaluate
     from hyenarec.recommend import load
-    from hyenarec.report import evaluate_floors, text_table
+    from hyenarec.report import beside_floors, evaluate_floors, text_table
 
     chosen = EvaluateOptions(**_fields(options))
     saved = load(chosen.model, _device(chosen.device))
@@ -187,7 +224,7 @@ def _evaluate(options: Any) -> int:
     floors = evaluate_floors(
         split.train, targets, max_len=max_len, exclude_history=exclude_history, split=name, ks=ks
     )
-    print(text_table({"HyenaRec": result, **floors}), split.leaks, sep="\n")
+    print(text_table(beside_floors(saved.model.config, result, floors)), split.leaks, sep="\n")
     return 0
 
 
@@ -224,6 +261,13 @@ def _history_of(chosen: RecommendOptions) -> list[Any]:
     return decoded
 
 
+def _bench(options: Any) -> int:
+    from hyenarec.bench import bench_train
+
+    bench_train(BenchConfig(**_fields(options.train)))
+    return 0
+
+
 def _doctor(options: Any) -> int:
     from hyenarec import doctor
 
@@ -234,6 +278,7 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "recommend": _recommend,
+    "bench": _bench,
     "doctor": _doctor,
 }
 

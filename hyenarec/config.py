@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 KernelFamily = Literal["legendre", "mlp", "free"]
 Format = Literal["auto", "text", "csv", "parquet", "inter"]
@@ -17,6 +18,8 @@ BadRows = Literal["error", "skip"]
 SplitName = Literal["leave-one-out", "temporal"]
 TargetKind = Literal["next", "all"]
 Windows = Literal["last", "all"]
+LossName = Literal["softmax", "sampled_softmax", "bce", "gbce"]
+Distribution = Literal["uniform", "popularity"]
 Schedule = Literal["constant", "cosine"]
 Device = Literal["auto", "cpu"]
 Precision = Literal["no", "bf16", "fp16"]
@@ -97,45 +100,234 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class RecommenderConfig:
+    """What every model has, whether it learns or counts; `MODEL_CONFIGS` holds one class for each of them.
+
+    Attributes:
+        name: hyenarec, sasrec, gru4rec, hyena, markov or popularity; the other settings are that model's.
+        num_items: V, size of the catalogue; training takes it from the data when it is None.
+        max_len: the longest history that the model sees, the latest so many events; for HyenaRec the horizon
+            T that its kernels span.
+    """
+
+    title: ClassVar[str]
+    """How tables call the model."""
+
+    name: str = ""
+    num_items: int | None = None
+    max_len: int = 200
+
+    def __post_init__(self) -> None:
+        if type(self) not in MODEL_CONFIGS.values():
+            raise TypeError(f"{type(self).__name__} must be a model's own settings: see MODEL_CONFIGS")
+        own = type(self).name
+        _require(self.name == own, "model.name", f"{own!r} for a {type(self).__name__}", self.name)
+        if self.num_items is not None:
+            _require_count("model.num_items", self.num_items)
+        _require_count("model.max_len", self.max_len)
+
+
+@dataclass(frozen=True)
+class SequentialConfig(RecommenderConfig):
+    """What every model that learns has.
+
+    Attributes:
+        dim: D, channels of an event.
+        dropout: probability on the embeddings, every residual branch, and between recurrent layers.
+    """
+
+    dim: int = 64
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_count("model.dim", self.dim)
+        _require(0 <= self.dropout < 1, "model.dropout", "at least 0 and below 1", self.dropout)
+
+
+@dataclass(frozen=True)
+class BlocksConfig(SequentialConfig):
+    """What every model of residual blocks has.
+
+    Attributes:
+        num_blocks: how many mixer + feed-forward blocks.
+        ffn_multiple: width of the feed-forward layer in units of `dim`.
+    """
+
+    num_blocks: int = 2
+    ffn_multiple: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_blocks", "ffn_multiple"):
+            _require_count(f"model.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class ModelConfig(BlocksConfig):
     """The shape of a HyenaRec model; the symbols are those of the paper.
 
     Attributes:
-        num_items: V, size of the catalogue; training takes it from the data when it is None.
-        dim: D, channels of an event.
-        num_blocks: how many mixer + feed-forward blocks.
-        max_len: T, the horizon: the longest history that the kernels span.
         order: Hyena's order: `order + 1` projections, `order - 1` gated long convolutions.
         kernel: how a long kernel is made: `legendre` polynomials, Hyena's implicit `mlp`, or `free` lags.
         num_coeffs: N, Legendre coefficients a channel (polynomial degree N - 1).
         decay: whether a learned exp(-decay τ) multiplies each kernel; `free` has none in any case.
         short_conv_width: taps of the depthwise convolution before the gates.
-        ffn_multiple: width of the feed-forward layer in units of `dim`.
-        dropout: probability on the embeddings and on every residual branch.
     """
 
-    num_items: int | None = None
-    dim: int = 64
-    num_blocks: int = 2
-    max_len: int = 200
+    title: ClassVar[str] = "HyenaRec"
+
+    name: str = "hyenarec"
     order: int = 2
     kernel: KernelFamily = "legendre"
     num_coeffs: int = 17
     decay: bool = True
     short_conv_width: int = 4
-    ffn_multiple: int = 4
-    dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.num_items is not None:
-            _require_count("model.num_items", self.num_items)
-        for name in ("dim", "num_blocks", "max_len", "num_coeffs", "ffn_multiple"):
-            _require_count(f"model.{name}", getattr(self, name))
+        super().__post_init__()
+        _require_count("model.num_coeffs", self.num_coeffs)
         _require_count("model.order", self.order, least=2)
         _require_choice("model.kernel", KernelFamily, self.kernel)
         _require_count("model.short_conv_width", self.short_conv_width)
         _require(self.short_conv_width <= 8, "model.short_conv_width", "from 1 to 8", self.short_conv_width)
-        _require(0 <= self.dropout < 1, "model.dropout", "at least 0 and below 1", self.dropout)
+
+
+@dataclass(frozen=True)
+class HyenaConfig(ModelConfig):
+    """The shape of a plain Hyena model: HyenaRec's, with Hyena's own kernels.
+
+    Attributes:
+        kernel: `mlp`, Hyena's implicit filter.
+        num_coeffs: of no use here: an `mlp` kernel has no coefficients.
+    """
+
+    title: ClassVar[str] = "Hyena"
+
+    name: str = "hyena"
+    kernel: Literal["mlp"] = "mlp"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.kernel == "mlp", "model.kernel", "'mlp' for hyena", self.kernel)
+        unused = self.num_coeffs == type(self).num_coeffs
+        _require(unused, "model.num_coeffs", "left alone for hyena, whose kernels have none", self.num_coeffs)
+
+
+@dataclass(frozen=True)
+class SASRecConfig(BlocksConfig):
+    """The shape of a SASRec model: causal self-attention with learned positions.
+
+    Attributes:
+        num_heads: attention heads; `dim` is a multiple of it.
+    """
+
+    title: ClassVar[str] = "SASRec"
+
+    name: str = "sasrec"
+    num_heads: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_count("model.num_heads", self.num_heads)
+        _require(
+            self.dim % self.num_heads == 0, "model.num_heads", f"a divisor of {self.dim}", self.num_heads
+        )
+
+
+@dataclass(frozen=True)
+class GRU4RecConfig(SequentialConfig):
+    """The shape of a GRU4Rec model: gated recurrent units, one event after another.
+
+    Attributes:
+        num_layers: recurrent layers on top of each other.
+        hidden_multiple: width of the recurrent state in units of `dim`.
+    """
+
+    title: ClassVar[str] = "GRU4Rec"
+
+    name: str = "gru4rec"
+    num_layers: int = 1
+    hidden_multiple: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_layers", "hidden_multiple"):
+            _require_count(f"model.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class MarkovConfig(RecommenderConfig):
+    """How often each item came right after the last one; counted, not learned, in the training events."""
+
+    title: ClassVar[str] = "Markov"
+
+    name: str = "markov"
+
+
+@dataclass(frozen=True)
+class PopularityConfig(RecommenderConfig):
+    """How often each item occurs in the training events; counted, not learned."""
+
+    title: ClassVar[str] = "Popularity"
+
+    name: str = "popularity"
+
+
+MODEL_CONFIGS: dict[str, type[RecommenderConfig]] = {
+    config.name: config
+    for config in (ModelConfig, SASRecConfig, GRU4RecConfig, HyenaConfig, MarkovConfig, PopularityConfig)
+}
+"""The settings of each model, by its name; a class's defaults are the model's own."""
+
+LEARNED_NAMES = tuple(name for name, config in MODEL_CONFIGS.items() if issubclass(config, SequentialConfig))
+"""Names of the models that a training loop trains."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What training lowers.
+
+    Attributes:
+        name: `softmax` cross-entropy over the whole catalogue; `sampled_softmax` cross-entropy over the
+            target and negatives that a step's events share; `bce`, SASRec's binary cross-entropy with
+            negatives for each event; `gbce`, gSASRec's generalised one, with negatives that a step's events
+            share where gSASRec draws some for each event. All but `softmax` cost the same at any size of the
+            catalogue.
+        negatives: how many are drawn, with replacement: for a step, or with `bce` for an event. None takes
+            1,000 for `sampled_softmax`, 1 for `bce` and 256 for `gbce`.
+        distribution: what they are drawn from: `uniform` over the items, or by `popularity` in training.
+        logq: whether `sampled_softmax` corrects its scores for popular items being drawn more often.
+        calibration: gSASRec's t: 0 leaves the overconfidence that sampling brings, 1 takes it away; `gbce`
+            alone has it.
+        label_smoothing: share of the probability that the softmaxes spread over all their classes.
+    """
+
+    name: LossName = "softmax"
+    negatives: int | None = None
+    distribution: Distribution = "uniform"
+    logq: bool = True
+    calibration: float = 0.75
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_choice("loss.name", LossName, self.name)
+        _require_choice("loss.distribution", Distribution, self.distribution)
+        if self.negatives is not None:
+            _require_count("loss.negatives", self.negatives)
+        full = self.name == "softmax"
+        _require(not full or self.negatives is None, "loss.negatives", "null with softmax", self.negatives)
+        _require(0 <= self.calibration <= 1, "loss.calibration", "from 0 to 1", self.calibration)
+        smoothing = self.label_smoothing
+        _require(0 <= smoothing < 1, "loss.label_smoothing", "at least 0 and below 1", smoothing)
+        binary = self.name in ("bce", "gbce")
+        _require(not binary or smoothing == 0, "loss.label_smoothing", f"0 with {self.name}", smoothing)
+
+    @property
+    def num_negatives(self) -> int:
+        """Negatives a step, or with `bce` an event; 0 for the full softmax."""
+        defaults = {"softmax": 0, "sampled_softmax": 1000, "bce": 1, "gbce": 256}
+        return defaults[self.name] if self.negatives is None else self.negatives
 
 
 @dataclass(frozen=True)
@@ -178,14 +370,15 @@ class TrainConfig:
 
     Attributes:
         data: the events and their split.
-        model: the model.
+        model: the model, by an object of one of `MODEL_CONFIGS`.
+        loss: what training lowers; a model that counts has none.
         optimizer: the optimiser and its schedule.
         epochs: passes over the training windows at most; more of them on `resume` stretch the cosine schedule
             from there on.
         batch_tokens: most events a step, over all processes together; a longer window is a step by itself.
         patience: epochs without a better validation NDCG@10 before training stops; None never stops early.
         evaluate_every: epochs between two validations.
-        seed: of initial values, order of batches, dropout and synthetic data.
+        seed: of initial values, order of batches, negatives, dropout and synthetic data.
         device: `auto` takes the GPUs where there are any, `cpu` leaves them alone.
         precision: `no` (float32), `bf16` or `fp16` mixed precision.
         output_dir: folder for checkpoints, logs, the report and the saved model.
@@ -196,7 +389,8 @@ class TrainConfig:
     """
 
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: RecommenderConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     epochs: int = 20
     batch_tokens: int = 8192
@@ -223,17 +417,78 @@ class TrainConfig:
         _require(not (self.resume and self.overwrite), "overwrite", "false with resume", self.overwrite)
 
 
+@dataclass(frozen=True)
+class BenchConfig:
+    """Times training steps of the models in turns: events a second, peak memory, and each part's share.
+
+    Attributes:
+        models: names of models that learn.
+        lengths: events of a sequence, of a model's `max_len` then; None: 200, 1024 and 4096, on a GPU also
+            16384.
+        batch_tokens: events a step; a longer sequence is a step by itself.
+        num_items: size of the catalogue.
+        dim: D, channels of an event; all else of a model is its own default.
+        repetitions: steps of each model at each length; the median counts.
+        seed: of initial values, batches and dropout.
+        device: `auto` takes a GPU where there is one, `cpu` leaves it alone.
+        precision: `no` (float32) or `bf16` mixed precision.
+        output: JSON file of all figures; None writes none.
+        plot: image file (PNG, SVG, PDF) of the cost of an event against the length; needs matplotlib.
+    """
+
+    models: Sequence[str] = LEARNED_NAMES
+    lengths: Sequence[int] | None = None
+    batch_tokens: int = 16384
+    num_items: int = 3416
+    dim: int = 64
+    repetitions: int = 5
+    seed: int = 0
+    device: Device = "auto"
+    precision: Literal["no", "bf16"] = "no"
+    output: str | None = None
+    plot: str | None = None
+
+    def __post_init__(self) -> None:
+        options = ", ".join(map(repr, LEARNED_NAMES))
+        _require(len(self.models) > 0, "models", f"at least one of {options}", list(self.models))
+        for model in self.models:
+            _require(model in LEARNED_NAMES, "models", f"of {options}", model)
+        for length in self.lengths or ():
+            _require_count("lengths", length)
+        for name in ("batch_tokens", "num_items", "dim", "repetitions"):
+            _require_count(name, getattr(self, name))
+        _require_count("seed", self.seed, least=0)
+        _require_choice("device", Device, self.device)
+        _require_choice("precision", Literal["no", "bf16"], self.precision)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain nested dictionaries, ready for JSON or YAML."""
     return dataclasses.asdict(config)
 
 
-def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
-    """A `ModelConfig` from a mapping such as a parsed `config.json`; an unknown key is an error."""
-    known = {f.name for f in dataclasses.fields(ModelConfig)}
+def model_config_named(name: object) -> type[RecommenderConfig]:
+    """The class of a model's settings.
+
+    Raises:
+        ValueError: there is no model of that name.
+    """
+    _require(
+        name in tuple(MODEL_CONFIGS), "model.name", "one of " + ", ".join(map(repr, MODEL_CONFIGS)), name
+    )
+    return MODEL_CONFIGS[str(name)]
+
+
+def model_config_from_dict(values: Mapping[str, Any]) -> RecommenderConfig:
+    """A model's settings from a mapping such as a parsed `config.json`; an unknown key is an error.
+
+    Without a name they are HyenaRec's, as in the files of the versions that had no other model.
+    """
+    config = model_config_named(values.get("name", ModelConfig.name))
+    known = {f.name for f in dataclasses.fields(config)}
     unknown = sorted(set(values) - known)
     if unknown:
         raise ValueError(
             f"model config has the unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}"
         )
-    return ModelConfig(**values)
+    return config(**values)

@@ -16,7 +16,7 @@ from torch import Tensor
 from hyenarec import ops, reference
 from hyenarec._extension import EXTENSION, __version__
 
-Arguments = dict[str, "Tensor | int"]
+Arguments = dict[str, "Tensor | int | float | str"]
 
 # Largest error that passes, relative to the largest expected number; an error in a formula costs far more.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -87,8 +87,17 @@ def self_tests() -> list[SelfTest]:
         "skip": normal(channels),
         "offsets": offsets,
     }
+    catalogue: Arguments = {
+        "hidden": normal(length, channels),
+        "weight": normal(horizon, channels),
+        "bias": normal(horizon),
+        "target": torch.arange(length) - 1,
+        "label_smoothing": 0.1,
+        "reduction": "none",
+    }
+    sampled = catalogue | {"candidates": torch.arange(0, horizon, 3), "log_q": normal(horizon)}
     gated = ("u", "pre_gate", "post_gate")
-    conv = reference.legendre_conv
+    conv, loss = reference.legendre_conv, reference.linear_cross_entropy
     return [
         SelfTest("legendre_kernel", ops.legendre_kernel, reference.legendre_kernel, legendre),
         SelfTest("fft_conv", ops.fft_conv, reference.fft_conv, convolution, gated),
@@ -97,6 +106,10 @@ def self_tests() -> list[SelfTest]:
         SelfTest("legendre_conv", ops.legendre_conv, conv, scan, gated),
         SelfTest("legendre_conv, packed", ops.legendre_conv, conv, packed_scan | {"offsets": offsets}, gated),
         SelfTest("hyena_mixer, packed", ops.hyena_mixer, reference.hyena_mixer, mixer, ("x",)),
+        SelfTest("linear_cross_entropy", ops.linear_cross_entropy, loss, catalogue, ("hidden", "weight")),
+        SelfTest(
+            "linear_cross_entropy, sampled", ops.linear_cross_entropy, loss, sampled, ("hidden", "weight")
+        ),
         SelfTest("legendre_step", stepwise, conv, scan, gated, differentiable=False),
     ]
 
@@ -123,11 +136,11 @@ def stepwise(
 
 
 def run_with_gradients(function: Callable[..., Tensor], arguments: Arguments) -> tuple[Tensor, list[Tensor]]:
-    """The output, and the gradients of its weighted sum with respect to every floating argument."""
+    """The output, and the gradients of its weighted sum with respect to every floating argument but log_q."""
     leaves = {
         name: value.detach().requires_grad_()
         for name, value in arguments.items()
-        if isinstance(value, Tensor) and value.is_floating_point()
+        if isinstance(value, Tensor) and value.is_floating_point() and name != "log_q"
     }
     out = function(**(arguments | leaves))
     weights = torch.linspace(0, 1, out.numel(), dtype=torch.float64).reshape(out.shape)
@@ -184,7 +197,7 @@ def self_test_lines() -> Iterator[tuple[bool, str]]:
             if test.activations:
                 dtypes += [torch.bfloat16] + ([torch.float16] if device.type == "cuda" else [])
             for dtype in dtypes:
-                line = f"  {test.name:21} {device!s:7} {str(dtype).removeprefix('torch.'):9}"
+                line = f"  {test.name:29} {device!s:7} {str(dtype).removeprefix('torch.'):9}"
                 try:
                     forward, backward = largest_error(test, device, dtype)
                 except RuntimeError as error:

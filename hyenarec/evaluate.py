@@ -21,7 +21,7 @@ from torch import Tensor
 from hyenarec.data.histories import ragged_indices
 from hyenarec.data.split import Targets
 from hyenarec.metrics import MISS, PER_USER, Figure, Ints, Ranks, mean_with_interval
-from hyenarec.scoring import Recommender, device_of, leave_out_history, score_blocks, scoring_mode
+from hyenarec.scoring import Block, Recommender, Tile, device_of, score_blocks, scoring_mode
 
 TARGETS_PER_BLOCK = 32
 """Targets compared with a copy of their row of scores at one time; few, so that the copies stay in cache."""
@@ -117,7 +117,8 @@ def evaluate(
         max_len: events of the history that the recommender sees, the last ones.
         exclude_history: leave the items of a user's whole history out of the list; a target in it is a miss.
         ks: lengths of the list.
-        batch_size: users whose scores exist at one time: memory is `batch_size` x V for any number of users.
+        batch_size: users that are scored at one time. A `TiledRecommender` has their scores for
+            `TILE_SCORES / batch_size` items at a time, any other for all V.
         split: name of what is ranked, for the reader.
         seed: of the bootstrap.
         distributed: every process of torch.distributed's default group calls this with the same arguments,
@@ -185,30 +186,71 @@ def _rank_targets(
     """The rank of every target, `[targets]`, and the size of the catalogue, 0 if there are no rows."""
     ranks = np.full(len(targets.target_items), MISS, dtype=np.int64)
     num_items = 0
-    blocks = score_blocks(recommender, targets.offsets, targets.items, max_len=max_len, batch_size=batch_size)
-    for rows, scores in blocks:
-        num_items = scores.shape[1]
+    blocks = score_blocks(
+        recommender,
+        targets.offsets,
+        targets.items,
+        max_len=max_len,
+        batch_size=batch_size,
+        exclude_history=exclude_history,
+    )
+    for block in blocks:
+        rows, num_items = block.rows, block.num_items
         counts = targets.target_offsets[rows + 1] - targets.target_offsets[rows]
         target = ragged_indices(targets.target_offsets[rows], counts)
         row = np.repeat(np.arange(len(rows)), counts)
         column = targets.target_items[target].astype(np.int64) - 1
         if (column >= num_items).any():
             raise ValueError(f"targets must lie in 0..V = 0..{num_items}, got {column.max() + 1}")
-        known = column >= 0
-        places = [torch.from_numpy(index[known]).to(scores.device) for index in (row, column)]
-        if exclude_history:
-            scores = leave_out_history(scores, rows, targets.offsets, targets.items)
-        ranks[target[known]] = _ranks_within(scores, *places).cpu().numpy()
+        known = np.flatnonzero(column >= 0)
+        known = known[np.argsort(column[known], kind="stable")]
+        ranks[target[known]] = _ranks_within(block, row[known], column[known])
     return ranks, num_items
 
 
-def _ranks_within(scores: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """The rank of each `scores[row[i], column[i]]` in its row; `MISS` where the item was left out (-inf)."""
-    wanted = scores[row, column]
-    blocks = zip(torch.split(row, TARGETS_PER_BLOCK), torch.split(wanted, TARGETS_PER_BLOCK), strict=True)
-    # The wanted item counts itself, so ranks begin at 1. A sum in int64 would take four times as long.
-    ranks = [(scores[rows] >= least[:, None]).sum(dim=1, dtype=torch.int32) for rows, least in blocks]
-    return torch.cat(ranks).long().masked_fill(wanted.isneginf(), MISS)
+def _ranks_within(block: Block, row: Ints, column: Ints) -> Ints:
+    """The rank of each item `column[i]`, in ascending order, in its row; `MISS` where it was left out (-inf).
+
+    The catalogue is scored twice, unless it is one tile: first for the score of every target, for that one
+    is compared with all tiles. Computed in any way but as part of its own tile it might be rounded otherwise,
+    and miss the items that tie with it.
+    """
+    tiles = list(block) if len(block) == 1 else block
+    wanted = None
+    for tile in tiles:
+        own = _scores_at(tile, row, column)
+        # Into one tensor: small ones kept from each tile would lie between the places of the tiles, which the
+        # allocator could not use again.
+        wanted = own.new_empty(len(row)) if wanted is None else wanted
+        wanted[_held_by(tile, column)] = own
+    assert wanted is not None  # for a catalogue that holds the histories' items has a tile
+    ranks = torch.ones_like(wanted, dtype=torch.int64)
+    rows = torch.from_numpy(row).to(wanted.device)
+    for tile in tiles:
+        here = _held_by(tile, column)
+        ranks += _at_least(tile.scores, rows, wanted)
+        ranks[here] -= (_scores_at(tile, row, column) >= wanted[here]).long()  # it is no competitor of itself
+    return ranks.masked_fill(wanted.isneginf(), MISS).cpu().numpy()
+
+
+def _held_by(tile: Tile, column: Ints) -> slice:
+    """Which of the columns, in ascending order, are the tile's."""
+    return slice(*np.searchsorted(column, (tile.first, tile.last)))
+
+
+def _scores_at(tile: Tile, row: Ints, column: Ints) -> Tensor:
+    """The scores of those items that the tile holds."""
+    here, device = _held_by(tile, column), tile.scores.device
+    places = (row[here], column[here] - tile.first)
+    return tile.scores[tuple(torch.from_numpy(index).to(device) for index in places)]
+
+
+def _at_least(scores: Tensor, rows: Tensor, least: Tensor) -> Tensor:
+    """How many scores in row `rows[i]` are `least[i]` or more."""
+    blocks = zip(torch.split(rows, TARGETS_PER_BLOCK), torch.split(least, TARGETS_PER_BLOCK), strict=True)
+    # A sum in int64 would take four times as long.
+    counts = [(scores[row] >= bound[:, None]).sum(dim=1, dtype=torch.int32) for row, bound in blocks]
+    return torch.cat(counts)
 
 
 def _join_processes(

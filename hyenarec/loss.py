@@ -1,113 +1,151 @@
-"""What training lowers: softmax cross-entropy over the whole catalogue, a block of events at a time."""
+"""What training lowers: cross-entropy over the whole catalogue or over sampled items of it."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from hyenarec.model import HyenaRec
-
-ROWS_PER_BLOCK = 256
-"""Events whose scores exist at one time; small enough that a block of 256 x 4,000 float32 stays in cache."""
-
-
-class _BlockedCrossEntropy(torch.autograd.Function):
-    """Computes the gradients together with the loss, so that no block of scores is made twice or kept."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
-        needs = ctx.needs_input_grad[:3]
-        d_hidden = torch.empty_like(hidden) if needs[0] else None
-        d_weight = (
-            torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-            if needs[1]
-            else None
-        )
-        d_bias = torch.zeros_like(bias) if needs[2] else None
-        loss = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        for begin in range(0, hidden.shape[0], ROWS_PER_BLOCK):
-            rows = slice(begin, begin + ROWS_PER_BLOCK)
-            h, t = hidden[rows], target[rows, None]
-            real, t = t >= 0, t.clamp(min=0)
-            scores = torch.addmm(bias.to(h.dtype), h, weight.t()).to(loss.dtype)
-            # Where there is no target, all probabilities become 0. Selecting rows would make a GPU wait.
-            log_normalizer = scores.logsumexp(dim=1, keepdim=True).masked_fill_(~real, torch.inf)
-            loss += (log_normalizer - scores.gather(1, t)).where(real, 0).sum()
-            if not any(needs):
-                continue
-            d_scores = scores.sub_(log_normalizer).exp_()
-            d_scores.scatter_add_(1, t, -real.to(d_scores.dtype))
-            if d_bias is not None:
-                d_bias += d_scores.sum(0)
-            d_scores = d_scores.to(h.dtype)
-            if d_hidden is not None:
-                torch.mm(d_scores, weight, out=d_hidden[rows])
-            if d_weight is not None:
-                if d_weight.dtype == h.dtype:
-                    d_weight.addmm_(d_scores.t(), h)
-                else:
-                    d_weight += d_scores.t() @ h
-        ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype), d_bias)
-        return loss
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors), None)
+from hyenarec import ops
+from hyenarec.config import LossConfig
+from hyenarec.item_rows import ItemRows
+from hyenarec.model import SequentialModel
 
 
-def cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
-    """Sum over the events of `-log softmax(hidden · weightᵀ + bias)[target]`.
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What a sampled loss sees of the catalogue in one step.
 
-    The scores `[M, V]` never exist at once: memory is O(M D + V D) plus one block of `ROWS_PER_BLOCK` rows.
-
-    Args:
-        hidden: `[M, D]`, one row an event.
-        weight: `[V, D]`, one row an item; same dtype as `hidden`. Under autocast both are rounded to its
-            dtype for the products; the sums stay float32.
-        bias: `[V]`.
-        target: `[M]` int64, the row of `weight` that came next, in `[0, V)`; an event with -1 is left out.
-
-    Returns:
-        A scalar, at least float32. Second derivatives raise an error.
+    Attributes:
+        rows: the rows of the items that the step has as inputs, targets or negatives.
+        negatives: int64 ids 1..V: `[K]`, shared by the step's events, or `[events, K]` for `bce`.
+        log_q: `[U]`, for the ids of `rows` the logarithm of the probability to be drawn; None: all alike.
     """
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            "hidden must be [M, D] and weight [V, D] with the same D, "
-            f"got {list(hidden.shape)} and {list(weight.shape)}"
-        )
-    if bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must be [V] with V = {weight.shape[0]}, got {list(bias.shape)}")
-    if target.shape != hidden.shape[:1] or target.dtype != torch.int64:
-        raise ValueError(
-            f"target must be int64 [M] with M = {hidden.shape[0]}, got {target.dtype} {list(target.shape)}"
-        )
-    if torch.is_autocast_enabled(hidden.device.type):
-        half = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(half), weight.to(half)
-    with torch.autocast(hidden.device.type, enabled=False):
-        loss: Tensor = _BlockedCrossEntropy.apply(hidden, weight, bias, target)  # type: ignore[no-untyped-call]
-    return loss
+
+    rows: ItemRows
+    negatives: Tensor
+    log_q: Tensor | None = None
 
 
 class NextItemLoss(nn.Module):
-    """A model's loss as a module's forward: what mixed precision and gradient synchronisation wrap."""
+    """A model's loss as a module's forward: what mixed precision and gradient synchronisation wrap.
 
-    def __init__(self, model: HyenaRec) -> None:
+    Args:
+        model: gives the hidden states and the item vectors.
+        config: which loss.
+    """
+
+    def __init__(self, model: SequentialModel, config: LossConfig | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.config = model, config or LossConfig()
 
-    def forward(self, items: Tensor, offsets: Tensor | None, targets: Tensor) -> Tensor:
-        """Sum of the cross-entropy over the positions whose target is an item; targets of 0 are left out.
+    def forward(
+        self, items: Tensor, offsets: Tensor | None, targets: Tensor, sample: Sample | None = None
+    ) -> Tensor:
+        """Sum of the loss over the positions whose target is an item; targets of 0 are left out.
 
         Packed batches have a target at every position. Scores are computed for padding, too, then ignored.
+        Under autocast, hidden states and item vectors are rounded to its dtype for the products only.
 
         Args:
             items: int64, `[B, L]` or packed `[total]`, as the model takes them.
             offsets: int64 `[B + 1]` of packed sequences.
             targets: int64 like `items`, the item that came next, 1..V, or 0.
+            sample: for a sampled loss. The gradients of the item table are then those of its rows.
+
+        Returns:
+            A scalar, at least float32.
+
+        Raises:
+            ValueError: if `sample` is missing, or the loss is `softmax` and there is one.
         """
-        hidden = self.model(items, offsets).flatten(0, -2)
-        return cross_entropy_sum(hidden, self.model.item_weight, self.model.item_bias, targets.flatten() - 1)
+        name = self.config.name
+        if (sample is None) != (name == "softmax"):
+            given = "none" if sample is None else "one"
+            raise ValueError(f"sample must be given for every loss but softmax, got {given} for {name}")
+        if sample is None:
+            hidden, weight, bias = self.model(items, offsets), self.model.item_weight, self.model.item_bias
+            return self._softmax(hidden.flatten(0, -2), weight, bias, targets.flatten() - 1)
+        rows = sample.rows
+        hidden = functional_call(self.model, rows.parameters, (rows.renumber(items), offsets)).flatten(0, -2)
+        target, negatives = (rows.renumber(ids) - 1 for ids in (targets.flatten(), sample.negatives))
+        arguments = (hidden, rows.weight[1:], rows.bias, target, negatives)
+        if name == "sampled_softmax":
+            return self._softmax(*arguments, log_q=sample.log_q)
+        if name == "bce":
+            return binary_cross_entropy_sum(*arguments)
+        count = len(negatives)
+        beta = gbce_beta(count, self.model.num_items, self.config.calibration)
+        return binary_cross_entropy_sum(*arguments, beta) / (count + 1)
+
+    def _softmax(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        target: Tensor,
+        candidates: Tensor | None = None,
+        log_q: Tensor | None = None,
+    ) -> Tensor:
+        if torch.is_autocast_enabled(hidden.device.type):
+            half = torch.get_autocast_dtype(hidden.device.type)
+            hidden, weight = hidden.to(half), weight.to(half)
+        return ops.linear_cross_entropy(
+            hidden,
+            weight,
+            bias,
+            target,
+            candidates=candidates,
+            log_q=log_q,
+            label_smoothing=self.config.label_smoothing,
+            reduction="sum",
+        )
+
+
+def binary_cross_entropy_sum(
+    hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor, negatives: Tensor, beta: float = 1.0
+) -> Tensor:
+    """Sum over the events of `-beta log p(target) - sum log(1 - p(negative))`, p being the score's sigmoid.
+
+    A negative that is the event's target is left out; one that was drawn twice counts twice. Memory is
+    O(M K), for negatives of each event's own O(M K D).
+
+    Args:
+        hidden: `[M, D]`, one row an event.
+        weight: `[V, D]`, one row an item.
+        bias: `[V]`.
+        target: `[M]` int64, the row of `weight` that came next, in `[0, V)`; an event with -1 is left out.
+        negatives: int64 in `[0, V)`: `[K]`, shared by all events, or `[M, K]`.
+        beta: weight of the targets; `gbce_beta` gives gBCE's.
+
+    Returns:
+        A scalar, at least float32.
+
+    Source: Kang and McAuley, "Self-attentive sequential recommendation", ICDM 2018, for one negative an
+    event and a beta of 1. (There it is none of the user's items; here it is another than the target.)
+    """
+    positive = (hidden * F.embedding(target.clamp(min=0), weight)).sum(-1) + bias[target]
+    if negatives.dim() == 1:
+        scores = torch.addmm(bias[negatives], hidden, F.embedding(negatives, weight).t())
+    else:
+        scores = (F.embedding(negatives, weight) @ hidden[..., None]).squeeze(-1) + bias[negatives]
+    loss = F.softplus(scores).masked_fill(negatives == target[:, None], 0).sum(-1)
+    loss = loss + beta * F.softplus(-positive)
+    return loss.masked_fill(target < 0, 0).sum()
+
+
+def gbce_beta(negatives: int, num_items: int, calibration: float) -> float:
+    """The power of the target's probability in gBCE, 1 - t (1 - a) for a sampling rate of a.
+
+    Args:
+        negatives: number of negatives that an event is compared with.
+        num_items: V; a is `negatives / (V - 1)`, the share of the other items, 1 at most.
+        calibration: t, from 0 (plain binary cross-entropy) to 1 (the power is a: fully calibrated).
+
+    Source: Petrov and Macdonald, "gSASRec: reducing overconfidence in sequential recommendation trained with
+    negative sampling", RecSys 2023.
+    """
+    return 1 - calibration * (1 - min(negatives / max(num_items - 1, 1), 1))

@@ -11,24 +11,17 @@ padded on the right), so a history gives the same numbers alone, in a batch, and
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
-from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from hyenarec import ops
-from hyenarec.config import ModelConfig, model_config_from_dict
-from hyenarec.files import write_atomically
+from hyenarec.config import BlocksConfig, ModelConfig, SequentialConfig
+from hyenarec.pretrained import PretrainedModel
 from hyenarec.stream import Stream
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 EMBEDDING_STD = 0.02
 
 
@@ -159,14 +152,15 @@ def _decay(log_decay: nn.Parameter | None, like: Tensor) -> Tensor:
     return like.new_zeros(like.shape[0]) if log_decay is None else log_decay.exp()
 
 
-def _linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
+def linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
+    """A linear layer as all blocks have it: Xavier-uniform times `gain`, and no bias at first."""
     layer = nn.Linear(inputs, outputs)
     nn.init.xavier_uniform_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
 
 
-def _branch_gain(config: ModelConfig) -> float:
+def branch_gain(config: BlocksConfig) -> float:
     """Of a branch's last layer: all branches together then add up to one, however many blocks there are."""
     return 1 / math.sqrt(2 * config.num_blocks)
 
@@ -197,13 +191,13 @@ class Mixer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim, width, projections = config.dim, config.short_conv_width, config.order + 1
-        self.in_proj = _linear(dim, projections * dim)
+        self.in_proj = linear(dim, projections * dim)
         self.short_weight = nn.Parameter(
             torch.empty(projections * dim, width).uniform_(-1, 1) / math.sqrt(width)
         )
         self.short_bias = nn.Parameter(torch.zeros(projections * dim))
         self.convs = nn.ModuleList(LongConv(config) for _ in range(config.order - 1))
-        self.out_proj = _linear(dim, dim, gain=_branch_gain(config))
+        self.out_proj = linear(dim, dim, gain=branch_gain(config))
 
     def forward(self, x: Tensor, offsets: Tensor | None, padding: Padding | None) -> Tensor:
         """`x` `[B, L, D]`, or packed `[total, D]` with `offsets`, and `padding` if a kernel needs it."""
@@ -239,55 +233,65 @@ class Mixer(nn.Module):
 class FeedForward(nn.Sequential):
     """Linear, GELU, linear, applied to each event by itself."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: BlocksConfig) -> None:
         inner = config.ffn_multiple * config.dim
-        gain = _branch_gain(config)
-        super().__init__(_linear(config.dim, inner), nn.GELU(), _linear(inner, config.dim, gain))
+        gain = branch_gain(config)
+        super().__init__(linear(config.dim, inner), nn.GELU(), linear(inner, config.dim, gain))
 
 
 class Block(nn.Module):
-    """Two residual branches, each normalised before and dropped out after."""
+    """Two residual branches, each normalised before and dropped out after: events mix, then channels.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: the shape.
+        mixer: maps `[..., D]` to `[..., D]`, given how the sequences lie in it.
+    """
+
+    def __init__(self, config: BlocksConfig, mixer: nn.Module) -> None:
         super().__init__()
         self.mixer_norm = nn.LayerNorm(config.dim)
-        self.mixer = Mixer(config)
+        self.mixer = mixer
         self.ffn_norm = nn.LayerNorm(config.dim)
         self.ffn = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, offsets: Tensor | None, padding: Padding | None) -> Tensor:
-        """`x` `[..., D]` -> `[..., D]`; the rest as `Mixer` takes it."""
-        x = x + self.dropout(self.mixer(self.mixer_norm(x), offsets, padding))
+    def forward(self, x: Tensor, *layout: object) -> Tensor:
+        """`x` `[..., D]` -> `[..., D]`; the rest as the mixer takes it."""
+        x = x + self.dropout(self.mixer(self.mixer_norm(x), *layout))
         x = x + self.dropout(self.ffn(self.ffn_norm(x)))
         return x
 
 
-class HyenaRec(nn.Module):
-    """The recommender: embedding, blocks, norm, and the embedding once more as the output layer.
+class SequentialModel(PretrainedModel):
+    """What all models share that learn: the item embedding, and the same once more as the output layer.
+
+    A model adds its own layers in `_make_layers` and runs them in `_run_layers`.
 
     Args:
         config: the shape; `num_items` must be set.
-
-    Source: Liu et al., "Hyena Operator for Fast Sequential Recommendation", WWW 2026, arXiv 2603.25027.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        if config.num_items is None:
-            raise ValueError(
-                "config.num_items must be set to the catalogue's size before a model is made, got None"
-            )
-        self.config = config
-        self.items = nn.Embedding(config.num_items + 1, config.dim, padding_idx=0)
-        self.item_bias = nn.Parameter(torch.zeros(config.num_items))
+    config: SequentialConfig
+
+    def __init__(self, config: SequentialConfig) -> None:
+        super().__init__(config)
+        self.items = nn.Embedding(self.num_items + 1, config.dim, padding_idx=0)
+        self.item_bias = nn.Parameter(torch.zeros(self.num_items))
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+        self._make_layers()
         self.norm = nn.LayerNorm(config.dim)
         # Small, so that scores start near 0. As an input it is scaled by sqrt(D), else the branches drown it.
         with torch.no_grad():
             self.items.weight[1:].normal_(std=EMBEDDING_STD)
             self.items.weight[0].zero_()
+
+    def _make_layers(self) -> None:
+        """Adds what lies between the embedding and the last norm."""
+        raise NotImplementedError
+
+    def _run_layers(self, x: Tensor, offsets: Tensor | None) -> Tensor:
+        """Embedded events, `[B, L, D]` or packed `[total, D]` with `offsets`, to rows for the last norm."""
+        raise NotImplementedError
 
     def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
         """One hidden row for each event, which has seen that event and those before it in its own sequence.
@@ -305,13 +309,8 @@ class HyenaRec(nn.Module):
                 a GPU are not looked at before they are used: too long a one is a device-side assertion there.
         """
         self._check(items, offsets)
-        padding = None
-        if offsets is not None and self.config.kernel != "legendre":
-            padding = Padding.around(offsets, items.shape[0])
-        x = self.dropout(self.items(items) * math.sqrt(self.config.dim))
-        for block in self.blocks:
-            x = block(x, offsets, padding)
-        hidden: Tensor = self.norm(x)
+        x = self.items(items) * math.sqrt(self.config.dim)
+        hidden: Tensor = self.norm(self._run_layers(x, offsets))
         return hidden
 
     def _check(self, items: Tensor, offsets: Tensor | None) -> None:
@@ -345,17 +344,47 @@ class HyenaRec(nn.Module):
         """The output layer's rows `[V, D]`: row j belongs to item j + 1."""
         return self.items.weight[1:]
 
-    def score(self, items: Tensor, offsets: Tensor) -> Tensor:
-        """Scores of the next event after each packed history: `[B, V]`, column j for item j + 1.
+    def encode(self, items: Tensor, offsets: Tensor) -> Tensor:
+        """The hidden row of each packed history's last event, `[B, D]`.
 
         Every history must hold at least one event; an empty one raises ValueError on the CPU, and on a GPU,
-        where a check would wait for all earlier work, gives another row's scores.
+        where a check would wait for all earlier work, gives another row's state.
         """
         self._check(items, offsets)
         if offsets.device.type == "cpu" and bool((offsets.diff() < 1).any()):
             raise ValueError("offsets must describe histories of at least one event, got an empty one")
-        last = self(items, offsets)[offsets[1:] - 1]
-        return torch.addmm(self.item_bias, last, self.item_weight.t())
+        last: Tensor = self(items, offsets)[offsets[1:] - 1]
+        return last
+
+    def score_tile(self, state: Tensor, first: int, last: int) -> Tensor:
+        """The columns `first` up to `last` of the scores, `[B, last - first]`, from what `encode` gave."""
+        return torch.addmm(self.item_bias[first:last], state, self.item_weight[first:last].t())
+
+
+class HyenaRec(SequentialModel):
+    """The recommender: embedding, blocks, norm, and the embedding once more as the output layer.
+
+    Args:
+        config: the shape; `num_items` must be set.
+
+    Source: Liu et al., "Hyena Operator for Fast Sequential Recommendation", WWW 2026, arXiv 2603.25027.
+    """
+
+    config_type: ClassVar[type[ModelConfig]] = ModelConfig
+    config: ModelConfig
+
+    def _make_layers(self) -> None:
+        config = self.config
+        self.blocks = nn.ModuleList(Block(config, Mixer(config)) for _ in range(config.num_blocks))
+
+    def _run_layers(self, x: Tensor, offsets: Tensor | None) -> Tensor:
+        padding = None
+        if offsets is not None and self.config.kernel != "legendre":
+            padding = Padding.around(offsets, x.shape[0])
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, offsets, padding)
+        return x
 
     def stream(self) -> Stream:
         """An empty history that grows event by event, with the scores of `score` in constant time and memory.
@@ -364,31 +393,3 @@ class HyenaRec(nn.Module):
             ValueError: if the kernels are not `legendre` ones.
         """
         return Stream(self)
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `config.json` and `model.safetensors`; each is the old file or the new one, whole."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        text = json.dumps(dataclasses.asdict(self.config), indent=2) + "\n"
-        write_atomically(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
-        write_atomically(folder / CONFIG_FILE, text.encode())
-
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> HyenaRec:
-        """The model that `save_pretrained` wrote, in evaluation mode on the CPU."""
-        folder = Path(folder)
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (folder / name).is_file():
-                raise ValueError(
-                    f"folder must hold {CONFIG_FILE} and {WEIGHTS_FILE}, but {folder} has no {name}"
-                )
-        model = cls(model_config_from_dict(json.loads((folder / CONFIG_FILE).read_text())))
-        try:
-            model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
-        except (safetensors.SafetensorError, RuntimeError) as error:
-            message = " ".join(str(error).split())
-            raise ValueError(
-                f"{folder / WEIGHTS_FILE} must be what {CONFIG_FILE} describes: {message}"
-            ) from None
-        return model.eval()

@@ -1,13 +1,14 @@
-"""The operators: long convolutions along time, channels last.
+"""The operators: long convolutions along time, channels last, and the loss over the catalogue.
 
 All of them run on CPU and CUDA, under `torch.compile` and `torch.export` with dynamic shapes. All but
 `legendre_step` and its two helpers are differentiable once: a second derivative raises. The transforms of
 torch.func (grad, jacrev, jvp) raise, too: they are not supported. float32 and float64 work everywhere.
-bfloat16 (and, on CUDA, float16) activations go beside float32 parameters; sums are accumulated in float32.
-Any strides go in, results are contiguous.
+bfloat16 (and, on CUDA, float16) activations go beside float32 parameters, but for the item vectors of the
+loss, which have the dtype of the hidden states; sums are accumulated in float32. Any strides go in, results
+are contiguous.
 
-Shapes, dtypes and devices are always checked; values (decay, offsets) on the CPU only, since looking at them
-would make a GPU wait. A wrong argument raises RuntimeError, with a sentence that names it.
+Shapes, dtypes and devices are always checked; values (decay, offsets, items) on the CPU only, since looking
+at them would make a GPU wait. A wrong argument raises RuntimeError, with a sentence that names it.
 
 B sequences, L events, D channels, N coefficients. Packed sequences lie one after another in [total, D],
 without padding; `offsets` says where each one starts. `hyenarec.reference` has a readable oracle for each
@@ -288,3 +289,70 @@ def legendre_step(
     """
     out: Tensor = torch.ops.hyenarec.legendre_step(state, u, position, weights, horizon, pre_gate, post_gate)
     return out
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    candidates: Tensor | None = None,
+    log_q: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """Softmax cross-entropy over a whole catalogue, or sampled items of it, without the scores in memory.
+
+    score[i, v] = hidden[i] · weight[v] + bias[v] - log_q[v], and with p[i] the softmax of score[i] over the
+    row's classes, loss[i] = -(1 - s) log p[i, target[i]] - s mean_c log p[i, c], s being `label_smoothing`:
+    `torch.nn.functional.cross_entropy` of the scores, which exist a tile at a time only. Memory is O(M + V D)
+    and one tile. For "mean" and "sum" the forward pass computes the gradients, too, where they are needed, so
+    scores are computed once; "none" computes them again in backward.
+
+    A row's classes are all items. With `candidates` they are its target and every candidate that is another
+    item: a candidate which happens to be the target counts for the other rows only. A candidate that was
+    drawn twice counts twice. Subtracting `log_q`, of the target's score as of the candidates', makes the
+    sampled loss estimate the full one although popular items are drawn more often; from items drawn with
+    equal probability it subtracts a constant, and may be left out.
+
+    The gradient of `weight` is dense, [V, D], with or without candidates. For a step whose cost does not
+    depend on V, give the rows of the items that are in the step as `weight`, with a sparse gradient:
+
+        items, place = torch.cat([target, candidates]).unique(return_inverse=True)
+        rows = torch.nn.functional.embedding(items, item_weight, sparse=True)
+        place_of_target, place_of_candidate = place.split([len(target), len(candidates)])
+        loss = linear_cross_entropy(
+            hidden, rows, item_bias[items], place_of_target,
+            candidates=place_of_candidate, log_q=log_q[items],
+        )
+
+    Args:
+        hidden: [M, D], float32, float64, bfloat16 or (CUDA) float16; differentiable.
+        weight: [V, D] with V >= 1, dtype of `hidden`; differentiable. Without candidates it is copied once if
+            it is not contiguous.
+        bias: [V], dtype of `hidden`, or float32 beside 16 bits; differentiable. None: no bias.
+        target: [M], int64, in [0, V), or -1 for a row without a target: its loss is 0, it has no gradient and
+            does not count in the mean.
+        candidates: [K], int64, in [0, V): negatives that all rows share. None: all items are classes.
+        log_q: [V], float64 if `hidden` is, else float32: log of the expected number of times that an item is
+            among the candidates, up to a constant. It has no gradient. Only with `candidates`; None: zeros.
+        label_smoothing: in [0, 1].
+        reduction: "mean" over the rows that have a target, 0 where none has; "sum"; or "none".
+
+    Returns:
+        A scalar, or [M] for "none"; float64 if `hidden` is, else float32. Products of 16-bit arguments are
+        torch's: accumulated in float32, on the CPU rounded to 16 bits. All else is float32.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or number is wrong, or `log_q` requires a gradient; on the CPU
+            also a target or candidate out of range.
+
+    Source: sampled softmax and the logQ correction of Bengio and Senécal, "Adaptive importance sampling to
+    accelerate training of a neural probabilistic language model", IEEE Transactions on Neural Networks 2008;
+    the gradient within the forward pass as in Liger Kernel (Hsu et al., arXiv 2410.10989).
+    """
+    loss: Tensor = torch.ops.hyenarec.linear_cross_entropy(
+        hidden, weight, bias, target, candidates, log_q, label_smoothing, reduction
+    )
+    return loss

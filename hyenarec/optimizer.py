@@ -1,37 +1,109 @@
-"""AdamW with a learning rate that is a function of the step, and what is decayed by what it is."""
+"""AdamW, lazy where a gradient is sparse; its rate by the step, and what is decayed by what it is."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hyenarec.config import OptimizerConfig
 from hyenarec.model import KERNELS
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+class LazyAdamW(torch.optim.AdamW):
+    """AdamW that updates a parameter with a row-sparse gradient in the gradient's rows alone.
+
+    A row is treated as AdamW treats a parameter of its own, in those steps in which it has a gradient; any
+    other step leaves its values, moments and number of steps as they are, and costs nothing. The correction
+    for the moments' beginning at zero counts the row's own steps: by the steps of the whole run, as
+    `torch.optim.SparseAdam` counts them, the first updates of a rare row would have another size than those
+    of a frequent one. Weight decay, too, acts on the rows of the gradient only.
+
+    With dense gradients this is `torch.optim.AdamW`; with sparse ones that hold every row it is the same up
+    to rounding. A parameter's gradients are either all dense or all sparse.
+
+    Args:
+        groups: parameters, or groups of them with settings of their own, as every optimiser takes them.
+        lr: learning rate.
+        betas: exponential decay rates of the two moments.
+
+    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+    """
+
+    def __init__(
+        self, groups: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, betas: tuple[float, float]
+    ) -> None:
+        super().__init__(groups, lr=lr, betas=betas, fused=True)
+        # Of a gradient scaler's two ways take the one that unscales all gradients and skips whole steps.
+        self._step_supports_amp_scaling = False
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; `closure`, if there is one, computes the loss and the gradients first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        sparse = [
+            (group, parameter, parameter.grad)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None and parameter.grad.is_sparse
+        ]
+        for _, parameter, _ in sparse:
+            parameter.grad = None  # AdamW passes it over
+        super().step()
+        for group, parameter, gradient in sparse:
+            self._step_rows(group, parameter, gradient.coalesce())
+            parameter.grad = gradient
+        return loss
+
+    def _step_rows(self, group: dict[str, Any], parameter: Tensor, gradient: Tensor) -> None:
+        """Updates the rows that `gradient` holds, in time and memory that depend on their number alone."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(len(parameter), device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        index, grad = gradient.indices()[0], gradient.values()
+        (beta1, beta2), lr = group["betas"], group["lr"]
+        step = state["step"].index_select(0, index).add_(1)
+        first = state["exp_avg"].index_select(0, index).lerp_(grad, 1 - beta1)
+        second = state["exp_avg_sq"].index_select(0, index).mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        for name, rows in (("step", step), ("exp_avg", first), ("exp_avg_sq", second)):
+            state[name].index_copy_(0, index, rows)
+        # 1 - beta^step in float64, for it begins as a small difference; one number a row.
+        step = step.double().view(-1, *(1,) * (grad.dim() - 1))
+        rate = (lr / (1 - beta1**step)).to(grad.dtype)
+        scale = (1 - beta2**step).sqrt_().to(grad.dtype)
+        update = first.mul_(rate).div_(second.sqrt_().div_(scale).add_(group["eps"]))
+        rows = parameter.index_select(0, index).mul_(1 - lr * group["weight_decay"]).sub_(update)
+        parameter.index_copy_(0, index, rows)
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> LazyAdamW:
     """AdamW over two groups of the model's parameters: those that decay, then all others."""
     decayed, others = parameter_groups(model)
-    return torch.optim.AdamW(
+    return LazyAdamW(
         [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=config.learning_rate,
         betas=config.betas,
-        fused=True,
     )
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Splits the parameters into those that weight decay shrinks and those that it leaves alone.
 
-    Decayed are the matrices of linear layers: zero is their neutral value. Not decayed are biases, norms,
-    embeddings, convolution taps, and all that makes a long kernel, linear layers included: shrinking a decay
-    rate, a coefficient or a filter's phase changes a shape, not a size.
+    Decayed are the matrices of linear and recurrent layers: zero is their neutral value. Not decayed are
+    biases, norms, embeddings, convolution taps, and all that makes a long kernel, linear layers included:
+    shrinking a decay rate, a coefficient or a filter's phase changes a shape, not a size.
     """
     kernels = tuple(KERNELS.values())
     in_kernels = {p for module in model.modules() if isinstance(module, kernels) for p in module.parameters()}
-    matrices = {module.weight for module in model.modules() if isinstance(module, nn.Linear)} - in_kernels
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.RNNBase)]
+    matrices = {p for layer in layers for p in layer.parameters() if p.dim() == 2} - in_kernels
     trained = [p for p in model.parameters() if p.requires_grad]
     return [p for p in trained if p in matrices], [p for p in trained if p not in matrices]
 

@@ -12,12 +12,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from hyenarec.data import Histories, Vocabulary
 from hyenarec.data.histories import Int64Array, offsets_of
 from hyenarec.data.vocabulary import FILE_NAME as VOCABULARY_FILE
-from hyenarec.model import HyenaRec
-from hyenarec.scoring import Recommender, leave_out_history, score_blocks, scoring_mode
+from hyenarec.pretrained import PretrainedModel
+from hyenarec.registry import load_model
+from hyenarec.scoring import Block, Recommender, score_blocks, scoring_mode
 
 ItemId = int | str
 """An item as its catalogue calls it."""
@@ -50,10 +52,11 @@ def recommend(
     Args:
         recommender: scores the catalogue; a module is put in evaluation mode and then back in its own.
         histories: at least one event each, and no unknown items.
-        k: items a history, from 1 to V; equal scores come in no particular order.
+        k: items a history, from 1 to V; of equal scores the smaller id comes first.
         max_len: events of the history that the recommender sees, the last ones.
         exclude_history: leave out the items of the whole history, not only of the part that is seen.
-        batch_size: histories whose scores exist at one time, `batch_size` x V.
+        batch_size: histories that are scored at one time. A `TiledRecommender` has them for
+            `TILE_SCORES / batch_size` items at a time, any other for the whole catalogue.
 
     Raises:
         ValueError: if k is out of range, a history is empty, or scores are not finite.
@@ -63,17 +66,46 @@ def recommend(
     best_scores = np.empty((histories.num_users, k))
     with scoring_mode(recommender):
         blocks = score_blocks(
-            recommender, histories.offsets, histories.items, max_len=max_len, batch_size=batch_size
+            recommender,
+            histories.offsets,
+            histories.items,
+            max_len=max_len,
+            batch_size=batch_size,
+            exclude_history=exclude_history,
         )
-        for rows, scores in blocks:
-            _check_k(k, scores.shape[1])
-            if exclude_history:
-                scores = leave_out_history(scores, rows, histories.offsets, histories.items)
-            best = scores.topk(k, dim=1)
-            best_scores[rows] = best.values.double().cpu().numpy()
-            best_items[rows] = (best.indices + 1).cpu().numpy()
+        for block in blocks:
+            _check_k(k, block.num_items)
+            scores, columns = _best(block, k)
+            best_scores[block.rows] = scores.double().cpu().numpy()
+            best_items[block.rows] = (columns + 1).cpu().numpy()
     best_items[np.isneginf(best_scores)] = 0
     return Recommendations(best_items, best_scores)
+
+
+def _best(block: Block, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest scores of each row and their columns, both `[B, k]`; of equal ones the first."""
+    best: tuple[Tensor, Tensor] | None = None
+    for tile in block:
+        columns = _top_columns(tile.scores, min(k, tile.last - tile.first))
+        scores = tile.scores.gather(1, columns)
+        columns = columns + tile.first
+        if best is not None:
+            scores, columns = (torch.cat(pair, dim=1) for pair in zip(best, (scores, columns), strict=True))
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        best = scores[:, :k], columns.gather(1, order[:, :k])
+    assert best is not None  # for k is from 1 to V
+    return best
+
+
+def _top_columns(scores: Tensor, k: int) -> Tensor:
+    """The columns of the k highest scores of each row, ascending, `[B, k]`; of equal ones the first."""
+    values, columns = scores.topk(k, dim=1)
+    lowest = values[:, -1:]
+    # topk chooses as it likes among those that equal the lowest; of items left out any will do.
+    chosen = ((scores >= lowest).sum(dim=1, dtype=torch.int32) > k) & ~lowest[:, 0].isneginf()
+    if chosen.any():
+        columns[chosen] = scores[chosen].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return columns.sort(dim=1).values
 
 
 class Recommendation(NamedTuple):
@@ -92,7 +124,7 @@ class SavedModel:
         vocabulary: its items.
     """
 
-    model: HyenaRec
+    model: PretrainedModel
     vocabulary: Vocabulary
 
     def __post_init__(self) -> None:
@@ -166,7 +198,7 @@ def load(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> 
     Raises:
         ValueError: if a file is missing or does not fit the others.
     """
-    model = HyenaRec.from_pretrained(folder).to(device)
+    model = load_model(folder).to(device)
     if not (Path(folder) / VOCABULARY_FILE).is_file():
         raise ValueError(f"folder must hold {VOCABULARY_FILE} beside the model, but {folder} has none")
     return SavedModel(model, Vocabulary.load(folder))

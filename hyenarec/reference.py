@@ -96,3 +96,35 @@ def hyena_mixer(
     """Returns q ⊙ (κ * (k ⊙ v) + skip ⊙ k ⊙ v), where q, k, v side by side are the `short_conv` of x."""
     q, k, v = short_conv(x, short_weight, short_bias, offsets).chunk(3, dim=-1)
     return legendre_conv(v, coeffs, decay, horizon, skip, pre_gate=k, post_gate=q, offsets=offsets)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    candidates: Tensor | None = None,
+    log_q: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """Returns the cross-entropy of each row's softmax over all items, or over its target and candidates."""
+    scores = hidden @ weight.mT
+    if bias is not None:
+        scores = scores + bias
+    if log_q is not None:
+        scores = scores - log_q
+    has_target, target = target >= 0, target.clamp(min=0)[:, None]
+    of_target = scores.gather(1, target)
+    is_class = torch.ones_like(scores, dtype=torch.bool)
+    if candidates is not None:  # the target comes first, then what is not the target
+        scores = torch.cat([of_target, scores[:, candidates]], dim=1)
+        is_class = torch.cat([torch.ones_like(target, dtype=torch.bool), candidates != target], dim=1)
+    log_normalizer = scores.where(is_class, -torch.inf).logsumexp(1)
+    mean_score = scores.where(is_class, 0).sum(1) / is_class.sum(1)
+    losses = log_normalizer - (1 - label_smoothing) * of_target[:, 0] - label_smoothing * mean_score
+    losses = losses.where(has_target, 0)
+    if reduction == "none":
+        return losses
+    return losses.sum() if reduction == "sum" else losses.sum() / has_target.sum().clamp(min=1)

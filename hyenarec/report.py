@@ -14,6 +14,7 @@ import torch
 
 from hyenarec._extension import __version__
 from hyenarec.baselines import Markov, Popularity
+from hyenarec.config import RecommenderConfig
 from hyenarec.data import Histories, Targets
 from hyenarec.data.histories import offsets_of
 from hyenarec.evaluate import Evaluation, evaluate
@@ -50,11 +51,18 @@ def evaluate_floors(
         The evaluations by name.
     """
     known = _known_before(train, targets)
-    floors: dict[str, Recommender] = {"Markov": Markov(known), "Popularity": Popularity(known)}
+    floors: dict[str, Recommender] = {"Markov": Markov.of(known), "Popularity": Popularity.of(known)}
     return {
         name: evaluate(floor, targets, max_len=max_len, exclude_history=exclude_history, split=split, ks=ks)
         for name, floor in floors.items()
     }
+
+
+def beside_floors(
+    model: RecommenderConfig, result: Evaluation, floors: Mapping[str, Evaluation]
+) -> dict[str, Evaluation]:
+    """A model's evaluation and then the floors', by name; a floor of the same name gives way to the model."""
+    return {model.title: result, **{name: floor for name, floor in floors.items() if name != model.title}}
 
 
 def _known_before(train: Histories, targets: Targets) -> Histories:

@@ -19,7 +19,7 @@ from torch import Tensor
 from hyenarec import ops
 
 if TYPE_CHECKING:
-    from hyenarec.model import Block, HyenaRec, LegendreKernel, LongConv
+    from hyenarec.model import Block, HyenaRec, LegendreKernel, LongConv, Mixer
 
 
 class Stream:
@@ -155,7 +155,7 @@ class _BlockStream:
     """A block of the model and what it remembers of one stream."""
 
     def __init__(self, block: Block) -> None:
-        mixer = block.mixer
+        mixer = cast("Mixer", block.mixer)
         convs = cast("list[LongConv]", list(mixer.convs))
         kernels = [cast("LegendreKernel", conv.kernel) for conv in convs]
         # Without the modules' lookups and hooks, which would take a fourth of an event's time.

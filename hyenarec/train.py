@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,22 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from hyenarec.checkpoint import CHECKPOINT_FILE
+from hyenarec.checkpoint import CHECKPOINT_FILE, Progress
 from hyenarec.config import TrainConfig, to_dict
-from hyenarec.data import load_histories, split_histories
+from hyenarec.data import Split, load_histories, split_histories
 from hyenarec.evaluate import Evaluation
-from hyenarec.model import WEIGHTS_FILE, HyenaRec
-from hyenarec.report import REPORT_FILE, evaluate_floors, make_report, text_table, write_report
+from hyenarec.pretrained import WEIGHTS_FILE, PretrainedModel
+from hyenarec.registry import COUNTED
+from hyenarec.report import (
+    REPORT_FILE,
+    beside_floors,
+    evaluate_floors,
+    make_report,
+    text_table,
+    write_report,
+)
 from hyenarec.run_log import read_log
-from hyenarec.training_run import CHOICE, TrainingRun
+from hyenarec.training_run import CHOICE, TrainingRun, begin_folder, evaluate_as_asked
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class TrainResult:
         log: the records of `log.jsonl`, one an epoch.
     """
 
-    model: HyenaRec
+    model: PretrainedModel
     test: Evaluation
     floors: dict[str, Evaluation]
     best_epoch: int
@@ -49,6 +58,8 @@ class TrainResult:
 
 def train(config: TrainConfig) -> TrainResult:
     """Trains a model, keeps the weights of the best validation, and evaluates those once on the test targets.
+
+    A model that counts, markov or popularity, is counted instead; all that follows is the same.
 
     `config.output_dir` then holds the model (`config.json`, `model.safetensors`, `vocabulary.safetensors`),
     every figure and how it was made (`report.json`), the curves (`log.jsonl`, `tensorboard`), the settings
@@ -68,6 +79,8 @@ def train(config: TrainConfig) -> TrainResult:
         raise ValueError("precision must be no or bf16 on a CPU, got 'fp16'")
     accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
     try:
+        if config.model.name in COUNTED:
+            return count(config, split, accelerator)
         run = TrainingRun(config, split, accelerator)
         run.train()
         return finish(run)
@@ -77,46 +90,68 @@ def train(config: TrainConfig) -> TrainResult:
 
 
 def finish(run: TrainingRun) -> TrainResult:
-    """Saves the best weights, evaluates them on the test targets, and reports the floors beside them."""
+    """Reports the best weights of a training."""
     run.model.load_state_dict(run.best)
     run.model.eval()
-    if run.is_main:
-        run.model.save_pretrained(run.folder)
-        run.split.train.vocabulary.save(run.folder)
-    test = run.evaluate(run.split.test, "test")
+    return conclude(run.config, run.split, run.model, run.progress, run.accelerator)
+
+
+def count(config: TrainConfig, split: Split, accelerator: Accelerator) -> TrainResult:
+    """Makes and reports a model that counts instead of learning.
+
+    The settings of loss, optimiser, steps and epochs are unused. It counts the training events alone, which
+    are all that the other models learn from. The floors of a report also count the events between those and
+    the targets.
+    """
+    start = time.perf_counter()
+    if accelerator.is_main_process:
+        begin_folder(config)
+    model = COUNTED[config.model.name].of(split.train, config.model).eval()
+    validation = evaluate_as_asked(
+        config, model, split.validation, f"{split.name} validation", distributed=accelerator.num_processes > 1
+    )
+    progress = Progress(best_score=validation.figures[CHOICE].mean)
+    progress.wall_seconds = time.perf_counter() - start
+    return conclude(config, split, model, progress, accelerator)
+
+
+def conclude(
+    config: TrainConfig, split: Split, model: PretrainedModel, progress: Progress, accelerator: Accelerator
+) -> TrainResult:
+    """Saves the model, evaluates it on the test targets, and reports the floors beside it."""
+    folder, is_main = Path(config.output_dir), accelerator.is_main_process
+    if is_main:
+        model.save_pretrained(folder)
+        split.train.vocabulary.save(folder)
+    test = evaluate_as_asked(
+        config, model, split.test, f"{split.name} test", distributed=accelerator.num_processes > 1
+    )
     floors: dict[str, Evaluation] = {}
-    if run.is_main:
+    if is_main:
         floors = evaluate_floors(
-            run.split.train,
-            run.split.test,
+            split.train,
+            split.test,
             max_len=test.max_len,
             exclude_history=test.exclude_history,
             split=test.split,
         )
-        report(run, {"HyenaRec": test, **floors})
-    run.accelerator.wait_for_everyone()
-    progress = run.progress
-    return TrainResult(
-        run.model, test, floors, progress.best_epoch, progress.best_score, read_log(run.folder)
-    )
-
-
-def report(run: TrainingRun, results: dict[str, Evaluation]) -> None:
-    """Writes `report.json` and prints its table."""
-    written = make_report(
-        results,
-        leaks=run.split.leaks,
-        config=to_dict(run.config),
-        best_epoch=run.progress.best_epoch,
-        best_validation={CHOICE: run.progress.best_score},
-        epochs=run.progress.epoch,
-        steps=run.progress.total_steps,
-        wall_seconds=run.progress.wall_seconds,
-        processes=run.processes,
-        device=device_name(run.accelerator.device),
-    )
-    write_report(run.folder / REPORT_FILE, written)
-    print(text_table(results), run.split.leaks, f"saved in {run.folder}", sep="\n")
+        results = beside_floors(config.model, test, floors)
+        written = make_report(
+            results,
+            leaks=split.leaks,
+            config=to_dict(config),
+            best_epoch=progress.best_epoch,
+            best_validation={CHOICE: progress.best_score},
+            epochs=progress.epoch,
+            steps=progress.total_steps,
+            wall_seconds=progress.wall_seconds,
+            processes=accelerator.num_processes,
+            device=device_name(accelerator.device),
+        )
+        write_report(folder / REPORT_FILE, written)
+        print(text_table(results), split.leaks, f"saved in {folder}", sep="\n")
+    accelerator.wait_for_everyone()
+    return TrainResult(model, test, floors, progress.best_epoch, progress.best_score, read_log(folder))
 
 
 def device_name(device: torch.device) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import signal
 import sys
 import time
@@ -12,9 +13,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from hyenarec.checkpoint import (
@@ -38,11 +41,15 @@ from hyenarec.data.vocabulary import FILE_NAME as VOCABULARY_FILE
 from hyenarec.evaluate import Evaluation, evaluate
 from hyenarec.files import write_atomically
 from hyenarec.interrupt import Interrupt, TrainingInterrupted
-from hyenarec.loss import NextItemLoss
-from hyenarec.model import CONFIG_FILE, WEIGHTS_FILE, HyenaRec
+from hyenarec.item_rows import TABLE, ItemRows
+from hyenarec.loss import NextItemLoss, Sample
+from hyenarec.negatives import Negatives
 from hyenarec.optimizer import learning_rate, make_optimizer
+from hyenarec.pretrained import CONFIG_FILE, WEIGHTS_FILE
+from hyenarec.registry import make_model
 from hyenarec.report import REPORT_FILE
-from hyenarec.run_log import RunLog
+from hyenarec.run_log import LOG_FILE, TENSORBOARD_FOLDER, RunLog
+from hyenarec.scoring import Recommender
 
 CHOICE = "NDCG@10"
 """The validation figure that chooses the weights and stops the training."""
@@ -83,10 +90,18 @@ class TrainingRun:
             world_size=self.processes,
         )
         torch.manual_seed(config.seed)
-        self.model = HyenaRec(config.model)
+        self.model = make_model(config.model)
         optimizer = make_optimizer(self.model.to(accelerator.device), config.optimizer)
+        loss = NextItemLoss(self.model, config.loss)
+        self._negatives: Negatives | None = None
+        if config.loss.name != "softmax":
+            self._negatives = Negatives(
+                split.train, config.loss, config.seed, accelerator.process_index, self.processes
+            )
+            table = [f"model.{name}" for name in TABLE]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, table)  # type: ignore[no-untyped-call]
         # The batches are not prepared: ours are the same number on every process, and exactly resumable.
-        self.loss, self.optimizer = accelerator.prepare(NextItemLoss(self.model), optimizer)
+        self.loss, self.optimizer = accelerator.prepare(loss, optimizer)
         torch.manual_seed(config.seed + 1 + accelerator.process_index)  # each process drops out its own
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
@@ -98,7 +113,7 @@ class TrainingRun:
         if config.resume:
             self._resume()
         elif self.is_main:
-            self._begin()
+            begin_folder(self.config)
 
     def train(self) -> None:
         """Trains until the last epoch or early stopping.
@@ -125,14 +140,8 @@ class TrainingRun:
 
     def evaluate(self, targets: Targets, name: str) -> Evaluation:
         """The current weights' figures; `name` says what the targets are."""
-        return evaluate(
-            self.model,
-            targets,
-            max_len=self.config.model.max_len,
-            exclude_history=self.config.data.exclude_history,
-            split=f"{self.split.name} {name}",
-            distributed=self.processes > 1,
-        )
+        title = f"{self.split.name} {name}"
+        return evaluate_as_asked(self.config, self.model, targets, title, distributed=self.processes > 1)
 
     # --- steps ---
 
@@ -168,22 +177,53 @@ class TrainingRun:
             events: real targets of the step, over all processes.
 
         Returns:
-            `[2]`, over all processes: the summed cross-entropy, and above 0 if one of them was asked to stop.
+            `[2]`, over all processes: the summed loss, and above 0 if one of them was asked to stop.
         """
         device = self.accelerator.device
+        sample = self._sample(events, len(batch.targets))
         batch = (batch.pin_memory() if device.type == "cuda" else batch).to(device, non_blocking=True)
         rate = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self.loss(batch.items, batch.offsets, batch.targets)
+        loss = self.loss(batch.items, batch.offsets, batch.targets, sample)
         # Gradients are averaged over the processes, whose shares of the events differ.
         self.accelerator.backward(loss * (self.processes / events))
+        trained: dict[str, Tensor] = dict(self.model.named_parameters())
+        if sample is not None:
+            self._finish_gradients(sample.rows)
+            trained |= sample.rows.parameters
         if self.config.optimizer.gradient_clip is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.gradient_clip)
+            self.accelerator.clip_grad_norm_(trained.values(), self.config.optimizer.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         loss = loss.detach()
         return self._over_processes(torch.stack([loss, torch.full_like(loss, self._interrupt.number)]))
+
+    def _sample(self, events: int, own_events: int) -> Sample | None:
+        """What a sampled loss needs of the current step; every process has the same rows.
+
+        Args:
+            events: real targets of the step, over all processes.
+            own_events: those of this process.
+        """
+        if self._negatives is None:
+            return None
+        epoch, step, device = self.progress.epoch, self.progress.step, self.accelerator.device
+        drawn = self._negatives.draw(epoch, step, events)
+        ids = torch.from_numpy(np.union1d(self.batches.step_items(epoch, step), drawn))
+        log_q = self._negatives.log_q(ids)
+        return Sample(
+            rows=ItemRows(self.model, ids.to(device)),
+            negatives=self._negatives.share(drawn, own_events).to(device),
+            log_q=None if log_q is None else log_q.to(device),
+        )
+
+    def _finish_gradients(self, rows: ItemRows) -> None:
+        """Averages the gradients of the rows over the processes and makes them the item table's."""
+        if self.processes > 1:
+            for leaf in (rows.weight, rows.bias):
+                leaf.grad = self.accelerator.reduce(leaf.grad, "mean")
+        rows.give_gradients(self.model)
 
     def _read(self) -> None:
         """Reads what the last step gave: one step late, so that a GPU computes while the next is prepared."""
@@ -247,28 +287,6 @@ class TrainingRun:
 
     # --- the run on disk ---
 
-    def _begin(self) -> None:
-        """Leaves nothing of an earlier run in the folder that a later resume could take for this one."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.config.overwrite:
-            # The checkpoint goes last: until then the folder holds the earlier run's, not a mixture.
-            for name in (WEIGHTS_FILE, CONFIG_FILE, VOCABULARY_FILE, REPORT_FILE, CHECKPOINT_FILE):
-                (self.folder / name).unlink(missing_ok=True)
-        self._write_settings()
-
-    def _write_settings(self) -> None:
-        """Writes the settings that continue this run, or start another, from any working directory."""
-        as_new = dataclasses.replace(self._located(), resume=False, overwrite=False)
-        text = json.dumps(to_dict(as_new), indent=2) + "\n"
-        write_atomically(self.folder / CONFIG_OF_RUN, text.encode())
-
-    def _located(self) -> TrainConfig:
-        """The settings with absolute paths; links stay, for a file's name may tell its format."""
-        data = self.config.data
-        if data.path != SYNTHETIC:
-            data = dataclasses.replace(data, path=str(Path(data.path).absolute()))
-        return dataclasses.replace(self.config, data=data, output_dir=str(self.folder.absolute()))
-
     def _checkpoint_is_due(self) -> bool:
         """Within an epoch; at its end there is one in any case, after the validation."""
         every, progress = self.config.checkpoint_every, self.progress
@@ -286,7 +304,7 @@ class TrainingRun:
             save_checkpoint(
                 self.folder / CHECKPOINT_FILE,
                 Checkpoint(
-                    config=to_dict(self._located()),
+                    config=to_dict(located(self.config)),
                     progress=self.progress,
                     data=self._data,
                     model=self.model.state_dict(),
@@ -310,10 +328,10 @@ class TrainingRun:
         if not path.exists():
             self._say(f"{self.folder} has no checkpoint yet: starting at the beginning")
             if self.is_main:
-                self._begin()
+                begin_folder(self.config)
             return
         saved = load_checkpoint(path)
-        require_same_config(saved.config, to_dict(self._located()))
+        require_same_config(saved.config, to_dict(located(self.config)))
         require_same_data(saved.data, self._data, self.config.data.path)
         processes = len(saved.random["cpu"])
         if processes != self.processes:
@@ -326,7 +344,7 @@ class TrainingRun:
         mine = self.accelerator.process_index
         restore_random_state({name: states[mine] for name, states in saved.random.items()})
         if self.is_main:
-            self._write_settings()  # it may have other epochs now
+            write_settings(self.config)  # it may have other epochs now
         at = f"after {self.progress.total_steps} steps, in epoch {self.progress.epoch + 1}"
         self._say(f"resumed {self.folder} {at}")
 
@@ -362,3 +380,44 @@ class TrainingRun:
         if self.is_main:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
+
+
+def evaluate_as_asked(
+    config: TrainConfig, model: Recommender, targets: Targets, title: str, *, distributed: bool
+) -> Evaluation:
+    """A model's figures by the protocol of the settings; `title` says what the targets are."""
+    return evaluate(
+        model,
+        targets,
+        max_len=config.model.max_len,
+        exclude_history=config.data.exclude_history,
+        split=title,
+        distributed=distributed,
+    )
+
+
+def begin_folder(config: TrainConfig) -> None:
+    """Leaves nothing of an earlier run in the folder that a later resume could take for this one."""
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.overwrite:
+        shutil.rmtree(folder / TENSORBOARD_FOLDER, ignore_errors=True)
+        # The checkpoint goes last: until then the folder holds the earlier run's, not a mixture.
+        for name in (WEIGHTS_FILE, CONFIG_FILE, VOCABULARY_FILE, REPORT_FILE, LOG_FILE, CHECKPOINT_FILE):
+            (folder / name).unlink(missing_ok=True)
+    write_settings(config)
+
+
+def write_settings(config: TrainConfig) -> None:
+    """Writes the settings that continue this run, or start another, from any working directory."""
+    as_new = dataclasses.replace(located(config), resume=False, overwrite=False)
+    text = json.dumps(to_dict(as_new), indent=2) + "\n"
+    write_atomically(Path(config.output_dir) / CONFIG_OF_RUN, text.encode())
+
+
+def located(config: TrainConfig) -> TrainConfig:
+    """The settings with absolute paths; links stay, for a file's name may tell its format."""
+    data = config.data
+    if data.path != SYNTHETIC:
+        data = dataclasses.replace(data, path=str(Path(data.path).absolute()))
+    return dataclasses.replace(config, data=data, output_dir=str(Path(config.output_dir).absolute()))

@@ -67,3 +67,14 @@ def test_floor_grows_with_length_and_shares_contractions(convolutions: ModuleTyp
         # Linear in time, and of a direct sum's 8,192 multiply-adds an element nothing is left.
         assert an_element(16384, 8, direction) < 1.1 * an_element(4096, 8, direction) < 220
     assert an_element(1024, 8, "forward + backward") > 3 * an_element(1024, 8, "forward")
+
+
+def test_losses_are_the_same_function(convolutions: ModuleType) -> None:
+    problem = importlib.import_module("linear_cross_entropy").Problem(300, 50)
+    expected = problem.run(problem.plain)()
+    functions = [problem.ours]
+    if hasattr(torch.nn.functional, "linear_cross_entropy"):
+        functions += [problem.chunked(None), problem.chunked(128)]
+    for function in functions:
+        torch.testing.assert_close(problem.run(function)(), expected, rtol=1e-4, atol=1e-6)
+    problem.products()()

@@ -7,9 +7,16 @@ import dataclasses
 import pytest
 
 from hyenarec.config import (
+    MODEL_CONFIGS,
     DataConfig,
+    GRU4RecConfig,
+    HyenaConfig,
+    LossConfig,
     ModelConfig,
     OptimizerConfig,
+    RecommenderConfig,
+    SASRecConfig,
+    SequentialConfig,
     TrainConfig,
     model_config_from_dict,
     to_dict,
@@ -39,9 +46,22 @@ from hyenarec.config import (
         (ModelConfig, "short_conv_width", 9, "model.short_conv_width must be from 1 to 8, got 9"),
         (ModelConfig, "dropout", 1.0, "model.dropout must be at least 0 and below 1"),
         (ModelConfig, "kernel", "fourier", "model.kernel must be one of 'legendre', 'mlp', 'free'"),
+        (ModelConfig, "name", "hyena", "model.name must be 'hyenarec' for a ModelConfig, got 'hyena'"),
+        (HyenaConfig, "kernel", "free", "model.kernel must be 'mlp' for hyena, got 'free'"),
+        (HyenaConfig, "num_coeffs", 9, "model.num_coeffs must be left alone for hyena"),
+        (SASRecConfig, "num_heads", 3, "model.num_heads must be a divisor of 64, got 3"),
+        (SASRecConfig, "num_blocks", 0, "model.num_blocks must be an integer of at least 1, got 0"),
+        (GRU4RecConfig, "num_layers", 0, "model.num_layers must be an integer of at least 1, got 0"),
+        (GRU4RecConfig, "max_len", 0, "model.max_len must be an integer of at least 1, got 0"),
         (DataConfig, "targets", "some", "data.targets must be one of 'next', 'all', got 'some'"),
         (DataConfig, "format", "xml", "data.format must be one of 'auto', 'text'"),
         (ModelConfig, "short_conv_width", 3.0, "model.short_conv_width must be an integer"),
+        (LossConfig, "name", "hinge", "loss.name must be one of 'softmax', 'sampled_softmax', 'bce', 'gbce'"),
+        (LossConfig, "distribution", "log", "loss.distribution must be one of 'uniform', 'popularity'"),
+        (LossConfig, "negatives", 0, "loss.negatives must be an integer of at least 1, got 0"),
+        (LossConfig, "negatives", 9, "loss.negatives must be null with softmax, got 9"),
+        (LossConfig, "calibration", 1.5, "loss.calibration must be from 0 to 1, got 1.5"),
+        (LossConfig, "label_smoothing", 1.0, "loss.label_smoothing must be at least 0 and below 1, got 1.0"),
         (OptimizerConfig, "betas", (0.9,), "optimizer.betas must be two numbers"),
         (OptimizerConfig, "learning_rate", float("inf"), "optimizer.learning_rate must be positive"),
         (OptimizerConfig, "learning_rate", 0.0, "optimizer.learning_rate must be positive"),
@@ -57,6 +77,17 @@ def test_bad_values_are_refused_by_name(kind: type, setting: str, value: object,
         kind(**{setting: value})
 
 
+def test_binary_losses_have_no_smoothing() -> None:
+    with pytest.raises(ValueError, match=r"loss.label_smoothing must be 0 with gbce, got 0.1"):
+        LossConfig(name="gbce", label_smoothing=0.1)
+
+
+def test_each_loss_has_its_own_number_of_negatives() -> None:
+    names = ("softmax", "sampled_softmax", "bce", "gbce")
+    assert [LossConfig(name=name).num_negatives for name in names] == [0, 1000, 1, 256]
+    assert LossConfig(name="bce", negatives=7).num_negatives == 7
+
+
 def test_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         ModelConfig().dim = 3  # type: ignore[misc]
@@ -65,3 +96,27 @@ def test_frozen() -> None:
 def test_model_config_survives_a_dictionary() -> None:
     config = ModelConfig(num_items=9, dim=6, kernel="free")
     assert model_config_from_dict(to_dict(config)) == config
+
+
+@pytest.mark.parametrize("name", MODEL_CONFIGS)
+def test_the_name_leads_back_to_the_model(name: str) -> None:
+    config = MODEL_CONFIGS[name](num_items=9)
+    assert config.name == name
+    assert model_config_from_dict(to_dict(config)) == config
+
+
+def test_settings_without_a_name_are_hyenarecs() -> None:
+    assert model_config_from_dict({"num_items": 9, "num_coeffs": 5}) == ModelConfig(num_items=9, num_coeffs=5)
+
+
+def test_another_models_settings_are_unknown() -> None:
+    with pytest.raises(ValueError, match=r"unknown key 'num_heads'; known are .*num_layers"):
+        model_config_from_dict({"name": "gru4rec", "num_heads": 2})
+    with pytest.raises(ValueError, match=r"model\.name must be one of 'hyenarec', .*, got 'lstm'"):
+        model_config_from_dict({"name": "lstm"})
+
+
+@pytest.mark.parametrize("shared", [RecommenderConfig, SequentialConfig])
+def test_what_models_share_is_no_model(shared: type) -> None:
+    with pytest.raises(TypeError, match=f"{shared.__name__} must be a model's own settings"):
+        shared()

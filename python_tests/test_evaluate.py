@@ -6,7 +6,7 @@ import json
 import math
 import socket
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,11 +15,15 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from largest_tensor import LargestTensor
 from torch import Tensor, nn
 
-from hyenarec.data import Targets
+from hyenarec import HyenaRec, ModelConfig, scoring
+from hyenarec.baselines import Markov, Popularity
+from hyenarec.data import Histories, Targets, Vocabulary
 from hyenarec.evaluate import Evaluation, evaluate
 from hyenarec.metrics import MISS
+from hyenarec.recommend import recommend
 from hyenarec.scoring import scoring_mode
 
 
@@ -41,6 +45,21 @@ class Table:
     def score(self, items: Tensor, offsets: Tensor) -> Tensor:
         self.calls.append(len(offsets) - 1)
         return self.table[items[offsets[1:] - 1]]
+
+
+class TiledTable(Table):
+    """The same, a tile at a time."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__(table)
+        self.num_items = table.shape[1]
+
+    def encode(self, items: Tensor, offsets: Tensor) -> Tensor:
+        return items[offsets[1:] - 1]
+
+    def score_tile(self, state: Tensor, first: int, last: int) -> Tensor:
+        self.calls.append(len(state) * (last - first))
+        return self.table[state, first:last]
 
 
 class Constant:
@@ -102,6 +121,90 @@ def test_ranks_equal_the_slow_oracle(exclude_history: bool, most_targets: int, b
     assert result.ranks.values.tolist() == slow_ranks(table.table, histories, wanted, exclude_history)
     assert max(table.calls) <= batch_size
     assert ("Recall@10" in result.figures) == (most_targets > 1)
+
+
+@pytest.mark.parametrize("exclude_history", [False, True])
+@pytest.mark.parametrize("most_targets", [1, 6])
+@pytest.mark.parametrize("tile_scores", [1, 40, 90, 25 * 7])
+def test_ranks_in_tiles_equal_the_slow_oracle(
+    monkeypatch: pytest.MonkeyPatch, exclude_history: bool, most_targets: int, tile_scores: int
+) -> None:
+    monkeypatch.setattr(scoring, "TILE_SCORES", tile_scores)
+    table, histories, wanted = random_case(0, users=40, num_items=25, most_targets=most_targets)
+    tiled = TiledTable(table.table)
+    result = evaluate(
+        tiled, targets_of(histories, wanted), max_len=5, exclude_history=exclude_history, batch_size=7
+    )
+    assert result.ranks.values.tolist() == slow_ranks(table.table, histories, wanted, exclude_history)
+    assert max(tiled.calls) <= max(tile_scores, 7)  # a tile has one item at least
+    assert sum(tiled.calls) == 40 * 25 * (1 if tile_scores == 25 * 7 else 2)
+
+
+def model_with_equal_items(num_items: int) -> HyenaRec:
+    """A model in which item j + 100 is a copy of item j, for every tenth j."""
+    torch.manual_seed(0)
+    model = HyenaRec(ModelConfig(num_items=num_items, dim=8, num_blocks=1, max_len=5, num_coeffs=4))
+    nn.init.normal_(model.items.weight)
+    with torch.no_grad():
+        model.items.weight[101::10] = model.items.weight[1:-100:10].clone()
+    return model
+
+
+@pytest.mark.parametrize("tile_scores", [300, 1024, 4000])
+def test_tiles_rank_as_the_whole_does(monkeypatch: pytest.MonkeyPatch, tile_scores: int) -> None:
+    model = model_with_equal_items(500)
+    _, histories, _ = random_case(3, users=40, num_items=500, most_targets=1)
+    targets = targets_of(histories, [[1 + 10 * (row % 50)] for row in range(40)])  # all of them have copies
+
+    def ranks(recommender: scoring.Recommender) -> list[int]:
+        result = evaluate(recommender, targets, max_len=5, exclude_history=True, batch_size=8)
+        return result.ranks.values.tolist()
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def score(self, items: Tensor, offsets: Tensor) -> Tensor:
+            return model.score(items, offsets)
+
+    expected = ranks(Whole())
+    monkeypatch.setattr(scoring, "TILE_SCORES", tile_scores)
+    assert ranks(model) == expected
+
+
+def test_a_rank_is_at_least_1_however_a_tile_is_rounded() -> None:
+    class Restless(TiledTable):
+        """Its scores are a little lower each time."""
+
+        def score_tile(self, state: Tensor, first: int, last: int) -> Tensor:
+            return super().score_tile(state, first, last) - 1e-3 * len(self.calls)
+
+    table = torch.arange(12.0).expand(13, -1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "TILE_SCORES", 6)
+        result = evaluate(Restless(table), targets_of([[1]], [[12]]), max_len=1, exclude_history=False)
+    assert result.ranks.values.tolist() == [1]
+
+
+@pytest.mark.parametrize("name", ["HyenaRec", "Markov", "Popularity"])
+def test_memory_does_not_grow_with_the_catalogue(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(scoring, "TILE_SCORES", 2**18)
+    users, num_items = 64, 40_000
+    generator = np.random.default_rng(0)
+    histories = generator.integers(1, num_items + 1, size=(users, 4)).tolist()
+    targets = targets_of(histories, generator.integers(1, num_items + 1, size=(users, 1)).tolist())
+    train = Histories(targets.offsets, targets.items, None, targets.users, Vocabulary(np.arange(num_items)))
+    recommenders: dict[str, Callable[[], scoring.Recommender]] = {
+        "HyenaRec": lambda: HyenaRec(ModelConfig(num_items=num_items, dim=4, num_blocks=1, max_len=4)),
+        "Markov": lambda: Markov.of(train),
+        "Popularity": lambda: Popularity.of(train),
+    }
+    recommender = recommenders[name]()
+    with LargestTensor() as largest:
+        evaluate(recommender, targets, max_len=4, exclude_history=True)
+        recommend(recommender, train, max_len=4, exclude_history=True)
+    assert largest.nbytes <= 8 * scoring.TILE_SCORES < 4 * users * num_items / 4
 
 
 def test_ties_count_against_us() -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from descent import losses_of_steps
 from torch import Tensor
 
 from hyenarec import reference
 from hyenarec.config import ModelConfig
 from hyenarec.loss import NextItemLoss
-from hyenarec.model import CONFIG_FILE, KERNELS, WEIGHTS_FILE, HyenaRec, LegendreKernel
+from hyenarec.model import KERNELS, HyenaRec, LegendreKernel
+from hyenarec.pretrained import CONFIG_FILE, WEIGHTS_FILE
 
 SMALL = ModelConfig(num_items=50, dim=8, num_blocks=2, max_len=24, num_coeffs=5, dropout=0.1)
 FAMILIES = sorted(KERNELS)
@@ -235,15 +237,7 @@ def test_a_fresh_deep_model_trains_stably() -> None:
     model = HyenaRec(config)
     items = (torch.arange(2048)[None] * torch.tensor([[1], [3]])) % 20 + 1
     targets = items.roll(-1, dims=1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    losses = []
-    for _ in range(25):
-        loss = NextItemLoss(model)(items, None, targets) / items.numel()
-        optimizer.zero_grad()
-        loss.backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_of_steps(model, items, None, targets, steps=25, learning_rate=5e-3)
     assert abs(losses[0] - math.log(20)) < 0.2
     assert losses[-1] < 0.6 * losses[0]
     assert max(losses) <= losses[0] * 1.05

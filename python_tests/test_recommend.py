@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyenarec import HyenaRec, ModelConfig
+from hyenarec import HyenaRec, ModelConfig, scoring
 from hyenarec.data import Histories, Vocabulary
 from hyenarec.recommend import Recommendation, SavedModel, load, recommend
 
@@ -58,6 +58,39 @@ def test_lists_equal_a_full_sort(batch_size: int, exclude_history: bool) -> None
         left = [item for item in score if not (exclude_history and item in row)]
         assert items == sorted(left, key=score.__getitem__, reverse=True)[:4]
         assert scores == [score[item] for item in items]
+
+
+class Ties:
+    """Scores of which many are equal, a tile at a time."""
+
+    def __init__(self, rows: int, num_items: int) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.table = torch.randint(4, (rows, num_items), generator=generator).float()
+        self.num_items = num_items
+
+    def score(self, items: Tensor, offsets: Tensor) -> Tensor:
+        return self.score_tile(self.encode(items, offsets), 0, self.num_items)
+
+    def encode(self, items: Tensor, offsets: Tensor) -> Tensor:
+        return items[offsets[1:] - 1]
+
+    def score_tile(self, state: Tensor, first: int, last: int) -> Tensor:
+        return self.table[state, first:last]
+
+
+@pytest.mark.parametrize("tile_scores", [1, 8, 15, 1000])
+@pytest.mark.parametrize("k", [1, 4, NUM_ITEMS])
+def test_of_equal_scores_the_smaller_id_comes_first(
+    monkeypatch: pytest.MonkeyPatch, tile_scores: int, k: int
+) -> None:
+    monkeypatch.setattr(scoring, "TILE_SCORES", tile_scores)
+    recommender = Ties(NUM_ITEMS + 1, NUM_ITEMS)
+    best = recommend(recommender, histories_of(ROWS), k=k, max_len=1, exclude_history=True, batch_size=3)
+    for row, items in zip(ROWS, best.items.tolist(), strict=True):
+        scores = recommender.table[row[-1]].tolist()
+        left = [item for item in range(1, NUM_ITEMS + 1) if item not in row]
+        expected = sorted(left, key=lambda item, scores=scores: (-scores[item - 1], item))[:k]
+        assert items == expected + [0] * (k - len(expected))
 
 
 def test_a_list_ends_where_the_catalogue_does() -> None:

@@ -146,7 +146,7 @@ def test_floors_count_what_is_known_before_the_targets() -> None:
     options = {"max_len": 10, "exclude_history": False, "split": "test"}
     floors = evaluate_floors(split.train, split.test, **options)
     assert list(floors) == ["Markov", "Popularity"]
-    by_hand = {"Markov": Markov(expected), "Popularity": Popularity(expected)}
+    by_hand = {"Markov": Markov.of(expected), "Popularity": Popularity.of(expected)}
     for name, recommender in by_hand.items():
         assert (
             floors[name].ranks.values.tolist()

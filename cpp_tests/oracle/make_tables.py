@@ -3,9 +3,10 @@
     python cpp_tests/oracle/make_tables.py <folder>
 
 One text file a case, `<op>.<case>.txt`, of blocks "name rank size... value..." separated by white space
-(oracle_tables.h reads them): the operator's arguments by name (absent ones are left out, integers have
-rank 0), `out`, `grad` (the gradient that arrives at `out`), and `grad_<argument>` for every differentiable
-argument. Inputs are exact in bfloat16, float16, float32 and float64: one table serves every dtype.
+(oracle_tables.h reads them): the operator's arguments by name (absent ones and words are left out, numbers
+have rank 0), `out`, `grad` (the gradient that arrives at `out`), and `grad_<argument>` for every
+differentiable argument. Inputs are exact in bfloat16, float16, float32 and float64: one table serves every
+dtype.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-Arguments = dict[str, "Tensor | int | None"]  # None: absent
+Arguments = dict[str, "Tensor | int | float | str | None"]  # None: absent
+CONSTANTS = ("log_q",)  # floating tensors without a gradient
 
 
 def load_reference() -> ModuleType:
@@ -122,6 +124,35 @@ def hyena_mixer_arguments(
     } | scan
 
 
+def cross_entropy_arguments(
+    generator: torch.Generator,
+    rows: int,
+    items: int,
+    channels: int,
+    candidates: int | None = None,
+    label_smoothing: float = 0.0,
+    optional: str = "bias",
+) -> Arguments:
+    """Every fifth row has no target; half of the candidates are targets of some row."""
+    target = torch.randint(items, (rows,), generator=generator)
+    target[3::5] = -1
+    drawn = None
+    if candidates is not None:
+        drawn = torch.randint(items, (candidates,), generator=generator)
+        hits = target[target >= 0][: candidates // 2]
+        drawn[: len(hits)] = hits
+    return {
+        "hidden": random(generator, rows, channels),
+        "weight": random(generator, items, channels),
+        "bias": random(generator, items) if "bias" in optional else None,
+        "target": target,
+        "candidates": drawn,
+        "log_q": random(generator, items) if "log_q" in optional else None,
+        "label_smoothing": label_smoothing,
+        "reduction": "none",
+    }
+
+
 ALL = "skip pre_gate post_gate"
 # Sequences of very different lengths, empty ones among them.
 OFFSETS = [0, 3, 3, 10, 11, 11, 81, 113]
@@ -188,6 +219,16 @@ CASES: dict[str, Callable[[torch.Generator], Arguments]] = {
     "hyena_mixer.packed_eight_taps": lambda g: hyena_mixer_arguments(g, (113, 8), 17, 90, 8, True, OFFSETS),
     "hyena_mixer.packed_plain": lambda g: hyena_mixer_arguments(g, (113, 3), 17, 90, 3, False, OFFSETS),
     "hyena_mixer.empty": lambda g: hyena_mixer_arguments(g, (0, 4), 9, 5, 3, True, [0, 0]),
+    "linear_cross_entropy.single": lambda g: cross_entropy_arguments(g, 1, 1, 1),
+    "linear_cross_entropy.plain": lambda g: cross_entropy_arguments(g, 7, 9, 3, optional=""),
+    "linear_cross_entropy.smoothed": lambda g: cross_entropy_arguments(g, 9, 130, 5, None, 0.25),
+    "linear_cross_entropy.several_warps": lambda g: cross_entropy_arguments(g, 4, 300, 3),
+    "linear_cross_entropy.sampled": lambda g: cross_entropy_arguments(g, 9, 40, 5, 17),
+    "linear_cross_entropy.sampled_all": lambda g: cross_entropy_arguments(
+        g, 12, 30, 5, 150, 0.25, "bias log_q"
+    ),
+    "linear_cross_entropy.no_candidates": lambda g: cross_entropy_arguments(g, 5, 4, 3, 0),
+    "linear_cross_entropy.empty": lambda g: cross_entropy_arguments(g, 0, 4, 3),
 }
 
 
@@ -196,7 +237,7 @@ def solve(reference: ModuleType, op: str, arguments: Arguments, generator: torch
     leaves = {
         name: value.detach().requires_grad_()
         for name, value in arguments.items()
-        if isinstance(value, Tensor) and value.is_floating_point()
+        if isinstance(value, Tensor) and value.is_floating_point() and name not in CONSTANTS
     }
     out = getattr(reference, op)(**(arguments | leaves))
     grad = random(generator, *out.shape)
@@ -208,7 +249,7 @@ def solve(reference: ModuleType, op: str, arguments: Arguments, generator: torch
 def write_case(path: Path, table: Arguments) -> None:
     lines = []
     for name, value in table.items():
-        if value is None:
+        if value is None or isinstance(value, str):
             continue
         tensor = torch.as_tensor(value)
         head = [name, str(tensor.dim()), *map(str, tensor.shape)]

@@ -41,4 +41,16 @@ TORCH_LIBRARY(hyenarec, m) {
   m.def(
       "legendre_step(Tensor(a!) state, Tensor u, Tensor position, Tensor weights, SymInt horizon, Tensor? "
       "pre_gate=None, Tensor? post_gate=None) -> Tensor");
+
+  m.def(
+      "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? "
+      "candidates=None, Tensor? log_q=None, float label_smoothing=0., str reduction=\"mean\") -> Tensor");
+  m.def(
+      "linear_cross_entropy_with_gradients(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
+      "Tensor? candidates, Tensor? log_q, float label_smoothing, bool[3] needs_grad) -> (Tensor, Tensor, "
+      "Tensor, Tensor)");
+  m.def(
+      "linear_cross_entropy_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
+      "Tensor? candidates, Tensor? log_q, float label_smoothing, bool[3] needs_grad) -> (Tensor, Tensor, "
+      "Tensor)");
 }

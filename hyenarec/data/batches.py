@@ -135,6 +135,12 @@ class TrainingBatches:
         """Number of targets of a step over all ranks, so that loss = sum * world_size / global targets."""
         return int(self._lengths[self._step_windows(epoch, step)].sum())
 
+    def step_items(self, epoch: int, step: int) -> Int32Array:
+        """The items that a step has as inputs or targets on any rank, ascending, each once."""
+        windows = self._step_windows(epoch, step)
+        items = self._histories.items[ragged_indices(self._starts[windows], self._lengths[windows] + 1)]
+        return np.unique(items)
+
     def _require_windows_for_all_ranks(self) -> None:
         if self.num_windows < self._world_size:
             raise ValueError(

@@ -66,6 +66,16 @@ def test_all_windows():
     ]
 
 
+@pytest.mark.parametrize("windows", ["last", "all"])
+def test_a_step_names_its_items_on_every_rank(windows):
+    ranks = [
+        TrainingBatches(random_histories(), 5, 200, 0, windows, rank=rank, world_size=2) for rank in range(2)
+    ]
+    for step, batches in enumerate(zip(*(rank.batches(1) for rank in ranks), strict=True)):
+        items = {item for batch in batches for item in batch.items.tolist() + batch.targets.tolist()}
+        assert [rank.step_items(1, step).tolist() for rank in ranks] == [sorted(items)] * 2
+
+
 @pytest.mark.parametrize("max_len", [1, 7, 39, 100])
 def test_all_windows_predict_every_event_once(max_len):
     histories = random_histories()

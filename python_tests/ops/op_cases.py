@@ -144,6 +144,40 @@ def hyena_mixer_case(
     }
 
 
+def linear_cross_entropy_case(
+    rows: int = 6,
+    items: int = 9,
+    channels: int = 3,
+    candidates: int | None = None,
+    log_q: bool = False,
+    bias: bool = True,
+    label_smoothing: float = 0.0,
+    reduction: str = "none",
+) -> Arguments:
+    """Every fifth row has no target. Half of the candidates are targets, and the first one is there twice."""
+    generator = torch.Generator().manual_seed(rows)
+    target = torch.randint(items, (rows,), generator=generator)
+    target[3::5] = -1
+    sampled: Arguments = {}
+    if candidates is not None:
+        drawn = torch.randint(items, (candidates,), generator=generator)
+        hits = target[target >= 0][: candidates // 2]
+        drawn[: len(hits)] = hits
+        drawn[-1:] = drawn[:1]
+        sampled = {"candidates": drawn}
+    if log_q:
+        sampled["log_q"] = random(items, seed=4)
+    return {
+        "hidden": random(rows, channels, seed=1),
+        "weight": random(items, channels, seed=2),
+        "bias": random(items, seed=3) if bias else None,
+        "target": target,
+        **sampled,
+        "label_smoothing": label_smoothing,
+        "reduction": reduction,
+    }
+
+
 # (horizon, length) for scans in chunks of 16, 32 or 64 events: empty, shorter than a chunk, ending with one,
 # one event beyond it, cut by the horizon; horizons whose last chunk has one event; histories that stop early.
 SCAN_LENGTHS = [
@@ -182,6 +216,17 @@ SMALL_CASES: dict[str, Case] = {
     "hyena_mixer": ("hyena_mixer", hyena_mixer_case(padded(2, 36), 2, 4, 40)),
     "hyena_mixer plain": ("hyena_mixer", hyena_mixer_case(padded(1, 70), 2, 4, bias=False)),
     "hyena_mixer packed": ("hyena_mixer", hyena_mixer_case(packed(3, 0, 69, 1, 2), 2, 4, width=4)),
+    "linear_cross_entropy": ("linear_cross_entropy", linear_cross_entropy_case(label_smoothing=0.25)),
+    "linear_cross_entropy plain": ("linear_cross_entropy", linear_cross_entropy_case(bias=False)),
+    "linear_cross_entropy mean": ("linear_cross_entropy", linear_cross_entropy_case(reduction="mean")),
+    "linear_cross_entropy sampled": (
+        "linear_cross_entropy",
+        linear_cross_entropy_case(candidates=5, log_q=True, label_smoothing=0.25),
+    ),
+    "linear_cross_entropy sampled sum": (
+        "linear_cross_entropy",
+        linear_cross_entropy_case(candidates=5, reduction="sum"),
+    ),
 }
 # Work enough for several threads, and sequences of very different lengths.
 LARGE_CASES: dict[str, Case] = {
@@ -195,4 +240,9 @@ LARGE_CASES: dict[str, Case] = {
     "hyena_mixer": ("hyena_mixer", hyena_mixer_case(padded(20, 300), 70, 17)),
     "hyena_mixer one": ("hyena_mixer", hyena_mixer_case(padded(1, 2000), 70, 9)),
     "hyena_mixer packed": ("hyena_mixer", hyena_mixer_case(packed(*range(90), 3, 2000, 1), 70, 17)),
+    "linear_cross_entropy": ("linear_cross_entropy", linear_cross_entropy_case(2500, 1100, 33)),
+    "linear_cross_entropy sampled": (
+        "linear_cross_entropy",
+        linear_cross_entropy_case(2500, 1100, 33, 300, log_q=True, reduction="mean"),
+    ),
 }

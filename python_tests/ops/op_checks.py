@@ -22,7 +22,9 @@ HALF_TYPES = {"cpu": [torch.bfloat16], "cuda": [torch.bfloat16, torch.float16]}
 # Largest error relative to the largest expected number.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 # What goes beside activations in 16 bits without being one: these stay in float32.
-PARAMETERS = {"kernel", "coeffs", "decay", "skip", "weight", "bias", "short_weight", "short_bias"}
+PARAMETERS = {"kernel", "coeffs", "decay", "skip", "weight", "bias", "short_weight", "short_bias", "log_q"}
+# Tensor arguments without a gradient.
+CONSTANTS = {"offsets", "target", "candidates", "log_q"}
 
 
 def converted(arguments: Mapping[str, Any], dtype: torch.dtype, device: str) -> Arguments:
@@ -31,7 +33,8 @@ def converted(arguments: Mapping[str, Any], dtype: torch.dtype, device: str) -> 
     result: Arguments = {}
     for name, value in arguments.items():
         if isinstance(value, Tensor) and value.is_floating_point():
-            value = value.detach().to(parameters if name in PARAMETERS else dtype).to(device).requires_grad_()
+            value = value.detach().to(parameters if name in PARAMETERS else dtype).to(device)
+            value.requires_grad_(name not in CONSTANTS)
         elif isinstance(value, Tensor):
             value = value.to(device)
         result[name] = value

@@ -14,11 +14,12 @@ from op_cases import (
     hyena_mixer_case,
     legendre_conv_case,
     legendre_kernel_case,
+    linear_cross_entropy_case,
     packed,
     padded,
     short_conv_case,
 )
-from op_checks import converted
+from op_checks import CONSTANTS, converted
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -33,6 +34,7 @@ BATCH = torch.export.Dim("batch")
 LENGTH = torch.export.Dim("length", min=2, max=HORIZON)
 IN_PADDED = {0: BATCH, 1: LENGTH}
 IN_PACKED = {0: torch.export.Dim("total")}
+ROWS, ITEMS = torch.export.Dim("rows"), torch.export.Dim("items")
 
 
 def kernel_and_fft_conv(
@@ -46,6 +48,26 @@ def kernel_and_fft_conv(
 def legendre_conv_over_the_batch(u: Tensor, coeffs: Tensor, decay: Tensor) -> Tensor:
     """The horizon varies, too."""
     return ops.legendre_conv(u, coeffs, decay, u.shape[1])
+
+
+# With a literal number: one that the compiler finds in an attribute or a default makes it begin twice.
+def mean_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+    return ops.linear_cross_entropy(hidden, weight, bias, target, label_smoothing=0.1)
+
+
+def sampled_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor, candidates: Tensor, log_q: Tensor
+) -> Tensor:
+    return ops.linear_cross_entropy(
+        hidden,
+        weight,
+        bias,
+        target,
+        candidates=candidates,
+        log_q=log_q,
+        label_smoothing=0.1,
+        reduction="none",
+    )
 
 
 class Call(torch.nn.Module):
@@ -83,6 +105,10 @@ class Varying:
 
 def without_lengths(arguments: Arguments) -> Arguments:
     return {name: value for name, value in arguments.items() if name not in ("horizon", "length")}
+
+
+def tensors_of(arguments: Arguments) -> Arguments:
+    return {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
 
 
 CASES = {
@@ -137,6 +163,26 @@ CASES = {
         [hyena_mixer_case(layout, CHANNELS, horizon=HORIZON) for layout in PACKED],
         {"x": IN_PACKED, "offsets": {0: torch.export.Dim("starts")}},
     ),
+    "linear_cross_entropy": Varying(
+        mean_cross_entropy,
+        [tensors_of(linear_cross_entropy_case(rows, 31, CHANNELS)) for rows in (12, 3, 50)],
+        {"hidden": {0: ROWS}, "target": {0: ROWS}},
+    ),
+    "linear_cross_entropy sampled": Varying(
+        sampled_cross_entropy,
+        [
+            tensors_of(linear_cross_entropy_case(rows, items, CHANNELS, count, log_q=True))
+            for rows, items, count in ((12, 31, 5), (3, 40, 17), (50, 20, 8))
+        ],
+        {
+            "hidden": {0: ROWS},
+            "target": {0: ROWS},
+            "weight": {0: ITEMS},
+            "bias": {0: ITEMS},
+            "log_q": {0: ITEMS},
+            "candidates": {0: torch.export.Dim("candidates")},
+        },
+    ),
 }
 
 
@@ -162,7 +208,10 @@ def test_compiles_once_with_backward(name: str, backend: str) -> None:
     for arguments in inputs:
         results = []
         for function in (module, compiled):
-            leaves = [a.detach().clone().requires_grad_(a.is_floating_point()) for a in arguments]
+            leaves = [
+                a.detach().clone().requires_grad_(a.is_floating_point() and name not in CONSTANTS)
+                for name, a in zip(module.names, arguments, strict=True)
+            ]
             out = function(*leaves)
             out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape))
             results.append([out, *(leaf.grad for leaf in leaves if leaf.requires_grad)])

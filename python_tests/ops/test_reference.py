@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from op_cases import random
 
@@ -42,3 +43,37 @@ def test_short_conv_is_conv1d_with_taps_reversed() -> None:
     torch.testing.assert_close(
         reference.short_conv(u.flatten(0, 1), weight, bias, offsets), expected.flatten(0, 1)
     )
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+def test_linear_cross_entropy_is_cross_entropy(label_smoothing: float, reduction: str) -> None:
+    hidden, weight, bias = random(9, 4), random(6, 4), random(6)
+    target = torch.tensor([0, 5, -1, 2, 2, -1, 3, 4, 1])
+    options = {"label_smoothing": label_smoothing, "reduction": reduction}
+    loss = reference.linear_cross_entropy(hidden, weight, bias, target, **options)
+    scores = torch.nn.functional.linear(hidden, weight, bias)
+    expected = torch.nn.functional.cross_entropy(scores, target, ignore_index=-1, **options)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+def test_sampled_cross_entropy_is_that_of_each_rows_own_classes(label_smoothing: float) -> None:
+    hidden, weight, bias, log_q = random(5, 4), random(6, 4), random(6), random(6, seed=1)
+    target, candidates = torch.tensor([0, 5, 2, 2, -1]), [2, 5, 5, 1]
+    losses = reference.linear_cross_entropy(
+        hidden,
+        weight,
+        bias,
+        target,
+        candidates=torch.tensor(candidates),
+        log_q=log_q,
+        label_smoothing=label_smoothing,
+        reduction="none",
+    )
+    for row, item in enumerate(target.tolist()[:-1]):
+        classes = [item, *(other for other in candidates if other != item)]
+        scores = (weight @ hidden[row] + bias - log_q)[classes]
+        expected = torch.nn.functional.cross_entropy(scores, torch.tensor(0), label_smoothing=label_smoothing)
+        torch.testing.assert_close(losses[row], expected)
+    assert losses[-1] == 0

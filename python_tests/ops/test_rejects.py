@@ -35,6 +35,16 @@ GOOD: dict[str, Arguments] = {
         "horizon": 7,
         "skip": VECTOR,
     },
+    "linear_cross_entropy": {
+        "hidden": torch.ones(3, 4),
+        "weight": torch.ones(6, 4),
+        "bias": torch.ones(6),
+        "target": torch.tensor([0, -1, 5]),
+        "candidates": torch.tensor([5, 1]),
+        "log_q": torch.ones(6),
+        "label_smoothing": 0.1,
+        "reduction": "none",
+    },
 }
 # The same calls with 10 packed events.
 PACKED: dict[str, Arguments] = {
@@ -166,7 +176,62 @@ def short_filters() -> Iterator[Row]:
             yield op, {name: torch.ones(channels, width)}, message
 
 
-ROWS = list(chain(parameters(), activations(), gates(), offsets(), legendre_parameters(), short_filters()))
+def losses() -> Iterator[Row]:
+    op = "linear_cross_entropy"
+    good = GOOD[op]
+    layouts = [("hidden", "[M, D]"), ("weight", "[V, D]"), ("bias", "[V]"), ("target", "[M]")]
+    for name, layout in [*layouts, ("candidates", "[K]"), ("log_q", "[V]")]:
+        message = f"{name} must be {layout}, got {shape(good[name][..., None])}"
+        yield op, {name: good[name][..., None]}, message
+        if name != "hidden":
+            yield op, {name: good[name].to("meta")}, f"{name} must be on cpu like hidden, got meta"
+    for name, layout, size in [
+        ("target", "[M]", "M = 3"),
+        ("bias", "[V]", "V = 6"),
+        ("log_q", "[V]", "V = 6"),
+    ]:
+        yield op, {name: good[name][1:]}, f"{name} must be {layout} with {size}, got {shape(good[name][1:])}"
+    for change, message in [
+        ({"hidden": good["hidden"].int()}, "hidden must be float32, float64, bfloat16 or float16, got Int"),
+        ({"weight": good["weight"][:, 1:]}, "weight must be [V, D] with D = 4, got [6, 3]"),
+        ({"weight": good["weight"][:0]}, "weight must be [V, D] with V >= 1, got [0, 4]"),
+        ({"weight": good["weight"].bfloat16()}, "weight must be Float like hidden, got BFloat16"),
+        ({"bias": good["bias"].double()}, "bias must be Float like hidden, got Double"),
+        ({"target": good["target"].int()}, "target must be Long, got Int"),
+        ({"candidates": good["candidates"].int()}, "candidates must be Long, got Int"),
+        ({"log_q": good["log_q"].double()}, "log_q must be Float beside this hidden, got Double"),
+        ({"candidates": None}, "log_q must be absent without candidates, got [6]"),
+        ({"label_smoothing": -0.1}, "label_smoothing must be in [0, 1], got -0.1"),
+        ({"label_smoothing": torch.nan}, "label_smoothing must be in [0, 1], got nan"),
+        ({"reduction": "avg"}, "reduction must be 'none', 'sum' or 'mean', got 'avg'"),
+        (
+            {"target": torch.tensor([0, 6, 1])},
+            "target must be in [0, V) with V = 6, or -1 for none, got 6 at 1",
+        ),
+        (
+            {"target": torch.tensor([0, 1, -2])},
+            "target must be in [0, V) with V = 6, or -1 for none, got -2 at 2",
+        ),
+        ({"candidates": torch.tensor([0, -1])}, "candidates must be in [0, V) with V = 6, got -1 at 1"),
+    ]:
+        yield op, change, message
+    rounded = {name: good[name].bfloat16() for name in ("hidden", "weight")}
+    yield op, rounded | {"bias": good["bias"].half()}, "bias must be Float or like hidden, got Half"
+    half = {name: good[name].half() for name in ("hidden", "weight")}
+    yield op, half, "hidden must be float32, float64 or bfloat16 on the CPU, got Half"
+
+
+ROWS = list(
+    chain(
+        parameters(),
+        activations(),
+        gates(),
+        offsets(),
+        legendre_parameters(),
+        short_filters(),
+        losses(),
+    )
+)
 
 
 @pytest.mark.parametrize(("op", "change", "message"), ROWS, ids=[f"{row[0]}: {row[2]}" for row in ROWS])
@@ -197,13 +262,15 @@ def test_accepts_what_the_rows_start_from(op: str) -> None:
         ("short_conv", "the shape of u"),
         ("legendre_conv", "the shape of u"),
         ("hyena_mixer", "[B, L, D]"),
+        ("linear_cross_entropy", "[M]"),
     ],
 )
 def test_backward_rejects_a_wrong_gradient(op: str, layout: str) -> None:
     overload = getattr(torch.ops.hyenarec, f"{op}_backward").default
     arguments = {argument.name: GOOD[op].get(argument.name) for argument in overload._schema.arguments}
     if "needs_grad" in arguments:
-        arguments["needs_grad"] = [True] * (3 if op == "short_conv" else 5 if op == "fft_conv" else 6)
+        count = {"short_conv": 3, "linear_cross_entropy": 3, "fft_conv": 5}.get(op, 6)
+        arguments["needs_grad"] = [True] * count
     good = getattr(ops, op)(**GOOD[op])
     overload(**arguments | {"grad": good})
     for wrong in (good[1:], good[..., None]):

@@ -19,7 +19,7 @@ from hyenarec.checkpoint import (
     save_checkpoint,
     unpack_optimizer,
 )
-from hyenarec.config import DataConfig, OptimizerConfig, TrainConfig, to_dict
+from hyenarec.config import DataConfig, LossConfig, OptimizerConfig, SASRecConfig, TrainConfig, to_dict
 from hyenarec.data import Histories, Split, Vocabulary, leave_one_out
 from hyenarec.files import replacing, write_atomically
 
@@ -117,6 +117,16 @@ def test_settings_of_how_far_and_where_to_may_differ():
         TrainConfig(), epochs=99, patience=None, checkpoint_every=3, output_dir="elsewhere", resume=True
     )
     require_same_config(make_checkpoint().config, to_dict(changed))
+
+
+def test_a_setting_that_the_checkpoint_does_not_know_had_its_default():
+    older = make_checkpoint().config
+    del older["model"]["name"], older["loss"]
+    require_same_config(older, to_dict(TrainConfig()))
+    with pytest.raises(ValueError, match=r"loss\.name must be 'softmax' to resume this run, got 'bce'"):
+        require_same_config(older, to_dict(TrainConfig(loss=LossConfig(name="bce"))))
+    with pytest.raises(ValueError, match=r"model\.name must be 'hyenarec' to resume this run, got 'sasrec'"):
+        require_same_config(older, to_dict(TrainConfig(model=SASRecConfig())))
 
 
 def test_a_path_may_be_written_differently(tmp_path):

@@ -8,7 +8,17 @@ import sys
 import pytest
 
 from hyenarec import cli, recommend
-from hyenarec.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from hyenarec.config import (
+    MODEL_CONFIGS,
+    DataConfig,
+    GRU4RecConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SASRecConfig,
+    TrainConfig,
+)
+from hyenarec.registry import COUNTED
+from hyenarec.run_log import read_log
 from hyenarec.train import train
 
 
@@ -79,10 +89,29 @@ def test_the_settings_of_a_run_start_another_like_it(trained, received):
     }
 
 
+def test_the_name_of_a_model_brings_its_settings_and_defaults(received, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model:\n  name: sasrec\n  num_heads: 4\nepochs: 7\n")
+    words = [
+        ["--model.name", "sasrec"],
+        ["--model.name=gru4rec", "--model.num_layers", "2"],
+        ["--config", str(path), "--model.dim", "32"],
+    ]
+    assert [cli.main(["train", *options]) for options in words] == [0, 0, 0]
+    assert received == [
+        TrainConfig(model=SASRecConfig()),
+        TrainConfig(model=GRU4RecConfig(num_layers=2)),
+        TrainConfig(model=SASRecConfig(num_heads=4, dim=32), epochs=7),
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["train", "--model.width", "3"], "model.width"),
+        (["train", "--model.name", "sasrec", "--model.kernel", "mlp"], "model.kernel"),
+        (["train", "--model.num_heads", "2"], "model.num_heads"),
+        (["train", "--model.name"], "model.name"),
         (["train", "--config", "{folder}/unknown.yaml"], "model.width"),
         (["train", "--batch_size", "64"], "batch_size"),
         (["train", "--config", "{folder}/older.json"], "batch_size"),
@@ -104,6 +133,7 @@ def test_words_that_mean_nothing_are_errors(received, tmp_path, capsys, words, s
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ("train --model.name lstm", "hyenarec: model.name must be one of 'hyenarec', 'sasrec', "),
         ("train --model.dim 0", "hyenarec: model.dim must be an integer of at least 1, got 0\n"),
         (
             "train --data.path nowhere.txt --output_dir {folder}",
@@ -217,6 +247,41 @@ def test_evaluate_refuses_another_catalogue(trained, tmp_path, capsys):
     assert "data must have the catalogue that the model was trained on, 12 items" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", MODEL_CONFIGS)
+def test_every_model_trains_evaluates_and_recommends(name, trained, tmp_path, capsys):
+    words = ["train", "--model.name", name, "--data.path", str(trained.parent / "events.txt")]
+    words += ["--output_dir", str(tmp_path / "run"), "--model.max_len", "12", "--device", "cpu"]
+    if name not in COUNTED:
+        options = "--model.dim 16 --batch_tokens 40 --epochs 8 --optimizer.warmup_steps 0"
+        words += [*options.split(), "--optimizer.learning_rate", "0.02"]
+    assert cli.main(words) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    title = MODEL_CONFIGS[name].title
+    assert list(report["results"]) == list(dict.fromkeys([title, "Markov", "Popularity"]))
+    ndcg = {row: result["figures"]["NDCG@10"]["mean"] for row, result in report["results"].items()}
+    if name not in COUNTED:
+        losses = [record["loss"] for record in read_log(tmp_path / "run")]
+        assert losses[-1] < 0.8 * losses[0] and ndcg[title] > ndcg["Popularity"]
+    capsys.readouterr()
+    assert cli.main(["evaluate", "--model", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith(title))
+    assert f"{ndcg[title]:.4f}" in row
+    assert cli.main(["recommend", "--model", str(tmp_path / "run"), "--history", "i3 i4", "--k", "2"]) == 0
+    best = capsys.readouterr().out
+    assert best.count("\n") == 2 and (name == "popularity" or best.startswith("i5\t"))
+
+
+def test_counting_is_of_the_training_events_and_takes_a_folder_over(trained, tmp_path, capsys):
+    words = ["train", "--data.path", str(trained.parent / "events.txt"), "--output_dir", str(tmp_path)]
+    assert cli.main([*words, "--model.name", "popularity"]) == 0
+    assert recommend.load(tmp_path).model.counts.sum() == sum(6 + user % 5 - 2 for user in range(40))
+    assert cli.main([*words, "--model.name", "markov"]) == 2
+    assert "replace it with --overwrite" in capsys.readouterr().err
+    assert cli.main([*words, "--model.name", "markov", "--overwrite"]) == 0
+    assert recommend.load(tmp_path).model.config.name == "markov"
+    assert json.loads((tmp_path / "report.json").read_text())["epochs"] == 0
+
+
 def test_recommend_prints_items_and_scores(trained, capsys):
     expected = recommend.load(trained).recommend(["i1", "i2", "i3", "i4", "i5", "i6"], k=4)
     lines = "".join(f"{item}\t{score:.4f}\n" for item, score in expected)
@@ -250,7 +315,7 @@ def test_python_m_hyenarec_is_the_command():
     done = subprocess.run(
         [sys.executable, "-m", "hyenarec", "--help"], capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0 and "{train,evaluate,recommend,doctor}" in done.stdout
+    assert done.returncode == 0 and "{train,evaluate,recommend,bench,doctor}" in done.stdout
 
 
 def test_training_needs_no_command_line_packages():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from hyenarec.checkpoint import load_checkpoint
-from hyenarec.config import to_dict
+from hyenarec.config import LossConfig, to_dict
 from hyenarec.run_log import read_log
 from hyenarec.train import train
 
@@ -38,6 +39,9 @@ except TrainingInterrupted as stopped:
 TrainingRun._step = step
 train(replace(config, output_dir=folder + "/cut", model=replace(config.model, dropout=0.2), resume=True))
 train(replace(config, output_dir=folder + "/whole", model=replace(config.model, dropout=0.2)))
+sampled = dict(optimizer=replace(config.optimizer, gradient_clip=0.05))
+for loss in (LossConfig("sampled_softmax", 9), LossConfig("gbce", 9)):
+    train(replace(config, output_dir=folder + "/two_" + loss.name, loss=loss, **sampled))
 assert main(["train", "--config", folder + "/settings.json", "--output_dir", folder + "/two"]) == 0
 assert not torch.distributed.is_initialized()
 """
@@ -78,7 +82,18 @@ def test_two_processes_train_as_one(two_processes, make_config):
     assert [report["processes"] for report in reports] == [1, 2]
     assert reports[0]["protocol"] == reports[1]["protocol"]
     # One process speaks: each line is there once for each of the runs that printed it.
-    assert printed.count("epoch 1/3 ") == 3 and printed.count("saved in") == 3
+    assert printed.count("epoch 1/3 ") == 5 and printed.count("saved in") == 5
+
+    # Of a sampled loss both processes have the same rows, and their gradients add up before they are clipped.
+    for loss in (LossConfig("sampled_softmax", 9), LossConfig("gbce", 9)):
+        optimizer = dataclasses.replace(make_config().optimizer, gradient_clip=0.05)
+        train(make_config(f"one_{loss.name}", dropout=0.0, loss=loss, optimizer=optimizer))
+        weights = [
+            load_checkpoint(folder / f"{name}_{loss.name}" / "checkpoint.safetensors").model
+            for name in ("one", "two")
+        ]
+        for name, weight in weights[0].items():
+            torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-4, msg=name)
 
     # Both stopped at the same step, each left its own random state, and together they went on exactly.
     assert printed.count("stopped after 8 steps") == 1 and printed.count("resumed") == 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import torch
 
 from hyenarec import cli, training_run
 from hyenarec.checkpoint import load_checkpoint
+from hyenarec.config import LossConfig
 from hyenarec.interrupt import TrainingInterrupted
 from hyenarec.optimizer import learning_rate
 from hyenarec.run_log import read_log
@@ -83,8 +85,17 @@ def test_a_killed_run_goes_on_bit_for_bit(make_config, tmp_path, before, steps):
     assert same_run(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("step", [2, 4, 7])
-def test_a_signal_finishes_the_step_and_resuming_is_exact(make_config, tmp_path, monkeypatch, capsys, step):
+SAMPLED = LossConfig(name="sampled_softmax", negatives=9, distribution="popularity")
+
+
+@pytest.mark.parametrize(
+    ("step", "loss"),
+    [(2, LossConfig()), (4, LossConfig()), (7, LossConfig()), (7, SAMPLED), (2, LossConfig(name="bce"))],
+)
+def test_a_signal_finishes_the_step_and_resuming_is_exact(
+    make_config, tmp_path, monkeypatch, capsys, step, loss
+):
+    make_config = functools.partial(make_config, loss=loss)
     whole = train(make_config("whole"))
     take_step = TrainingRun._step
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import hyenarec
 from hyenarec import training_run
+from hyenarec.config import LossConfig
 from hyenarec.data import TrainingBatches, Vocabulary, load_histories, split_histories
 from hyenarec.loss import NextItemLoss
 from hyenarec.model import HyenaRec
@@ -145,9 +146,9 @@ def test_validation_every_second_epoch_and_after_the_last(make_config, scripted_
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(make_config, monkeypatch, tmp_path, value):
     loss, steps = NextItemLoss.forward, []
 
-    def broken(self, items, offsets, targets):
+    def broken(self, *arguments):
         steps.append(1)
-        return loss(self, items, offsets, targets) * (value if len(steps) == 8 else 1)
+        return loss(self, *arguments) * (value if len(steps) == 8 else 1)
 
     monkeypatch.setattr(NextItemLoss, "forward", broken)
     with pytest.raises(
@@ -159,18 +160,35 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(make_config, 
     assert all(tensor.isfinite().all() for tensor in saved.model.values())
 
 
+@pytest.mark.parametrize(
+    ("loss", "epochs"),
+    [
+        (LossConfig(name="sampled_softmax", negatives=10, distribution="popularity"), 6),
+        (LossConfig(name="bce"), 6),
+        (LossConfig(name="gbce", negatives=10), 80),  # first it learns how seldom an event is a positive one
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_every_sampled_loss_learns(make_config, loss, epochs):
+    result = train(make_config(epochs=epochs, evaluate_every=epochs, loss=loss))
+    assert result.test.figures["NDCG@10"].mean > 2 * result.floors["Popularity"].figures["NDCG@10"].mean
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax"])
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_training_and_resuming_on_a_gpu(make_config, precision):
-    on_gpu = make_config(precision, precision=precision, device="auto")
+def test_training_and_resuming_on_a_gpu(make_config, precision, loss):
+    on_gpu = make_config(precision, precision=precision, device="auto", loss=LossConfig(name=loss))
     straight = train(on_gpu)
     assert straight.log[-1]["loss"] < straight.log[0]["loss"]
     again = train(dataclasses.replace(on_gpu, epochs=4, resume=True))
     assert [record["epoch"] for record in again.log] == [1, 2, 3, 4]
 
 
-def test_mixed_precision_in_the_same_process(make_config):
-    losses = {p: train(make_config(p, precision=p, dropout=0.0)).log[-1]["loss"] for p in ("no", "bf16")}
+@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "gbce"])
+def test_mixed_precision_in_the_same_process(make_config, loss):
+    settings = {"dropout": 0.0, "loss": LossConfig(name=loss)}
+    losses = {p: train(make_config(p, precision=p, **settings)).log[-1]["loss"] for p in ("no", "bf16")}
     assert losses["bf16"] == pytest.approx(losses["no"], rel=0.02) and losses["bf16"] != losses["no"]
 
 
@@ -203,7 +221,7 @@ def test_nothing_of_the_run_before_lies_beside_the_settings_of_a_new_one(make_co
     with pytest.raises(KeyboardInterrupt):
         train(make_config(epochs=1, overwrite=True))
     left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left == {"train_config.json", "log.jsonl", "tensorboard"}
+    assert left == {"train_config.json"}
 
 
 def test_a_catalogue_of_another_size_is_refused(make_config):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from report import machine, write
+from timing import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def run_sections(
     parser.add_argument("--output", type=Path, help="where the JSON goes; default: nowhere")
     options = parser.parse_args()
 
+    keep_freed_memory()
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     torch.set_default_device(options.device)

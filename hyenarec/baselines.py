@@ -157,7 +157,8 @@ class SASRec(SequentialModel):
 
     Like later implementations, and unlike the first one, it normalises before each branch, has a
     feed-forward layer of `ffn_multiple` times the width with GELU, and is trained by the softmax over the
-    whole catalogue in place of one sampled negative: both are known to score higher.
+    whole catalogue unless `loss.name` asks for its one sampled negative (`bce`): both are known to score
+    higher.
 
     Args:
         config: the shape; `num_items` must be set.
@@ -255,7 +256,7 @@ def time_major(offsets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class GRU4Rec(SequentialModel):
-    """A recurrent network over the events, trained by the softmax over the whole catalogue at every event.
+    """A recurrent network over the events, trained at every event, by the softmax unless asked otherwise.
 
     Args:
         config: the shape; `num_items` must be set.

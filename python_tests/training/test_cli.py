@@ -17,7 +17,7 @@ from hyenarec.config import (
     SASRecConfig,
     TrainConfig,
 )
-from hyenarec.registry import COUNTED
+from hyenarec.registry import COUNTED, LEARNED
 from hyenarec.run_log import read_log
 from hyenarec.train import train
 
@@ -247,13 +247,16 @@ def test_evaluate_refuses_another_catalogue(trained, tmp_path, capsys):
     assert "data must have the catalogue that the model was trained on, 12 items" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", MODEL_CONFIGS)
-def test_every_model_trains_evaluates_and_recommends(name, trained, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [(name, "softmax") for name in MODEL_CONFIGS] + [(name, "sampled_softmax") for name in LEARNED],
+)
+def test_every_model_trains_evaluates_and_recommends(name, loss, trained, tmp_path, capsys):
     words = ["train", "--model.name", name, "--data.path", str(trained.parent / "events.txt")]
     words += ["--output_dir", str(tmp_path / "run"), "--model.max_len", "12", "--device", "cpu"]
     if name not in COUNTED:
         options = "--model.dim 16 --batch_tokens 40 --epochs 8 --optimizer.warmup_steps 0"
-        words += [*options.split(), "--optimizer.learning_rate", "0.02"]
+        words += [*options.split(), "--optimizer.learning_rate", "0.02", "--loss.name", loss]
     assert cli.main(words) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     title = MODEL_CONFIGS[name].title

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hyenarec import ops
 from hyenarec.config import BlocksConfig, ModelConfig, SequentialConfig
+from hyenarec.dropout import Dropout
 from hyenarec.pretrained import PretrainedModel
 from hyenarec.stream import Stream
 
@@ -253,7 +254,7 @@ class Block(nn.Module):
         self.mixer = mixer
         self.ffn_norm = nn.LayerNorm(config.dim)
         self.ffn = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, *layout: object) -> Tensor:
         """`x` `[..., D]` -> `[..., D]`; the rest as the mixer takes it."""
@@ -277,7 +278,7 @@ class SequentialModel(PretrainedModel):
         super().__init__(config)
         self.items = nn.Embedding(self.num_items + 1, config.dim, padding_idx=0)
         self.item_bias = nn.Parameter(torch.zeros(self.num_items))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self._make_layers()
         self.norm = nn.LayerNorm(config.dim)
         # Small, so that scores start near 0. As an input it is scaled by sqrt(D), else the branches drown it.

@@ -107,10 +107,10 @@ def step_table() -> list[str]:
     if run is None:
         return [f"{title}: {NOT_RUN}."]
     rows = [
-        f"{title} ({run['device']}, float32, D = 64, torch {run['torch']}, commit {run['commit'][:10]}): causal "
-        "`scaled_dot_product_attention` with 2 heads over `hyena_mixer`, forward + backward; then a whole step "
-        f"with 2 blocks and the softmax over {run['step']['items']:,} items. The last column is what the one "
-        "before it would be if HyenaRec's mixers took no time.",
+        f"{title} ({run['device']}, float32, D = 64, torch {run['torch']}, commit {run['commit'][:10]}): "
+        "causal `scaled_dot_product_attention` with 2 heads over `hyena_mixer`, forward + backward; then a "
+        f"whole step with 2 blocks and the softmax over {run['step']['items']:,} items. The last column is "
+        "what the one before it would be if HyenaRec's mixers took no time.",
         "",
         "| L | attention / mixer | HyenaRec, events/s | SASRec, events/s | SASRec / HyenaRec, time | limit |",
         "|---|---|---|---|---|---|",
@@ -130,8 +130,8 @@ def step_table() -> list[str]:
         *rows,
         "",
         f"One epoch of MovieLens-1M there, {epoch['events']:,} events in windows of up to 200: "
-        f"{seconds['ours']:.1f} s. The same model and steps in plain torch, in turns with it, on padded batches "
-        f"with `torch.fft` and `cross_entropy`: {seconds['plain']:.1f} s.",
+        f"{seconds['ours']:.1f} s. The same model and steps in plain torch, in turns with it, on padded "
+        f"batches with `torch.fft` and `cross_entropy`: {seconds['plain']:.1f} s.",
     ]
 
 

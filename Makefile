@@ -82,6 +82,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/legendre_conv.py --output build/legendre_conv.json
 	$(BIN)/python benchmarks/linear_cross_entropy.py --output build/linear_cross_entropy.json
 	$(BIN)/python benchmarks/catalogue.py --output build/catalogue.json
+	$(BIN)/python benchmarks/training_step.py --output build/training_step.json
 
 # With the machine's own Python and torch: it may have no network.
 gpu-check:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,18 @@ class Section:
 
 
 def run_sections(
-    description: str, sections: dict[str, Callable[[int], Section]], devices: tuple[str, ...] = ("cpu",)
+    description: str,
+    sections: dict[str, Callable[[int], Section]],
+    devices: tuple[str, ...] = ("cpu",),
+    parents: Sequence[argparse.ArgumentParser] = (),
 ) -> int:
     """Runs the sections that the command line asks for, each with the repetitions; the exit status.
 
     The device that it asks for becomes torch's default. Prints which bounds hold, and writes all figures
-    where `--output` says; 1 if a bound does not hold.
+    where `--output` says; 1 if a bound does not hold. `parents` hold a script's own options, which it reads
+    by itself.
     """
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, parents=parents)
     parser.add_argument("--only", nargs="+", choices=sections, default=list(sections), metavar="SECTION")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)

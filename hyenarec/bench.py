@@ -199,6 +199,11 @@ class Cost:
         """How tables call the model."""
         return MODEL_CONFIGS[self.model].title
 
+    @property
+    def seconds_without_mixer(self) -> float:
+        """What the step would take if its mixers took nothing."""
+        return self.seconds - self.parts["mixer"]
+
 
 def bench_train(config: BenchConfig) -> list[Cost]:
     """Measures every model at every length, prints a table, and writes what the settings ask for.
@@ -313,11 +318,10 @@ def table(costs: Sequence[Cost]) -> str:
         *(partial(_milliseconds, part) for part in PARTS),
     ]
     if reference is not None:
-        best = reference.seconds - reference.parts["mixer"]
         header += ["x HyenaRec", "limit"]
         columns += [
             lambda cost: f"{cost.seconds / reference.seconds:.2f}",
-            lambda cost: f"{cost.seconds / best:.2f}",
+            lambda cost: f"{cost.seconds / reference.seconds_without_mixer:.2f}",
         ]
     rows = [header, *([column(cost) for column in columns] for cost in costs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

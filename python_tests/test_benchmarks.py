@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from hyenarec import _C
+from hyenarec.config import ModelConfig
+from hyenarec.data import Batch
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -78,3 +80,20 @@ def test_losses_are_the_same_function(convolutions: ModuleType) -> None:
     for function in functions:
         torch.testing.assert_close(problem.run(function)(), expected, rtol=1e-4, atol=1e-6)
     problem.products()()
+
+
+def test_plain_model_is_the_same_function(convolutions: ModuleType) -> None:
+    script = importlib.import_module("training_step")
+    torch.manual_seed(0)
+    trainings = script.both_trainings(ModelConfig(num_items=30, max_len=12, dim=8, dropout=0.0))
+    with torch.no_grad():
+        trainings["ours"].loss.model.items.weight[1:] *= 20  # at first all scores are near 0
+    script.copy_parameters(trainings["ours"].loss, trainings["plain"].loss)
+    items = torch.randint(1, 31, (2, 20))
+    batch = Batch(items[0], torch.tensor([0, 12, 13, 20]), items[1], torch.arange(3))
+    losses, gradients = [], []
+    for training in trainings.values():
+        losses.append(training.loss(*training.prepare(batch)))
+        gradients.append(torch.autograd.grad(losses[-1], [*training.loss.parameters()]))
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)

@@ -111,6 +111,15 @@ HYENAREC_INLINE V weighted_product(const V* a, const V* b, int64_t count, const 
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
+// sum += value, where `rest` keeps for the next time what rounding loses: hundreds of chunks add to a state.
+template <typename V>
+HYENAREC_INLINE void add_compensated(V& sum, V& rest, const V& value) {
+  const V wanted = value + rest;
+  const V next = sum + wanted;
+  rest = wanted - (next - sum);
+  sum = next;
+}
+
 // out[i] = sum_{j >= i} matrix[i][j] in[j] for an upper triangular matrix [rows, columns], given by column.
 template <typename V>
 HYENAREC_INLINE void multiply_upper(
@@ -126,19 +135,18 @@ HYENAREC_INLINE void multiply_upper(
   });
 }
 
-// out[j] += sum_{i <= j, i < rows} matrix[i][j] in[i]: the transposed product.
+// out[j] += sum_{i <= j, i < rows} matrix[i][j] in[i]: the transposed product, added with the rests of `out`.
 template <typename V>
 HYENAREC_INLINE void add_transposed_upper(
-    const LaneOf<V>* matrix, int64_t rows, int64_t columns, const V* in, V* out) {
+    const LaneOf<V>* matrix, int64_t rows, int64_t columns, const V* in, V* out, V* rests) {
   in_runs(columns, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
-    V sums[run()];
-    for (int j = 0; j < run(); ++j) sums[j] = out[first + j];
+    V sums[run()] = {};
     const LaneOf<V>* row = matrix + first;
     for (int64_t i = 0; i < std::min<int64_t>(rows, first + run()); ++i, row += columns) {
       const V value = in[i];
       for (int j = 0; j < run(); ++j) sums[j] += row[j] * value;
     }
-    for (int j = 0; j < run(); ++j) out[first + j] = sums[j];
+    for (int j = 0; j < run(); ++j) add_compensated(out[first + j], rests[first + j], sums[j]);
   });
 }
 
@@ -287,7 +295,7 @@ HYENAREC_INLINE void add_contracted_grad(
 
 // state = exp(-decay C) restriction state + contracted moments for each member, in place: a run of rows needs
 // no row before it. `step` is expm1(-decay C), and the restriction (by column) comes as a change, too: what
-// little changes is added last, so that a long chain of chunks doesn't lose digits.
+// little changes is added last, and with the states' rests, so that a long chain of chunks doesn't lose digits.
 template <typename V>
 HYENAREC_INLINE void advance(
     const LaneOf<V>* change_by_column,
@@ -297,9 +305,11 @@ HYENAREC_INLINE void advance(
     int64_t num_moments,
     int64_t members,
     const Members<V>& all_moments,
-    const Members<V>& all_states) {
+    const Members<V>& all_states,
+    const Members<V>& all_rests) {
   in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
     const auto states = all_states.from(member), moments = all_moments.from(member);
+    const auto rests = all_rests.from(member);
     in_runs(num_coeffs, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
       V change[size()][run()] = {};
       const LaneOf<V>* column = change_by_column + first * num_coeffs + first;
@@ -322,7 +332,8 @@ HYENAREC_INLINE void advance(
       }
       for (int m = 0; m < size(); ++m) {
         V* const state = states.of(m) + first;
-        for (int i = 0; i < run(); ++i) state[i] += change[m][i];
+        V* const rest = rests.of(m) + first;
+        for (int i = 0; i < run(); ++i) add_compensated(state[i], rest[i], change[m][i]);
       }
     });
   });
@@ -336,9 +347,10 @@ HYENAREC_INLINE void advance_transposed(
     int64_t num_coeffs,
     const V& step,
     int64_t members,
-    const Members<V>& all_dstates) {
+    const Members<V>& all_dstates,
+    const Members<V>& all_rests) {
   in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
-    const auto dstates = all_dstates.from(member);
+    const auto dstates = all_dstates.from(member), rests = all_rests.from(member);
     in_runs_backwards(num_coeffs, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
       V change[size()][run()] = {};
       const LaneOf<V>* row = restriction_change + first;
@@ -351,7 +363,8 @@ HYENAREC_INLINE void advance_transposed(
       for (int m = 0; m < size(); ++m) {
         V* const dstate = dstates.of(m) + first;
         for (int j = 0; j < run(); ++j) change[m][j] += step * (dstate[j] + change[m][j]);
-        for (int j = 0; j < run(); ++j) dstate[j] += change[m][j];
+        V* const rest = rests.of(m) + first;
+        for (int j = 0; j < run(); ++j) add_compensated(dstate[j], rest[j], change[m][j]);
       }
     });
   });

@@ -267,13 +267,14 @@ HYENAREC_INLINE void add_state_grad(
     const V* dy,
     V* folded,
     V* dlocal,
-    V* dstate) {
+    V* dstate,
+    V* rests) {
   const int64_t chunk = tables.chunk, n = tables.num_coeffs;
   const auto& constants = tables.chunks[index];
   if ((index + 1) * chunk <= tables.horizon) {
     take_moments(
         tables.basis_by_column.data(), n, chunk, constants.num_local, dy, weights.fade, folded, dlocal);
-    add_transposed_upper(constants.local.data(), constants.num_local, n, dlocal, dstate);
+    add_transposed_upper(constants.local.data(), constants.num_local, n, dlocal, dstate, rests);
   } else {
     for (int64_t t = 0; t < tables.horizon - index * chunk; ++t) {
       const V weighted = dy[t] * weights.fade[t];
@@ -340,6 +341,7 @@ HYENAREC_INLINE void advance_all(
     int64_t sequences,
     const StateRows<V>& moments,
     const StateRows<V>& states,
+    const StateRows<V>& rests,
     V* contracted) {
   const auto& constants = tables.chunks[index];
   const int64_t n = tables.num_coeffs;
@@ -350,7 +352,8 @@ HYENAREC_INLINE void advance_all(
     for (int m = 0; m < size(); ++m)
       advance(
           constants.restriction_change_by_column.data(), n, *weights[v + m].step, of_vectors.of(m),
-          constants.num_moments, sequences, moments.members(v + m), states.members(v + m));
+          constants.num_moments, sequences, moments.members(v + m), states.members(v + m),
+          rests.members(v + m));
   });
 }
 
@@ -383,11 +386,12 @@ HYENAREC_INLINE void forward_task(
   const Group& group = task.group;
   // Sequences of one chunk have no state.
   const int64_t rows_size = group.longer_than(chunk) * task.vectors * n;
-  StateRows<V> states{scratch.get<V>(2 * rows_size + 2 * n * n + n), task.vectors, n};
-  const StateRows<V> moments{states.data + rows_size, task.vectors, n};
+  StateRows<V> states{scratch.get<V>(3 * rows_size + 2 * n * n + n), task.vectors, n};
+  const StateRows<V> rests{states.data + rows_size, task.vectors, n};
+  const StateRows<V> moments{rests.data + rows_size, task.vectors, n};
   V* const contracted = moments.data + rows_size;
   V* const local = contracted + 2 * n * n;
-  for (int64_t i = 0; i < rows_size; ++i) states.data[i] = V{};
+  for (int64_t i = 0; i < 2 * rows_size; ++i) states.data[i] = V{};  // rests, too
   ChunkBuffers<V> buffers(chunk);
   for (int64_t index = 0, begin = 0; begin < group.longest(); ++index, begin += chunk) {
     const int64_t alive = group.longer_than(begin), going_on = group.longer_than(begin + chunk);
@@ -419,7 +423,7 @@ HYENAREC_INLINE void forward_task(
       }
       source.store_output(s, begin, rows, buffers.y);
     }
-    if (going_on > 0) advance_all(tables, index, weights, going_on, moments, states, contracted);
+    if (going_on > 0) advance_all(tables, index, weights, going_on, moments, states, rests, contracted);
   }
 }
 
@@ -462,6 +466,7 @@ class BackwardMemory {
   V* products;         // 2 [N, N] moments by gradients of states, summed over the sequences
   V* local;            // [N]
   StateRows<V> grads;  // of the states that chunks end with, then of those they start with
+  StateRows<V> rests;  // of the states' sums going forward, of their gradients' going back
 
   // With `keep` there is room for the states and moments of all chunks, else for the moments of one.
   BackwardMemory(Scratch& scratch, const Task& task, const LegendreTables<LaneOf<V>>& tables, bool keep)
@@ -474,11 +479,12 @@ class BackwardMemory {
     }
     const int64_t going_on = task.group.longer_than(tables.chunk);
     const int64_t moments = std::max(kept, going_on) * vectors_ * most_moments_;
-    const int64_t cleared = vectors_ * (going_on * n_ + sum_rows_);
+    const int64_t cleared = vectors_ * (2 * going_on * n_ + sum_rows_);
     states_ = scratch.get<V>(kept * vectors_ * n_ + moments + cleared + 4 * n_ * n_ + n_);
     moments_ = states_ + kept * vectors_ * n_;
     grads = {moments_ + moments, vectors_, n_};
-    shares_ = grads.data + going_on * vectors_ * n_;
+    rests = {grads.data + grads.size(going_on), vectors_, n_};
+    shares_ = rests.data + rests.size(going_on);
     contracted = shares_ + vectors_ * sum_rows_;
     products = contracted + 2 * n_ * n_;
     local = products + 2 * n_ * n_;
@@ -548,8 +554,9 @@ HYENAREC_INLINE void keep_states(
       std::copy_n(memory.states(index).data, states.size(going_on), states.data);
     else
       std::fill_n(states.data, states.size(going_on), V{});
-    advance_all(tables, index, weights, going_on, moments, states, memory.contracted);
+    advance_all(tables, index, weights, going_on, moments, states, memory.rests, memory.contracted);
   }
+  std::fill_n(memory.rests.data, memory.rests.size(group.longer_than(chunk)), V{});
 }
 
 // Moves the gradients of the states of a task's first sequences from the chunk's end to its start. The chunk's
@@ -580,7 +587,9 @@ HYENAREC_INLINE void pass_state_grads(
     for (int m = 0; m < size(); ++m) {
       const auto grads = memory.grads.members(v + m);
       take_moment_grads(contracted.of(m), num_moments, n, sequences, grads, moments.members(v + m));
-      advance_transposed(constants.restriction_change.data(), n, *weights[v + m].step, sequences, grads);
+      advance_transposed(
+          constants.restriction_change.data(), n, *weights[v + m].step, sequences, grads,
+          memory.rests.members(v + m));
       if (!parameters || index == 0) continue;
       V by_step = {};
       for (int64_t s = 0; s < sequences; ++s)
@@ -652,7 +661,9 @@ HYENAREC_INLINE void sweep_backwards(
           clear_rest(dz, 0, padded(rows));
         }
         if (index > 0)
-          add_state_grad(tables, index, weights[v], dy, buffers.folded, memory.local, memory.grads.of(s, v));
+          add_state_grad(
+              tables, index, weights[v], dy, buffers.folded, memory.local, memory.grads.of(s, v),
+              memory.rests.of(s, v));
         ahead.fetch();
         add_near<-1>(weights[v].near, dy + last, dz + last, last + 1);
         ahead.fetch();

@@ -43,7 +43,7 @@ constexpr int64_t kMaxVectors = 4;  // of a task: four cache lines side by side
 // A task's size: enough sequences to share a contraction, enough events to outweigh what a task costs, and a few
 // tasks for the threads of a small machine.
 constexpr int64_t kTaskSequences = 4;
-constexpr int64_t kLeastTaskEvents = 2048, kMostTaskEvents = 8192, kTasks = 8;
+constexpr int64_t kLeastTaskEvents = 2048, kMostTaskEvents = 4096, kTasks = 8;
 
 // Memory for vectors, aligned for them, reused from task to task.
 class Scratch {

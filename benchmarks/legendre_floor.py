@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from convolutions import CHANNELS, Sequences
 
@@ -30,63 +30,133 @@ def upper(rows: int, columns: int) -> int:
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Multiply-adds of each part of one chunk of one channel, as csrc/ops/legendre_tables.h describes them.
+class Step:
+    """What a state goes through from the start of a chunk, or of a section, to its end."""
 
-    A multiplication alone counts as one; an addition alone doesn't. Polynomials are even or odd about the
+    state: int  # coefficients that it starts with
+    local: int  # and of its part on the interval
+    moments: int  # of the interval's inputs
+    next: int  # coefficients that it ends with
+    transfer: int  # multiply-adds of the moments into the next state
+    contract: int  # multiply-adds of the transfer table with the coefficients, once a call
+
+    @property
+    def restrict(self) -> int:
+        return upper(self.next, self.state) + self.next  # and the decay
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-adds of one channel of one sequence, by what they do.
+
+    A multiplication alone counts as one; an addition alone doesn't. Polynomials are even or odd about a
     chunk's middle, so evaluation and moments take half of a matrix product.
     """
 
-    rows: int
-    near: int  # lags within the chunk, directly
-    evaluate: int  # the state's contribution to the outputs: local, basis, fade; or its transposed
-    moments: int  # of the inputs, with lift; or its transposed
-    restrict: int  # the state, and its decay
-    transfer: int  # the contracted moments into the state
-    contract: int  # coefficients with the transfer table: once for all sequences
+    events: int = 0
+    near: int = 0  # lags within a chunk, directly
+    evaluate: int = 0  # the state's contribution to the outputs: local, basis, fade; or its transposed
+    moments: int = 0  # of the inputs, with lift; or its transposed
+    advance: int = 0  # states restricted, decayed, entered from section to section; moments gathered
+    transfer: int = 0  # the contracted moments into the state
+    products: int = 0  # the decay's gradient: states by their gradients
 
-    def forward(self, sequences: int) -> float:
-        gates = 2 * self.rows
-        states = self.evaluate + self.moments + self.restrict + self.transfer
-        return self.near + gates + states + self.contract / sequences
+    def __add__(self, other: Work) -> Work:
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
-    def backward(self, sequences: int, num_coeffs: int) -> float:
+    def forward(self) -> int:
+        gates = 2 * self.events
+        return self.near + gates + self.evaluate + self.moments + self.advance + self.transfer
+
+    def backward(self) -> int:
         # States once more; post_gate's gradient needs the output, the decay's its far part, a lag each.
-        again = self.forward(sequences) + 3 * self.rows
+        again = self.forward() + 3 * self.events
         # Gradients of inputs (near), of the near kernel (near), of states and moments, of both gates and u.
-        adjoint = 2 * self.near + 3 * self.rows + self.evaluate + self.moments + self.restrict
-        # The moments' gradient, and the products of moments and states' gradients; the decay's two sums.
-        products = 2 * self.transfer + (2 * self.rows + num_coeffs if self.transfer else 0)
-        return again + adjoint + products + 2 * self.contract / sequences
+        adjoint = 2 * self.near + 3 * self.events + self.evaluate + self.moments + self.advance
+        # The moments' gradient, and the products of moments and states' gradients; the decay's sums.
+        return again + adjoint + 2 * self.transfer + 2 * self.events + self.products
 
 
-def chunks(size: int, length: int, horizon: int, num_coeffs: int) -> list[Chunk]:
-    result = []
-    for i, (local, moments) in enumerate(_C.legendre_chunk_terms(horizon, size, num_coeffs, length)):
-        rows, goes_on = min(size, length - i * size), length > (i + 1) * size
-        by_local = upper(local, num_coeffs) + min(size // 2, rows) * local
-        evaluate = (by_local if local > 0 else rows * num_coeffs) + rows  # no local: the horizon's cut chunk
-        result.append(
-            Chunk(
-                rows=rows,
-                near=triangle(rows),
-                evaluate=evaluate if i > 0 else 0,
-                moments=(size // 2 * moments + size) if goes_on else 0,
-                restrict=(triangle(num_coeffs) if i > 0 else 0) + num_coeffs if goes_on else 0,
-                transfer=upper(moments, num_coeffs) if goes_on else 0,
-                contract=sum(triangle(num_coeffs - q) for q in range(moments)) if goes_on else 0,
-            )
+def upper_rows(step: Step) -> int:
+    return upper(step.local, step.state)
+
+
+def chunk_work(step: Step, size: int, rows: int, moments: int, has_past: bool, has_next: bool) -> Work:
+    """`moments` are all that are taken of it."""
+    goes_on = rows == size and moments > 0
+    by_local = upper_rows(step) + min(size // 2, rows) * step.local
+    evaluate = (by_local if step.local > 0 else rows * step.state) + rows  # no local: the horizon's cut chunk
+    return Work(
+        events=rows,
+        near=triangle(rows),
+        evaluate=evaluate if has_past else 0,
+        moments=size // 2 * moments + size if goes_on else 0,
+        advance=step.restrict if has_past and has_next else 0,
+        transfer=step.transfer if has_next else 0,
+        products=step.state if has_past and has_next else 0,
+    )
+
+
+class Scan:
+    """The steps of a scan, from its own tables (csrc/ops/cpu/section_tables.h)."""
+
+    def __init__(self, horizon: int, num_coeffs: int, length: int) -> None:
+        terms = _C.legendre_scan_terms(horizon, num_coeffs, length)
+        self.horizon, self.length = horizon, length
+        self.chunk, self.section = _C.legendre_chunk_length(num_coeffs), terms["section"]
+        self.whole, self.cut, self.between = (
+            [Step(**step) for step in terms[part]] for part in ("whole", "cut", "between")
         )
-    return result
+        self.gathered: list[int] = terms["gathered"]
+
+    def is_cut(self, begin: int) -> bool:
+        return begin + self.section > self.horizon
+
+    def section_work(self, begin: int) -> Work:
+        end = min(begin + self.section, self.length)
+        passes = self.length > begin + self.section
+        between = self.between[begin // self.section]
+        steps = self.cut if self.is_cut(begin) else self.whole
+        gathers = bool(self.gathered) and not self.is_cut(begin)
+        work = Work()
+        for i, start in enumerate(range(begin, end, self.chunk)):
+            step, rows = steps[i], min(self.chunk, self.length - start)
+            has_next = self.length > start + self.chunk and i + 1 < len(steps)
+            moments = max(step.moments, self.gathered[i] if gathers else 0)
+            goes_on = self.length > start + self.chunk
+            work += chunk_work(step, self.chunk, rows, moments if goes_on else 0, start > 0, has_next)
+            if passes:
+                work += Work(advance=upper(self.gathered[i], between.moments) + between.moments)
+        if begin > 0:
+            work += Work(advance=0 if self.is_cut(begin) else upper_rows(between))
+        if passes:
+            restrict = between.restrict if begin > 0 else 0
+            work += Work(advance=restrict, transfer=between.transfer, products=between.state)
+        return work
+
+    def work(self) -> Work:
+        begins = range(0, self.length, self.section)
+        return sum((self.section_work(begin) for begin in begins), Work())
+
+    def contract(self) -> int:
+        """Once a call."""
+        begins = range(0, self.length, self.section)
+        in_last = self.length - begins[-1]
+        longest_whole = min(self.length, self.section)
+        chunks = {
+            "whole": (longest_whole - 1) // self.chunk,
+            "cut": (in_last - 1) // self.chunk if self.is_cut(begins[-1]) else 0,
+            "between": len(begins) - 1,
+        }
+        return sum(step.contract for part, count in chunks.items() for step in getattr(self, part)[:count])
 
 
-def multiply_adds(sequences: Sequences, horizon: int, num_coeffs: int, direction: str) -> float:
+def multiply_adds(sequences: Sequences, horizon: int, num_coeffs: int, direction: str) -> int:
     """Of one call over equal lengths, forward or forward + backward."""
-    count = len(sequences.lengths)
-    size = _C.legendre_chunk_length(num_coeffs)
-    total = sum(chunk.forward(count) for chunk in chunks(size, sequences.longest, horizon, num_coeffs))
+    scan = Scan(horizon, num_coeffs, sequences.longest)
+    of_one = scan.work().forward()
+    contract = scan.contract()
     if direction != "forward":
-        size = _C.legendre_backward_chunk_length(num_coeffs, horizon)
-        backward = chunks(size, sequences.longest, horizon, num_coeffs)
-        total += sum(chunk.backward(count, num_coeffs) for chunk in backward)
-    return total * count * CHANNELS
+        of_one += scan.work().backward()
+        contract *= 3  # again for the states, transposed for the coefficients' gradient
+    return (of_one * len(sequences.lengths) + contract) * CHANNELS

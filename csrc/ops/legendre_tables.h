@@ -28,10 +28,6 @@ namespace hyenarec {
 // forward at L = 1,024, D = 64, nanoseconds an element on one busy thread with chunks of 16, 32, 64: N = 2 1.4,
 // 1.4, 1.8; N = 9 2.1, 1.9, 2.1; N = 17 2.8, 2.5, 2.4; N = 33 4.6, 3.4, 3.1.
 HYENAREC_API int64_t legendre_chunk_length(int64_t num_coeffs);
-// The same for a backward pass on the CPU: twice as long where the horizon is, for there are fewer states to keep
-// and fewer contractions, which few long sequences share. (The horizon decides and not the lengths, so that a
-// history gives the same bits in any batch.)
-HYENAREC_API int64_t legendre_backward_chunk_length(int64_t num_coeffs, int64_t horizon);
 
 // Calls visit(first, size) over [0, count) in runs of 8, 4, 2 and 1: what vector code holds in registers at a
 // time.
@@ -47,6 +43,8 @@ void for_each_run(int64_t count, const Visit& visit) {
 // named by_column are transposed, so that a loop over either index finds its numbers side by side.
 template <typename scalar_t>
 struct LegendreChunk {
+  // Coefficients that count of the state that it starts with, of the state that it ends with.
+  int64_t num_state = 0, num_next = 0;
   // local [num_local, N]: the state on the chunk's own interval [b, b + C - 1]; local[k][p] = 0 for p < k.
   int64_t num_local = 0;
   std::vector<scalar_t> local;
@@ -57,13 +55,15 @@ struct LegendreChunk {
   std::vector<scalar_t> restriction_change;
   std::vector<scalar_t> restriction_change_by_column;
   // transfer(q, p, n): P_n(u(t - s)) = sum_{p + q <= n} transfer(q, p, n) P_p(t on [b + C, T - 1]) P_q(s on the
-  // chunk). For q < num_moments, for each run of p (for_each_run of N - q), for n from the run's first p + q to
-  // N - 1: the run's numbers, 0 where p + q > n.
+  // chunk). For q < num_moments, for each run of p (for_each_run of the less of num_next and num_degrees - q), for
+  // n from the run's first p + q to num_degrees - 1: the run's numbers, 0 where p + q > n.
   int64_t num_moments = 0;
   std::vector<scalar_t> transfer;
+  // moment_scale [num_moments]: the most that a moment counts for in the next state.
+  std::vector<double> moment_scale;
 };
 
-// A chunk's transfer without its zeros: for q < num_moments, p < N - q, n from p + q to N - 1.
+// The transfer of a chunk of legendre_tables() without its zeros: for q < num_moments, p < N - q, n from p + q to N - 1.
 template <typename scalar_t>
 std::vector<scalar_t> transfer_in_order(const LegendreChunk<scalar_t>& chunk, int64_t num_coeffs) {
   std::vector<scalar_t> ordered;
@@ -85,6 +85,7 @@ struct LegendreTables {
   int64_t horizon;
   int64_t chunk;
   int64_t num_coeffs;
+  int64_t num_degrees;  // kernels have no more coefficients that are not zero
   // basis [N, C]: P_k at the places of the chunk's events, 2 j / (C - 1) - 1. P_k(-x) = (-1)^k P_k(x).
   std::vector<scalar_t> basis;
   std::vector<scalar_t> basis_by_column;
@@ -95,10 +96,14 @@ struct LegendreTables {
   // ends within it: its own interval would reach beyond T - 1, where polynomials explode. Such a chunk has no
   // local.
   std::vector<scalar_t> tail;
+
+  // Events that the chunks cover, past the horizon if it ends within one.
+  int64_t reach() const { return static_cast<int64_t>(chunks.size()) * chunk; }
 };
 
-// The tables for histories of up to `length` events, 0 <= length <= horizon; chunk >= 2. Built in double once
-// and kept; from any thread. Terms are dropped where they are below a quarter of scalar_t's rounding.
+// The tables for histories of up to `length` events, 0 <= length <= horizon; chunk >= 2; num_state, num_next and
+// num_degrees are N. Built in double once and kept; from any thread. Terms are dropped where they are below a quarter
+// of scalar_t's rounding.
 template <typename scalar_t>
 std::shared_ptr<const LegendreTables<scalar_t>> legendre_tables(
     int64_t horizon, int64_t chunk, int64_t num_coeffs, int64_t length);

@@ -8,11 +8,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <string>
-#include <utility>
-#include <vector>
 
-#include "ops/legendre_tables.h"
+#include "ops/cpu/section_tables.h"
 
 namespace {
 
@@ -26,13 +25,42 @@ std::string compiler() {
 #endif
 }
 
-// (num_local, num_moments) of each chunk, for float32 on a CPU.
-std::vector<std::pair<int64_t, int64_t>> legendre_chunk_terms(
-    int64_t horizon, int64_t chunk, int64_t num_coeffs, int64_t length) {
-  std::vector<std::pair<int64_t, int64_t>> terms;
-  const auto tables = hyenarec::legendre_tables<float>(horizon, chunk, num_coeffs, length);
-  for (int64_t i = 0; i * chunk < length; ++i)
-    terms.emplace_back(tables->chunks[i].num_local, tables->chunks[i].num_moments);
+// What one step of the scan computes with; `transfer` and `contract` are multiply-adds.
+pybind11::dict step_terms(const hyenarec::LegendreTables<float>& tables, int64_t index) {
+  const auto& chunk = tables.chunks[index];
+  int64_t transfer = 0, contract = 0;
+  for (int64_t q = 0; q < chunk.num_moments; ++q) {
+    for (int64_t p = 0; p < std::min(chunk.num_next, tables.num_degrees - q); ++p) {
+      transfer += 1;
+      contract += tables.num_degrees - q - p;
+    }
+  }
+  pybind11::dict terms;
+  terms["state"] = chunk.num_state;
+  terms["local"] = chunk.num_local;
+  terms["moments"] = chunk.num_moments;
+  terms["next"] = chunk.num_next;
+  terms["transfer"] = transfer;
+  terms["contract"] = contract;
+  return terms;
+}
+
+pybind11::dict legendre_scan_terms(int64_t horizon, int64_t num_coeffs, int64_t length) {
+  const auto tables = hyenarec::section_tables<float>(
+      horizon, hyenarec::legendre_chunk_length(num_coeffs), num_coeffs, length);
+  const auto all = [](const hyenarec::LegendreTables<float>& part) {
+    pybind11::list terms;
+    for (size_t i = 0; i < part.chunks.size(); ++i) terms.append(step_terms(part, static_cast<int64_t>(i)));
+    return terms;
+  };
+  pybind11::list gathered;
+  for (const auto& gather : tables->gather) gathered.append(gather.num_moments);
+  pybind11::dict terms;
+  terms["section"] = tables->section;
+  terms["whole"] = all(tables->whole.tables);
+  terms["cut"] = all(tables->cut.tables);
+  terms["between"] = all(tables->between);
+  terms["gathered"] = gathered;
   return terms;
 }
 
@@ -49,14 +77,17 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cxx_standard") = static_cast<long>(__cplusplus);
   m.def(
       "legendre_chunk_length", &hyenarec::legendre_chunk_length, pybind11::arg("num_coeffs"),
-      "Events of a chunk of the Legendre scan, forward on a CPU and event by event anywhere.");
+      "Events of a chunk of the Legendre scan, on a CPU and event by event anywhere.");
   m.def(
-      "legendre_backward_chunk_length", &hyenarec::legendre_backward_chunk_length,
-      pybind11::arg("num_coeffs"), pybind11::arg("horizon"), "The same for a backward pass on a CPU.");
-  m.def(
-      "legendre_chunk_terms", &legendre_chunk_terms, pybind11::arg("horizon"), pybind11::arg("chunk"),
-      pybind11::arg("num_coeffs"), pybind11::arg("length"),
-      "For each chunk of a history, in float32 on a CPU: how many terms its local state and its moments "
-      "have.");
+      "legendre_scan_terms", &legendre_scan_terms, pybind11::arg("horizon"), pybind11::arg("num_coeffs"),
+      pybind11::arg("length"),
+      "The sizes of the scan of a history, in float32 on a CPU, as csrc/ops/cpu/section_tables.h describes "
+      "it: "
+      "events "
+      "of a section; for each chunk of a whole and of a cut section, and from section to section, the terms "
+      "of its "
+      "state, local state, moments and next state, and the multiply-adds of its transfer and of its "
+      "contraction; "
+      "and the moments of each chunk that its section gathers.");
   m.def("cpu_capability", &at::get_cpu_capability, "The instruction set torch uses on this CPU.");
 }

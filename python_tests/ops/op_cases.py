@@ -186,6 +186,15 @@ SCAN_LENGTHS = [
     *((34, 34), (49, 49), (63, 63), (64, 64), (65, 64), (65, 65), (66, 66), (97, 97), (100, 63), (100, 100)),
     *((129, 129), (193, 193), (200, 1), (200, 33), (200, 65), (200, 199), (200, 200)),
 ]
+# (horizon, length, coefficients) for scans in sections of 16 or 32 chunks: ending with one, one event or
+# chunk beyond it; horizons that cut the last section after one event, a part of a chunk, many chunks.
+SECTION_LENGTHS = [
+    *((256, 256, 9), (257, 256, 9), (257, 257, 9), (258, 258, 2), (272, 272, 9), (273, 273, 9)),
+    *((300, 290, 9), (511, 511, 9), (512, 512, 9), (513, 513, 9)),
+    *((600, 257, 9), (600, 512, 1), (600, 513, 9), (600, 600, 9)),
+    *((513, 513, 17), (700, 544, 17), (700, 545, 17), (1024, 1024, 17), (1100, 1100, 17), (1100, 1030, 33)),
+    *((5000, 1100, 9), (16384, 1100, 17)),
+]
 # Lengths of packed sequences, for a horizon of 200.
 PACKED_LENGTHS: list[tuple[int, ...]] = [
     (),

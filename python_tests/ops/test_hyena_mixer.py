@@ -7,6 +7,7 @@ import torch
 from op_cases import (
     PACKED_LENGTHS,
     SCAN_LENGTHS,
+    SECTION_LENGTHS,
     Layout,
     MakeDecay,
     fast_decay,
@@ -30,6 +31,13 @@ def test_matches_oracle(horizon: int, length: int, make_decay: MakeDecay, device
     for coefficients in (0, 1, 9, 33):
         arguments = hyena_mixer_case(padded(2, length), 3, coefficients, horizon, decay=decay)
         assert_matches_oracle("hyena_mixer", arguments, torch.float64, device, 1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("horizon", "length", "coefficients"), SECTION_LENGTHS)
+def test_sections_match_oracle(horizon: int, length: int, coefficients: int, device: str) -> None:
+    arguments = hyena_mixer_case(padded(1, length), 3, coefficients, horizon)
+    assert_matches_oracle("hyena_mixer", arguments, torch.float64, device, 1e-12)
 
 
 @pytest.mark.parametrize("device", DEVICES)

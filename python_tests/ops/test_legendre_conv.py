@@ -9,6 +9,7 @@ from op_cases import (
     OPTIONAL,
     PACKED_LENGTHS,
     SCAN_LENGTHS,
+    SECTION_LENGTHS,
     Layout,
     MakeDecay,
     fast_decay,
@@ -34,6 +35,49 @@ def test_matches_oracle(horizon: int, length: int, make_decay: MakeDecay, device
     for coefficients in (0, 1, 2, 9, 17, 33, 40):
         arguments = legendre_conv_case(padded(2, length), 3, coefficients, horizon, decay=decay)
         assert_matches_oracle("legendre_conv", arguments, torch.float64, device, 1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("make_decay", [no_decay, learned_decay])
+@pytest.mark.parametrize(("horizon", "length", "coefficients"), SECTION_LENGTHS)
+def test_sections_match_oracle(
+    horizon: int, length: int, coefficients: int, make_decay: MakeDecay, device: str
+) -> None:
+    decay = make_decay(3, horizon)
+    arguments = legendre_conv_case(padded(1, length), 3, coefficients, horizon, decay=decay)
+    assert_matches_oracle("legendre_conv", arguments, torch.float64, device, 1e-12)
+
+
+LONG_PACKED = (600, 513, 40, 512, 511, 0, 257, 256, 255, 1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_packed_sections_match_oracle(device: str) -> None:
+    """Sequences of a task that leave it in different sections, in different chunks of them."""
+    arguments = legendre_conv_case(packed(*LONG_PACKED), 5, 9, 600)
+    assert_matches_oracle("legendre_conv", arguments, torch.float64, device, 1e-12)
+
+
+def test_long_history_has_the_same_bits_in_any_batch() -> None:
+    arguments = converted(legendre_conv_case(packed(*LONG_PACKED), 20, 9, 600), torch.float32, "cpu")
+    of_all = ops.legendre_conv(**arguments).split(LONG_PACKED)
+    per_event = {name: arguments[name].split(LONG_PACKED) for name in ("u", "pre_gate", "post_gate")}
+    for i, length in enumerate(LONG_PACKED):
+        alone = arguments | {name: parts[i] for name, parts in per_event.items()}
+        alone["offsets"] = torch.tensor([0, length])
+        assert torch.equal(ops.legendre_conv(**alone), of_all[i]), length
+
+
+def test_long_inputs_gradient_needs_no_other() -> None:
+    """Without the parameters' gradients no state is kept: the same bits all the same."""
+    arguments = converted(legendre_conv_case(packed(*LONG_PACKED), 20, 9, 600), torch.float32, "cpu")
+    _, expected = solve(ops.legendre_conv, arguments)
+    only_u = {
+        name: value.detach() if isinstance(value, Tensor) and name != "u" else value
+        for name, value in arguments.items()
+    }
+    _, gradients = solve(ops.legendre_conv, only_u)
+    assert torch.equal(gradients["u"], expected["u"])
 
 
 @pytest.mark.parametrize("device", DEVICES)

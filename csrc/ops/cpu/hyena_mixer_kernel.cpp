@@ -1,4 +1,4 @@
-// hyena_mixer on the CPU: the scan of legendre_sweeps.h with the short convolution and the gates at its ends. A
+// hyena_mixer on the CPU: the scan of legendre_forward.h with the short convolution and the gates at its ends. A
 // chunk's queries, keys and values are computed from x where they are needed and never stored.
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
@@ -338,7 +338,7 @@ at::Tensor hyena_mixer_cpu(
         {},
         activation_of(out.mutable_data_ptr<scalar_t>(), out),
         {}};
-    Call<compute_t> call(sequences, coeffs, decay, skip, horizon, legendre_chunk_length(coeffs.size(1)));
+    Call<compute_t> call(sequences, coeffs, decay, skip, horizon);
     call.forward([&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return MixedRows<decltype(lanes), scalar_t>(mixer, call.chunk(), task, nullptr);
     });
@@ -393,8 +393,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
         {},
         {}};
     if (needs_grad[0]) mixer.x_grad = activation_of(x_grad.mutable_data_ptr<scalar_t>(), x_grad);
-    Call<compute_t> call(
-        sequences, coeffs, decay, skip, horizon, legendre_backward_chunk_length(coeffs.size(1), horizon));
+    Call<compute_t> call(sequences, coeffs, decay, skip, horizon);
     auto sums = call.make_sums(mixer.sum_rows());
     gradients = call.backward(wanted, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return MixedRows<decltype(lanes), scalar_t>(mixer, call.chunk(), task, &sums);

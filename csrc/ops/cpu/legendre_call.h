@@ -5,7 +5,9 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
-#include "legendre_sweeps.h"
+#include "legendre_backward.h"
+#include "legendre_forward.h"
+#include "legendre_weights.h"
 
 namespace hyenarec::scan {
 
@@ -31,27 +33,32 @@ class Call {
       const at::Tensor& coeffs,
       const at::Tensor& decay,
       const std::optional<at::Tensor>& skip,
-      int64_t horizon,
-      int64_t chunk)
+      int64_t horizon)
       : coeffs_(coeffs.contiguous()),
         decay_(decay.contiguous()),
         skip_(skip ? skip->contiguous() : at::Tensor()),
         problem_{
-            legendre_tables<compute_t>(horizon, chunk, coeffs.size(1), sequences.longest()),
+            section_tables<compute_t>(
+                horizon, legendre_chunk_length(coeffs.size(1)), coeffs.size(1), sequences.longest()),
             coeffs.size(0),
             coeffs_.template const_data_ptr<compute_t>(),
             decay_.template const_data_ptr<compute_t>(),
             skip_.defined() ? skip_.template const_data_ptr<compute_t>() : nullptr,
+            sequences.longest(),
             make_groups(sequences)},
-        basis_(near_basis(horizon, problem_.chunk(), problem_.num_coeffs())),
+        contractions_(*problem_.tables, problem_.longest),
         lanes_(simd::widest_vector_bytes() / sizeof(compute_t)),
         vectors_((problem_.channels + lanes_ - 1) / lanes_),
         vectors_per_task_(choose_vectors_per_task()) {
     weights_ = weight_memory_.get<compute_t>(vectors_ * weight_rows() * lanes_);
-    run_tasks(vectors_, [&](int64_t vector, Scratch&) {
-      const int64_t first = vector * lanes_;
-      fill_weights(
-          problem_, basis_, first, std::min(lanes_, problem_.channels - first), lanes_, weights_at(vector));
+    run_tasks((vectors_ + 1) / 2, [&](int64_t pair, Scratch& scratch) {
+      simd::run_with_widest_vectors([&](auto bytes) HYENAREC_INLINE_LAMBDA {
+        using V = simd::Vector<compute_t, bytes() / sizeof(compute_t)>;
+        if (2 * pair + 1 < vectors_)
+          fill_weights<2, V>(2 * pair, scratch);
+        else
+          fill_weights<1, V>(2 * pair, scratch);
+      });
     });
   }
 
@@ -64,20 +71,22 @@ class Call {
       using V = decltype(lanes);
       auto source = make_source(lanes, task);
       const Weights<V> weights(*this, task);
-      forward_task<V>(*problem_.tables, task, weights.of_vector, source, scratch);
+      forward_task<V>({*problem_.tables, contractions_, weights.of_vector}, task, source, scratch);
     });
   }
 
   template <typename MakeSource>
   ParameterGradients backward(const Wanted& wanted, const MakeSource& make_source) {
-    auto sums = make_sums(sum_rows().count());
+    auto sums = make_sums(SumRows(*problem_.tables).count);
     for_each_task([&](auto lanes, const Task& task, Scratch& scratch) HYENAREC_INLINE_LAMBDA {
       using V = decltype(lanes);
       auto source = make_source(lanes, task);
       const Weights<V> weights(*this, task);
       double* sums_of_vector[kMaxVectors];
       for (int64_t v = 0; v < task.vectors; ++v) sums_of_vector[v] = sums.of(task, v);
-      backward_task<V>(*problem_.tables, task, weights.of_vector, wanted, source, scratch, sums_of_vector);
+      backward_task<V>(
+          {*problem_.tables, contractions_, weights.of_vector}, task, wanted, source, scratch,
+          sums_of_vector);
     });
     return wanted.parameters ? parameter_gradients(sums) : ParameterGradients{};
   }
@@ -111,9 +120,33 @@ class Call {
   };
 
   int64_t groups() const { return static_cast<int64_t>(problem_.groups.size()); }
-  int64_t weight_rows() const { return scan::weight_rows(problem_.chunk(), problem_.num_coeffs()); }
-  SumRows sum_rows() const { return {problem_.num_coeffs(), problem_.chunk()}; }
+  int64_t weight_rows() const { return plain_weight_rows(problem_.chunk()) + contractions_.rows; }
   compute_t* weights_at(int64_t vector) const { return weights_ + vector * weight_rows() * lanes_; }
+
+  // All weights of `size` neighbouring vectors.
+  template <int size, typename V>
+  HYENAREC_INLINE void fill_weights(int64_t vector, Scratch& scratch) {
+    const int64_t contracted = plain_weight_rows(problem_.chunk()) * lanes_;
+    const auto channels_of = [&](int m) {
+      return std::min(lanes_, problem_.channels - (vector + m) * lanes_);
+    };
+    for (int m = 0; m < size; ++m)
+      fill_plain_weights(problem_, (vector + m) * lanes_, channels_of(m), lanes_, weights_at(vector + m));
+    for (const auto* part : contractions_.parts()) {
+      if (part->count() == 0) continue;
+      const int64_t degrees = part->num_degrees();
+      auto* const coeffs = scratch.get<V>(size * degrees);
+      for (int m = 0; m < size; ++m)
+        fill_coefficients(
+            problem_, *part, (vector + m) * lanes_, channels_of(m), lanes_,
+            reinterpret_cast<compute_t*>(coeffs + m * degrees));
+      for (int64_t i = 0; i < part->count(); ++i) {
+        V* const to = reinterpret_cast<V*>(weights_at(vector) + contracted) + part->rows[i];
+        contract<size, V>(
+            part->tables->chunks[i].transfer.data(), part->shape(i), {coeffs, degrees}, {to, weight_rows()});
+      }
+    }
+  }
 
   // As many as leave a task for every thread. No result depends on it.
   int64_t choose_vectors_per_task() const {
@@ -140,25 +173,30 @@ class Call {
   // Carries the sums over all tasks to the parameters.
   ParameterGradients parameter_gradients(const Sums& sums) const {
     const int64_t n = problem_.num_coeffs(), chunk = problem_.chunk();
+    const SumRows rows(*problem_.tables);
     ParameterGradients gradients{
         at::empty(coeffs_.sizes(), coeffs_.options()), at::empty(decay_.sizes(), decay_.options()),
         at::empty(decay_.sizes(), decay_.options())};
     auto* coeffs_grad = gradients.coeffs.template mutable_data_ptr<compute_t>();
     auto* decay_grad = gradients.decay.template mutable_data_ptr<compute_t>();
     auto* skip_grad = gradients.skip.template mutable_data_ptr<compute_t>();
+    std::vector<double> by_coeffs(n);
     for (int64_t d = 0; d < problem_.channels; ++d) {
       const auto total = this->total(sums, d);
-      const double* lags = total.data() + sum_rows().lags();
-      const NearKernel kernel(problem_, basis_, d);
-      double by_decay = total[sum_rows().far_decay()];
+      const double* lags = total.data() + rows.lags;
+      const NearKernel kernel(problem_, d);
+      double by_decay = total[rows.far_decay];
       for (int64_t lag = 0; lag < chunk; ++lag)
         by_decay -= static_cast<double>(lag) * kernel.fade[lag] * kernel.polynomial[lag] * lags[lag];
       for (int64_t k = 0; k < n; ++k) {
-        double by_coefficient = total[k];
+        by_coeffs[k] = 0.0;
         for (int64_t lag = 0; lag < chunk; ++lag)
-          by_coefficient += basis_[k * chunk + lag] * kernel.fade[lag] * lags[lag];
-        coeffs_grad[d * n + k] = static_cast<compute_t>(by_coefficient);
+          by_coeffs[k] += problem_.tables->basis[k * chunk + lag] * kernel.fade[lag] * lags[lag];
       }
+      const auto parts = contractions_.parts();
+      for (size_t part = 0; part < parts.size(); ++part)
+        parts[part]->add_coefficient_grads(total.data() + rows.part(part), by_coeffs.data());
+      std::copy(by_coeffs.begin(), by_coeffs.end(), coeffs_grad + d * n);
       decay_grad[d] = static_cast<compute_t>(by_decay);
       skip_grad[d] = static_cast<compute_t>(lags[0]);
     }
@@ -167,7 +205,7 @@ class Call {
 
   const at::Tensor coeffs_, decay_, skip_;
   const Problem<compute_t> problem_;
-  const std::vector<double> basis_;
+  const Contractions<compute_t> contractions_;
   const int64_t lanes_;
   const int64_t vectors_;
   const int64_t vectors_per_task_;

@@ -1,4 +1,4 @@
-// legendre_conv on the CPU: the scan of legendre_sweeps.h with the gates at its ends.
+// legendre_conv on the CPU: the scan of legendre_forward.h with the gates at its ends.
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/ops/empty.h>
@@ -182,8 +182,7 @@ at::Tensor legendre_conv_cpu(
         {},
         {},
         {}};
-    Call<at::opmath_type<scalar_t>> call(
-        sequences, coeffs, decay, skip, horizon, legendre_chunk_length(coeffs.size(1)));
+    Call<at::opmath_type<scalar_t>> call(sequences, coeffs, decay, skip, horizon);
     call.forward([&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return GatedRows<decltype(lanes), scalar_t>(activations, task);
     });
@@ -234,8 +233,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
         result_of<scalar_t>(u_grad, needs_grad[0]),
         result_of<scalar_t>(pre_gate_grad, want_pre),
         result_of<scalar_t>(post_gate_grad, want_post)};
-    Call<at::opmath_type<scalar_t>> call(
-        sequences, coeffs, decay, skip, horizon, legendre_backward_chunk_length(coeffs.size(1), horizon));
+    Call<at::opmath_type<scalar_t>> call(sequences, coeffs, decay, skip, horizon);
     gradients = call.backward(wanted, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return GatedRows<decltype(lanes), scalar_t>(activations, task);
     });

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../legendre_math.h"
 #include "simd.h"
 
 namespace hyenarec::scan {
@@ -111,23 +112,15 @@ HYENAREC_INLINE V weighted_product(const V* a, const V* b, int64_t count, const 
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// sum += value, where `rest` keeps for the next time what rounding loses: hundreds of chunks add to a state.
-template <typename V>
-HYENAREC_INLINE void add_compensated(V& sum, V& rest, const V& value) {
-  const V wanted = value + rest;
-  const V next = sum + wanted;
-  rest = wanted - (next - sum);
-  sum = next;
-}
-
-// out[i] = sum_{j >= i} matrix[i][j] in[j] for an upper triangular matrix [rows, columns], given by column.
+// out[i] = sum_{j >= i} matrix[i][j] in[j] for the first `rows` rows and `columns` columns of an upper triangular
+// matrix [pitch, ...], given by column.
 template <typename V>
 HYENAREC_INLINE void multiply_upper(
-    const LaneOf<V>* by_column, int64_t rows, int64_t columns, const V* in, V* out) {
+    const LaneOf<V>* by_column, int64_t pitch, int64_t rows, int64_t columns, const V* in, V* out) {
   in_runs(rows, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
     V sums[run()] = {};
-    const LaneOf<V>* column = by_column + first * rows + first;
-    for (int64_t j = first; j < columns; ++j, column += rows) {
+    const LaneOf<V>* column = by_column + first * pitch + first;
+    for (int64_t j = first; j < columns; ++j, column += pitch) {
       const V value = in[j];
       for (int i = 0; i < run(); ++i) sums[i] += column[i] * value;
     }
@@ -135,18 +128,26 @@ HYENAREC_INLINE void multiply_upper(
   });
 }
 
-// out[j] += sum_{i <= j, i < rows} matrix[i][j] in[i]: the transposed product, added with the rests of `out`.
+// out[j] += step out[j] + sum_{i <= j, i < rows} matrix[i][j] in[i] for j < columns: the transposed product of an
+// upper triangular matrix [rows, pitch], added to what is left of `out`.
 template <typename V>
 HYENAREC_INLINE void add_transposed_upper(
-    const LaneOf<V>* matrix, int64_t rows, int64_t columns, const V* in, V* out, V* rests) {
+    const LaneOf<V>* matrix,
+    int64_t pitch,
+    int64_t rows,
+    int64_t columns,
+    const V* in,
+    const V& step,
+    V* out) {
   in_runs(columns, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
-    V sums[run()] = {};
+    V sums[run()];
+    for (int j = 0; j < run(); ++j) sums[j] = step * out[first + j];
     const LaneOf<V>* row = matrix + first;
-    for (int64_t i = 0; i < std::min<int64_t>(rows, first + run()); ++i, row += columns) {
+    for (int64_t i = 0; i < std::min<int64_t>(rows, first + run()); ++i, row += pitch) {
       const V value = in[i];
       for (int j = 0; j < run(); ++j) sums[j] += row[j] * value;
     }
-    for (int j = 0; j < run(); ++j) add_compensated(out[first + j], rests[first + j], sums[j]);
+    for (int j = 0; j < run(); ++j) out[first + j] += sums[j];
   });
 }
 
@@ -218,6 +219,58 @@ HYENAREC_INLINE void take_moments(
   }
 }
 
+// basis[k][t] = P_k of `remaining` events at the event t, for k < count and t < rows; rows of `rows` numbers.
+template <typename lane_t>
+HYENAREC_INLINE void fill_basis(int64_t remaining, int64_t rows, int64_t count, lane_t* basis) {
+  for (int64_t first = 0; first < rows; first += kBlock) {
+    double place[kBlock], current[kBlock], previous[kBlock] = {};
+    for (int t = 0; t < kBlock; ++t) {  // events past the last one are never used
+      place[t] = legendre_position(std::min(first + t, remaining - 1), remaining);
+      current[t] = 1.0;
+    }
+    for (int64_t k = 0; k < count; ++k) {
+      const double ratio = static_cast<double>(k) / static_cast<double>(k + 1);
+      for (int t = 0; t < kBlock; ++t) {
+        basis[k * rows + first + t] = static_cast<lane_t>(current[t]);
+        const double next = legendre_recurrence(ratio, place[t], current[t], previous[t]);
+        previous[t] = current[t];
+        current[t] = next;
+      }
+    }
+  }
+}
+
+// y[t] = fade[t] sum_{k < count} basis[k][t] state[k] for t < rows, a multiple of kBlock.
+template <typename V>
+HYENAREC_INLINE void evaluate_directly(
+    const LaneOf<V>* basis, int64_t rows, int64_t count, const V* state, const V* fade, V* y) {
+  for (int64_t first = 0; first < rows; first += kBlock) {
+    V sums[kBlock] = {};
+    const LaneOf<V>* row = basis + first;
+    for (int64_t k = 0; k < count; ++k, row += rows) {
+      const V value = state[k];
+      for (int t = 0; t < kBlock; ++t) sums[t] += row[t] * value;
+    }
+    for (int t = 0; t < kBlock; ++t) y[first + t] = sums[t] * fade[first + t];
+  }
+}
+
+// dstate[k] += sum_{t < rows} basis[k][t] fade[t] dy[t] for k < count: its transposed.
+template <typename V>
+HYENAREC_INLINE void add_direct_grads(
+    const LaneOf<V>* basis, int64_t rows, int64_t count, const V* dy, const V* fade, V* dstate) {
+  for (int64_t first = 0; first < rows; first += kBlock) {
+    V weighted[kBlock];
+    for (int t = 0; t < kBlock; ++t) weighted[t] = dy[first + t] * fade[first + t];
+    const LaneOf<V>* row = basis + first;
+    for (int64_t k = 0; k < count; ++k, row += rows) {
+      V sums[2] = {row[0] * weighted[0], row[1] * weighted[1]};
+      for (int t = 2; t < kBlock; ++t) sums[t % 2] += row[t] * weighted[t];
+      dstate[k] += sums[0] + sums[1];
+    }
+  }
+}
+
 // Rows of the same kind for each of some sequences, or of some vectors of channels: `stride` apart.
 template <typename V>
 struct Members {
@@ -237,32 +290,43 @@ HYENAREC_INLINE void in_pairs(int64_t members, const Visit& visit) {
   if (first < members) visit(std::integral_constant<int, 1>{}, first);
 }
 
-// contracted[q][p] = sum_n coeffs[n] transfer(q, p, n) for each member, zero for p + q >= N; rows of N.
-// `transfer` lies by run.
+// A transfer table contracted with coefficients, contracted[q][p] = sum_n coeffs[n] transfer(q, p, n): what each of
+// a chunk's moments adds to each coefficient of the next state. Rows of `width`.
+struct ContractionShape {
+  int64_t moments;  // q
+  int64_t width;    // p
+  int64_t degrees;  // n; where p + q >= degrees it is 0
+
+  HYENAREC_INLINE int64_t size() const { return moments * width; }
+  // Numbers of row q that are not 0; of column p.
+  HYENAREC_INLINE int64_t in_row(int64_t q) const { return std::min(width, degrees - q); }
+  HYENAREC_INLINE int64_t in_column(int64_t p) const { return std::min(moments, degrees - p); }
+};
+
+// Computes contractions for each member. `transfer` lies by run.
 template <int members, typename V>
 HYENAREC_INLINE void contract(
     const LaneOf<V>* transfer,
-    int64_t num_moments,
-    int64_t num_coeffs,
+    const ContractionShape& shape,
     const Members<const V>& coeffs,
     const Members<V>& contracted) {
-  for (int64_t q = 0; q < num_moments; ++q) {
-    in_runs(num_coeffs - q, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+  for (int64_t q = 0; q < shape.moments; ++q) {
+    in_runs(shape.in_row(q), [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
       V sums[members][run()] = {};
-      for (int64_t n = first + q; n < num_coeffs; ++n, transfer += run()) {
+      for (int64_t n = first + q; n < shape.degrees; ++n, transfer += run()) {
         for (int m = 0; m < members; ++m) {
           const V coefficient = coeffs.of(m)[n];
           for (int i = 0; i < run(); ++i) sums[m][i] += transfer[i] * coefficient;
         }
       }
       for (int m = 0; m < members; ++m) {
-        V* const row = contracted.of(m) + q * num_coeffs + first;
+        V* const row = contracted.of(m) + q * shape.width + first;
         for (int i = 0; i < run(); ++i) row[i] = sums[m][i];
       }
     });
     for (int m = 0; m < members; ++m) {
-      V* const row = contracted.of(m) + q * num_coeffs;
-      for (int64_t p = num_coeffs - q; p < num_coeffs; ++p) row[p] = V{};
+      V* const row = contracted.of(m) + q * shape.width;
+      for (int64_t p = shape.in_row(q); p < shape.width; ++p) row[p] = V{};
     }
   }
 }
@@ -271,18 +335,17 @@ HYENAREC_INLINE void contract(
 template <int members, typename V>
 HYENAREC_INLINE void add_contracted_grad(
     const LaneOf<V>* transfer,
-    int64_t num_moments,
-    int64_t num_coeffs,
+    const ContractionShape& shape,
     const Members<const V>& products,
     const Members<V>& coeffs_grads) {
-  for (int64_t q = 0; q < num_moments; ++q) {
-    in_runs(num_coeffs - q, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+  for (int64_t q = 0; q < shape.moments; ++q) {
+    in_runs(shape.in_row(q), [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
       V factors[members][run()];
       for (int m = 0; m < members; ++m) {
-        const V* const row = products.of(m) + q * num_coeffs + first;
+        const V* const row = products.of(m) + q * shape.width + first;
         for (int i = 0; i < run(); ++i) factors[m][i] = row[i];
       }
-      for (int64_t n = first + q; n < num_coeffs; ++n, transfer += run()) {
+      for (int64_t n = first + q; n < shape.degrees; ++n, transfer += run()) {
         for (int m = 0; m < members; ++m) {
           V sum = transfer[0] * factors[m][0];
           for (int i = 1; i < run(); ++i) sum += transfer[i] * factors[m][i];
@@ -293,68 +356,88 @@ HYENAREC_INLINE void add_contracted_grad(
   }
 }
 
-// state = exp(-decay C) restriction state + contracted moments for each member, in place: a run of rows needs
-// no row before it. `step` is expm1(-decay C), and the restriction (by column) comes as a change, too: what
-// little changes is added last, and with the states' rests, so that a long chain of chunks doesn't lose digits.
+// state = exp(-decay C) restriction state for each member, in place, from `before` coefficients to `after`, not more:
+// a run of rows needs no row before it. `step` is expm1(-decay C), and the restriction (by column, [N, N]) comes as
+// a change, too: what little changes is added last, so that a chain of chunks doesn't lose digits.
 template <typename V>
 HYENAREC_INLINE void advance(
     const LaneOf<V>* change_by_column,
     int64_t num_coeffs,
+    int64_t before,
+    int64_t after,
     const V& step,
-    const V* contracted,
-    int64_t num_moments,
     int64_t members,
-    const Members<V>& all_moments,
-    const Members<V>& all_states,
-    const Members<V>& all_rests) {
+    const Members<V>& all_states) {
   in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
-    const auto states = all_states.from(member), moments = all_moments.from(member);
-    const auto rests = all_rests.from(member);
-    in_runs(num_coeffs, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+    const auto states = all_states.from(member);
+    in_runs(after, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
       V change[size()][run()] = {};
       const LaneOf<V>* column = change_by_column + first * num_coeffs + first;
-      for (int64_t j = first; j < num_coeffs; ++j, column += num_coeffs) {
+      for (int64_t j = first; j < before; ++j, column += num_coeffs) {
         for (int m = 0; m < size(); ++m) {
           const V value = states.of(m)[j];
           for (int i = 0; i < run(); ++i) change[m][i] += column[i] * value;
         }
       }
       for (int m = 0; m < size(); ++m) {
-        const V* const state = states.of(m) + first;
-        for (int i = 0; i < run(); ++i) change[m][i] += step * (state[i] + change[m][i]);
-      }
-      const V* row = contracted + first;
-      for (int64_t q = 0; q < std::min(num_moments, num_coeffs - first); ++q, row += num_coeffs) {
-        for (int m = 0; m < size(); ++m) {
-          const V moment = moments.of(m)[q];
-          for (int i = 0; i < run(); ++i) change[m][i] += row[i] * moment;
-        }
-      }
-      for (int m = 0; m < size(); ++m) {
         V* const state = states.of(m) + first;
-        V* const rest = rests.of(m) + first;
-        for (int i = 0; i < run(); ++i) add_compensated(state[i], rest[i], change[m][i]);
+        for (int i = 0; i < run(); ++i) state[i] += change[m][i] + step * (state[i] + change[m][i]);
       }
     });
   });
 }
 
-// dstate = exp(-decay C) restrictionᵀ dstate for each member, in place: a run of columns needs no column after
-// it.
+// state[p] += sum_q contracted[q][p] moments[q] for each member. Fetches `next`, as large as `contracted`, into the
+// cache meanwhile.
+template <typename V>
+HYENAREC_INLINE void add_moments(
+    const V* contracted,
+    const V* next,
+    const ContractionShape& shape,
+    int64_t members,
+    const Members<V>& all_moments,
+    const Members<V>& all_states) {
+  in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
+    const auto states = all_states.from(member), moments = all_moments.from(member);
+    in_runs(shape.width, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+      V sums[size()][run()] = {};
+      const V* row = contracted + first;
+      const V* next_row = next + first;
+      for (int64_t q = 0; q < shape.in_column(first); ++q, row += shape.width) {
+        if (member == 0) {
+          for (int i = 0; i < run(); ++i) __builtin_prefetch(next_row + i);
+          next_row += shape.width;
+        }
+        for (int m = 0; m < size(); ++m) {
+          const V moment = moments.of(m)[q];
+          for (int i = 0; i < run(); ++i) sums[m][i] += row[i] * moment;
+        }
+      }
+      for (int m = 0; m < size(); ++m) {
+        V* const state = states.of(m) + first;
+        for (int i = 0; i < run(); ++i) state[i] += sums[m][i];
+      }
+    });
+  });
+}
+
+// dstate = exp(-decay C) restrictionᵀ dstate for each member, in place, from the gradients of `after` coefficients to
+// those of `before`, not fewer, zero beyond the first: a run of columns needs no column after it.
 template <typename V>
 HYENAREC_INLINE void advance_transposed(
     const LaneOf<V>* restriction_change,
     int64_t num_coeffs,
+    int64_t before,
+    int64_t after,
     const V& step,
     int64_t members,
-    const Members<V>& all_dstates,
-    const Members<V>& all_rests) {
+    const Members<V>& all_dstates) {
   in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
-    const auto dstates = all_dstates.from(member), rests = all_rests.from(member);
-    in_runs_backwards(num_coeffs, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+    const auto dstates = all_dstates.from(member);
+    in_runs_backwards(before, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
       V change[size()][run()] = {};
       const LaneOf<V>* row = restriction_change + first;
-      for (int64_t i = 0; i < first + run(); ++i, row += num_coeffs) {
+      for (int64_t i = 0; i < std::min<int64_t>(after, first + run()); ++i, row += num_coeffs) {
         for (int m = 0; m < size(); ++m) {
           const V value = dstates.of(m)[i];
           for (int j = 0; j < run(); ++j) change[m][j] += row[j] * value;
@@ -362,57 +445,61 @@ HYENAREC_INLINE void advance_transposed(
       }
       for (int m = 0; m < size(); ++m) {
         V* const dstate = dstates.of(m) + first;
-        for (int j = 0; j < run(); ++j) change[m][j] += step * (dstate[j] + change[m][j]);
-        V* const rest = rests.of(m) + first;
-        for (int j = 0; j < run(); ++j) add_compensated(dstate[j], rest[j], change[m][j]);
+        for (int j = 0; j < run(); ++j) dstate[j] += change[m][j] + step * (dstate[j] + change[m][j]);
       }
     });
   });
 }
 
-// products[q][p] = sum over the members of moments[q] dstate[p], rows of N. Where p + q >= N they mean nothing.
+// products[q][p] += sum over the members of moments[q] dstate[p], which mean nothing where a contraction is 0.
 template <typename V>
-HYENAREC_INLINE void multiply_moments(
-    int64_t num_moments,
-    int64_t num_coeffs,
+HYENAREC_INLINE void add_moment_products(
+    const ContractionShape& shape,
     int64_t members,
-    const Members<V>& moments,
-    const Members<V>& dstates,
+    const Members<V>& all_moments,
+    const Members<V>& all_dstates,
     V* products) {
-  for (int64_t q = 0; q < num_moments; q += 2) {
-    const int64_t second = std::min(q + 1, num_moments - 1);
-    in_runs(num_coeffs - q, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
-      V sums[2][run()] = {};
-      for (int64_t m = 0; m < members; ++m) {
-        const V a = moments.of(m)[q], b = moments.of(m)[second];
-        const V* const dstate = dstates.of(m) + first;
-        for (int p = 0; p < run(); ++p) sums[0][p] += a * dstate[p];
-        for (int p = 0; p < run(); ++p) sums[1][p] += b * dstate[p];
+  in_pairs(shape.moments, [&](auto size, int64_t q) HYENAREC_INLINE_LAMBDA {
+    in_runs(shape.in_row(q), [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+      V* const rows = products + q * shape.width + first;
+      V sums[size()][run()];
+      for (int i = 0; i < size(); ++i) {
+        for (int p = 0; p < run(); ++p) sums[i][p] = rows[i * shape.width + p];
       }
-      for (int p = 0; p < run(); ++p) products[q * num_coeffs + first + p] = sums[0][p];
-      for (int p = 0; p < run(); ++p) products[second * num_coeffs + first + p] = sums[1][p];
+      for (int64_t m = 0; m < members; ++m) {
+        const V* const moments = all_moments.of(m) + q;
+        const V* const dstate = all_dstates.of(m) + first;
+        for (int i = 0; i < size(); ++i) {
+          for (int p = 0; p < run(); ++p) sums[i][p] += moments[i] * dstate[p];
+        }
+      }
+      for (int i = 0; i < size(); ++i) {
+        for (int p = 0; p < run(); ++p) rows[i * shape.width + p] = sums[i][p];
+      }
     });
-  }
+  });
 }
 
-// dmoments[q] = sum_p contracted[q][p] dstate[p] for each member.
+// dmoments[q] += sum_p contracted[q][p] dstate[p] for each member.
 template <typename V>
-HYENAREC_INLINE void take_moment_grads(
+HYENAREC_INLINE void add_moment_grads(
     const V* contracted,
-    int64_t num_moments,
-    int64_t num_coeffs,
+    const ContractionShape& shape,
     int64_t members,
     const Members<V>& all_dstates,
     const Members<V>& all_dmoments) {
   in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
     const auto dstates = all_dstates.from(member), dmoments = all_dmoments.from(member);
-    in_runs(num_moments, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
-      V sums[size()][run()] = {};
-      const V* const rows = contracted + first * num_coeffs;
-      for (int64_t p = 0; p < num_coeffs - first; ++p) {
+    in_runs(shape.moments, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+      V sums[size()][run()];
+      for (int m = 0; m < size(); ++m) {
+        for (int i = 0; i < run(); ++i) sums[m][i] = dmoments.of(m)[first + i];
+      }
+      const V* const rows = contracted + first * shape.width;
+      for (int64_t p = 0; p < shape.in_row(first); ++p) {
         for (int m = 0; m < size(); ++m) {
           const V value = dstates.of(m)[p];
-          for (int i = 0; i < run(); ++i) sums[m][i] += rows[i * num_coeffs + p] * value;
+          for (int i = 0; i < run(); ++i) sums[m][i] += rows[i * shape.width + p] * value;
         }
       }
       for (int m = 0; m < size(); ++m) {

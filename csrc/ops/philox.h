@@ -45,7 +45,10 @@ HYENAREC_HOST_DEVICE inline PhiloxBlock random_block(uint64_t seed, uint64_t ind
   return philox(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
 }
 HYENAREC_HOST_DEVICE inline uint32_t level_in(const PhiloxBlock& block, int64_t element) {
-  return block.word[element % kLevelsPerBlock / 2] >> (element % 2 * 16) & 0xffffu;
+  // Chosen by bits, since an array whose index is not known when compiled would leave a GPU's registers.
+  const uint32_t front = element & 2 ? block.word[1] : block.word[0];
+  const uint32_t back = element & 2 ? block.word[3] : block.word[2];
+  return (element & 4 ? back : front) >> (element & 1 ? 16 : 0) & 0xffffu;
 }
 
 }  // namespace hyenarec

@@ -8,8 +8,8 @@
 - copy: a device copy of as many bytes as the operator must move: four activations forward, five backward
 
 They take turns; figures are medians. With p = 0, as in evaluation, ours saves passes over memory only.
-"mixed" is what autocast makes: a branch in bfloat16 beside a residual stream in float32. Bounds, on a CPU: the
-time of the parts over ours.
+"mixed" is what autocast makes: a branch in bfloat16 beside a residual stream in float32. Bounds, on a CPU:
+the time of the parts over ours.
 """
 
 from __future__ import annotations

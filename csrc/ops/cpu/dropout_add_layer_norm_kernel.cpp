@@ -256,7 +256,7 @@ uint64_t value_of(const std::optional<at::Tensor>& seed) {
   return seed ? static_cast<uint64_t>(*seed->const_data_ptr<int64_t>()) : 0;
 }
 
-// Calls body(V{}, first, last) for blocks of rows [first, last), V being the widest vectors of compute_t.
+// Calls body(V{}, block, last) for each block of rows, which ends before `last`; V is the widest vector of compute_t.
 template <typename compute_t, typename Body>
 void over_blocks(int64_t rows, int64_t block_rows, const Body& body) {
   at::parallel_for(0, at::divup(rows, block_rows), 1, [&](int64_t first_block, int64_t last_block) {

@@ -21,16 +21,16 @@ HYENAREC_INLINE void draw_levels(uint64_t seed, uint64_t first, uint16_t* levels
   constexpr uint64_t kLow = 0xffffffffu;
   const V index = V{0, 1, 2, 3, 4, 5, 6, 7} + first;
   V x0 = index & kLow, x1 = index >> 32, x2{}, x3{};
-  auto key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+  uint64_t key0 = seed & kLow, key1 = seed >> 32;
 #pragma GCC unroll 10
   for (int round = 0; round < kPhiloxRounds; ++round) {
     const V product0 = x0 * uint64_t{kPhiloxMultiplier0}, product1 = x2 * uint64_t{kPhiloxMultiplier1};
-    x0 = (product1 >> 32) ^ x1 ^ uint64_t { key0 };
+    x0 = (product1 >> 32) ^ x1 ^ key0;
     x1 = product1 & kLow;
-    x2 = (product0 >> 32) ^ x3 ^ uint64_t { key1 };
+    x2 = (product0 >> 32) ^ x3 ^ key1;
     x3 = product0 & kLow;
-    key0 += kPhiloxWeyl0;
-    key1 += kPhiloxWeyl1;
+    key0 = (key0 + kPhiloxWeyl0) & kLow;
+    key1 = (key1 + kPhiloxWeyl1) & kLow;
   }
   // Words of 16-bit halves lie in memory as they are counted: this is little-endian code.
   const V front = x0 | x1 << 32, back = x2 | x3 << 32;

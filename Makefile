@@ -81,6 +81,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/ops.py --output build/ops.json
 	$(BIN)/python benchmarks/legendre_conv.py --output build/legendre_conv.json
 	$(BIN)/python benchmarks/linear_cross_entropy.py --output build/linear_cross_entropy.json
+	$(BIN)/python benchmarks/dropout_add_layer_norm.py --output build/dropout_add_layer_norm.json
 	$(BIN)/python benchmarks/catalogue.py --output build/catalogue.json
 	$(BIN)/python benchmarks/training_step.py --output build/training_step.json
 

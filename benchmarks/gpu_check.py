@@ -4,8 +4,9 @@
 
 Builds the package into build/gpu-check, runs the Python tests of the operators on the GPU,
 compute-sanitizer's memcheck and racecheck over a small case of every kernel, the timings of ops.py,
-long_convolution.py, linear_cross_entropy.py and of every model's training step in bfloat16, and the C++ tests
-where GoogleTest is there. Logs, timings and `summary.json` go to $OUT, else to build/gpu-check, too.
+long_convolution.py, linear_cross_entropy.py, dropout_add_layer_norm.py and of every model's training step in
+bfloat16, and the C++ tests where GoogleTest is there. Logs, timings and `summary.json` go to $OUT, else to
+build/gpu-check, too.
 A step that fails does not stop the others; the exit status is 1 if any failed. Compiling the Legendre scan
 may take most of the ten minutes: started again, the build goes on where it stopped, and `--only` names what
 is still to be done behind it.
@@ -197,6 +198,7 @@ def timings(check: Check) -> None:
         ("timings", "ops", ["--device", "cuda"]),
         ("long_convolution", "long_convolution", []),
         ("linear_cross_entropy", "linear_cross_entropy", ["--device", "cuda"]),
+        ("dropout_add_layer_norm", "dropout_add_layer_norm", ["--device", "cuda"]),
     ):
         # Without -P: a benchmark imports its neighbours, and there is no hyenarec among them.
         command = [sys.executable, f"benchmarks/{script}.py", *options]

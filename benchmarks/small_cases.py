@@ -46,6 +46,7 @@ def run(dtype: torch.dtype) -> None:
             offsets = torch.tensor([0, 0, 7, 8, 150, 150], device="cuda")
             backward(ops.short_conv(leaf(150, channels, dtype=dtype), weight, bias, offsets))
 
+        run_norms(dtype, parameters, channels)
         run_losses(dtype, channels)
         run_scans(dtype, parameters, channels)
         run_steps(dtype, parameters, channels)
@@ -54,6 +55,18 @@ def run(dtype: torch.dtype) -> None:
             for coefficients in (17, 75):
                 decay = torch.rand(channels, device="cuda", dtype=dtype).requires_grad_()
                 backward(ops.legendre_kernel(leaf(channels, coefficients, dtype=dtype), decay, 700, 650))
+
+
+def run_norms(dtype: torch.dtype, parameters: torch.dtype, channels: int) -> None:
+    """Teams that are a part of a warp, a warp, and a block; the widest rows are more than registers hold."""
+    for width in (channels, 20 * channels, 250 * channels):
+        weight, bias = leaf(width, dtype=parameters), leaf(width, dtype=parameters)
+        seed = torch.tensor(5, device="cuda")
+        for residual in (leaf(30, width, dtype=dtype), leaf(30, width, dtype=torch.float32), None):
+            branch = leaf(30, width, dtype=dtype)
+            for output in (0, 1):
+                backward(ops.dropout_add_layer_norm(branch, residual, weight, bias, 0.2, seed=seed)[output])
+            backward(torch.stack(ops.dropout_add_layer_norm(branch, residual, weight, bias)))
 
 
 def run_losses(dtype: torch.dtype, channels: int) -> None:

@@ -1,6 +1,7 @@
 // HyenaRec's operators for C++: include this, link HyenaRec::ops.
 #pragma once
 
+#include "ops/dropout_add_layer_norm.h"
 #include "ops/fft_conv.h"
 #include "ops/hyena_mixer.h"
 #include "ops/legendre_conv.h"

@@ -182,11 +182,8 @@ class SASRec(SequentialModel):
             position = position - torch.repeat_interleave(
                 offsets[:-1], offsets.diff(), output_size=x.shape[0]
             )
-        x = self.dropout(x + self.positions(position))
         layout = None if offsets is None else self._layout(x, offsets)
-        for block in self.blocks:
-            x = block(x, layout)
-        return x
+        return self._run_blocks(self.blocks, x + self.positions(position), layout)
 
     def _layout(self, x: Tensor, offsets: Tensor) -> Groups | Packed:
         if Packed.can_attend(x, self.config.num_heads):
@@ -271,7 +268,7 @@ class GRU4Rec(SequentialModel):
         self.mixer = Recurrence(self.config)
 
     def _run_layers(self, x: Tensor, offsets: Tensor | None) -> Tensor:
-        rows: Tensor = self.mixer(self.dropout(x), offsets)
+        rows: Tensor = self.norm(self.mixer(self.dropout(x), offsets))
         return rows
 
 

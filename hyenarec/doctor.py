@@ -95,6 +95,14 @@ def self_tests() -> list[SelfTest]:
         "label_smoothing": 0.1,
         "reduction": "none",
     }
+    norm: Arguments = {
+        "branch": normal(batch, length, channels),
+        "residual": normal(batch, length, channels),
+        "weight": normal(channels),
+        "bias": normal(channels),
+        "p": 0.2,
+        "seed": torch.tensor(5),
+    }
     sampled = catalogue | {"candidates": torch.arange(0, horizon, 3), "log_q": normal(horizon)}
     gated = ("u", "pre_gate", "post_gate")
     conv, loss = reference.legendre_conv, reference.linear_cross_entropy
@@ -106,12 +114,24 @@ def self_tests() -> list[SelfTest]:
         SelfTest("legendre_conv", ops.legendre_conv, conv, scan, gated),
         SelfTest("legendre_conv, packed", ops.legendre_conv, conv, packed_scan | {"offsets": offsets}, gated),
         SelfTest("hyena_mixer, packed", ops.hyena_mixer, reference.hyena_mixer, mixer, ("x",)),
+        SelfTest(
+            "dropout_add_layer_norm",
+            stacked(ops.dropout_add_layer_norm),
+            stacked(reference.dropout_add_layer_norm),
+            norm,
+            ("branch", "residual"),
+        ),
         SelfTest("linear_cross_entropy", ops.linear_cross_entropy, loss, catalogue, ("hidden", "weight")),
         SelfTest(
             "linear_cross_entropy, sampled", ops.linear_cross_entropy, loss, sampled, ("hidden", "weight")
         ),
         SelfTest("legendre_step", stepwise, conv, scan, gated, differentiable=False),
     ]
+
+
+def stacked(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:
+    """The function's outputs as one."""
+    return lambda **arguments: torch.stack(function(**arguments))
 
 
 def stepwise(

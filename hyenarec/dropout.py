@@ -1,10 +1,12 @@
-"""Dropout whose random numbers cost little on a CPU, too."""
+"""Dropout whose random numbers cost little on a CPU, too: alone, or with the sum and the norm behind it."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from hyenarec import ops
 
 LEVELS = 2**16
 """The probability is rounded to a multiple of 1 / LEVELS: 16 random bits an element."""
@@ -16,7 +18,7 @@ class Dropout(nn.Dropout):
     On a CPU torch draws one number after another from a Mersenne twister: an eighth of a training step.
     Here NumPy's SFC64 draws four elements' bits at once; torch's generator gives its seed, so that
     `torch.manual_seed` and a saved random state still decide everything. Elsewhere, and traced by
-    `torch.compile`, it is `nn.Dropout` itself.
+    `torch.compile`, it is `nn.Dropout` itself. `add_norm` has its own random numbers, of a like seed.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,11 +31,27 @@ class Dropout(nn.Dropout):
         keep = (_random_levels(x) >= dropped - LEVELS // 2).to(x.dtype)
         return x * keep.mul_(LEVELS / (LEVELS - dropped))
 
+    def add_norm(self, branch: Tensor, residual: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """`norm` of residual + dropout(branch), then that sum: one operator, on any device.
+
+        Args:
+            branch: `[.., D]`.
+            residual: `[.., D]`. None: zeros.
+            norm: over D channels, with weight and bias. It is not called: its hooks don't run.
+        """
+        p = self.p if self.training else 0.0
+        seed = _random_seed(branch.device) if p > 0 else None
+        return ops.dropout_add_layer_norm(branch, residual, norm.weight, norm.bias, p, norm.eps, seed)
+
+
+def _random_seed(device: torch.device) -> Tensor:
+    """An int64 scalar from torch's generator of that device; on a GPU nobody waits for it."""
+    return torch.randint(2**63 - 1, (), device=device)
+
 
 def _random_levels(like: Tensor) -> Tensor:
     """A number from -LEVELS / 2 to LEVELS / 2 - 1 for each element, int16."""
-    seed = int(torch.empty((), dtype=torch.int64).random_())
     words = -(-like.numel() * 2 // 8)
-    generator = np.random.Generator(np.random.SFC64(seed))
+    generator = np.random.Generator(np.random.SFC64(int(_random_seed(like.device))))
     bits = generator.integers(0, 2**64, size=words, dtype=np.uint64).view(np.int16)
     return torch.from_numpy(bits)[: like.numel()].view(like.shape)

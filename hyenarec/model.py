@@ -256,17 +256,26 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, *layout: object) -> Tensor:
-        """`x` `[..., D]` -> `[..., D]`; the rest as the mixer takes it."""
-        x = x + self.dropout(self.mixer(self.mixer_norm(x), *layout))
-        x = x + self.dropout(self.ffn(self.ffn_norm(x)))
-        return x
+    def forward(self, branch: Tensor, x: Tensor | None, *layout: object) -> tuple[Tensor, Tensor]:
+        """The residual stream before the block -> behind it, each without the branch that came last.
+
+        That branch is dropped out and added by the norm that follows it, in one operator.
+
+        Args:
+            branch: `[..., D]`, what is still to be added: the last branch before this block, or the embedded
+                events.
+            x: `[..., D]`, the stream without it. None: there is nothing else yet.
+            layout: the rest as the mixer takes it.
+        """
+        normed, x = self.dropout.add_norm(branch, x, self.mixer_norm)
+        normed, x = self.dropout.add_norm(self.mixer(normed, *layout), x, self.ffn_norm)
+        return self.ffn(normed), x
 
 
 class SequentialModel(PretrainedModel):
     """What all models share that learn: the item embedding, and the same once more as the output layer.
 
-    A model adds its own layers in `_make_layers` and runs them in `_run_layers`.
+    A model adds its own layers in `_make_layers` and runs them, and the last norm, in `_run_layers`.
 
     Args:
         config: the shape; `num_items` must be set.
@@ -291,8 +300,15 @@ class SequentialModel(PretrainedModel):
         raise NotImplementedError
 
     def _run_layers(self, x: Tensor, offsets: Tensor | None) -> Tensor:
-        """Embedded events, `[B, L, D]` or packed `[total, D]` with `offsets`, to rows for the last norm."""
+        """Embedded events, `[B, L, D]` or packed `[total, D]` with `offsets`, to normalised rows."""
         raise NotImplementedError
+
+    def _run_blocks(self, blocks: nn.ModuleList, x: Tensor, *layout: object) -> Tensor:
+        """Embedded events through dropout, `blocks` and the last norm; `layout` as the mixers take it."""
+        branch, residual = x, None
+        for block in blocks:
+            branch, residual = block(branch, residual, *layout)
+        return self.dropout.add_norm(branch, residual, self.norm)[0]
 
     def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
         """One hidden row for each event, which has seen that event and those before it in its own sequence.
@@ -311,8 +327,7 @@ class SequentialModel(PretrainedModel):
         """
         self._check(items, offsets)
         x = self.items(items) * math.sqrt(self.config.dim)
-        hidden: Tensor = self.norm(self._run_layers(x, offsets))
-        return hidden
+        return self._run_layers(x, offsets)
 
     def _check(self, items: Tensor, offsets: Tensor | None) -> None:
         """Raises as `forward` says, without ever making a GPU wait."""
@@ -382,10 +397,7 @@ class HyenaRec(SequentialModel):
         padding = None
         if offsets is not None and self.config.kernel != "legendre":
             padding = Padding.around(offsets, x.shape[0])
-        x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x, offsets, padding)
-        return x
+        return self._run_blocks(self.blocks, x, offsets, padding)
 
     def stream(self) -> Stream:
         """An empty history that grows event by event, with the scores of `score` in constant time and memory.

@@ -1,4 +1,4 @@
-"""The operators: long convolutions along time, channels last, and the loss over the catalogue.
+"""The operators: long convolutions along time, channels last, norms between them, the catalogue's loss.
 
 All of them run on CPU and CUDA, under `torch.compile` and `torch.export` with dynamic shapes. All but
 `legendre_step` and its two helpers are differentiable once: a second derivative raises. The transforms of
@@ -209,6 +209,54 @@ def hyena_mixer(
         x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets
     )
     return out
+
+
+def dropout_add_layer_norm(
+    branch: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    p: float = 0.0,
+    eps: float = 1e-5,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What lies between two residual branches, in one pass over memory: dropout, sum, layer norm.
+
+    sum = residual + dropout(branch), normed = layer_norm(sum) weight + bias, over the last dimension.
+
+    Which elements are dropped is a function of `seed`, `p` and their index alone, the same on every device
+    and any number of threads: 16 bits an element of a counter-based generator. The backward pass draws them
+    once more, so no mask is stored: it needs the sum, and of each row the mean and 1 / standard deviation.
+
+    Under autocast the operator takes its arguments as they come, like the addition and the layer norm that it
+    replaces: a branch in 16 bits beside a residual stream in float32 gives a float32 sum and a float32
+    normed.
+
+    Args:
+        branch: [.., D] with D >= 1, float32, float64, bfloat16 or (CUDA) float16; differentiable.
+        residual: [.., D], any of these dtypes; differentiable. None: zeros.
+        weight: [D], float64 if the sum is, else float32, or 16 bits like the sum; differentiable.
+        bias: [D], likewise; differentiable.
+        p: probability that an element of the branch becomes zero, whatever it was, in [0, 1]; rounded to a
+            multiple of 2^-16. The others are divided by 1 - p.
+        eps: added to the variance, >= 0.
+        seed: an int64 scalar (no dimensions) on the device of `branch`; needed if p > 0. None: no dropout.
+
+    Returns:
+        normed and sum, [.., D] each, of the dtype that branch and residual promote to. Statistics are those
+        of the sum as it is returned, computed in float32 for 16 bits.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or number is wrong, or p > 0 comes without a seed.
+
+    Source: dropout of Srivastava et al., JMLR 2014; layer norm of Ba et al., arXiv 1607.06450; Philox4x32-10
+    of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011. FlashAttention has an operator
+    of this name.
+    """
+    normed: Tensor
+    total: Tensor
+    normed, total = torch.ops.hyenarec.dropout_add_layer_norm(branch, residual, weight, bias, p, eps, seed)
+    return normed, total
 
 
 def legendre_step_weights(coeffs: Tensor, decay: Tensor, horizon: int, skip: Tensor | None = None) -> Tensor:

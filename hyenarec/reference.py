@@ -6,6 +6,8 @@ you like, and are slow: `fft_conv` holds a [D, L, L] matrix. Shapes and meaning 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -96,6 +98,53 @@ def hyena_mixer(
     """Returns q ⊙ (κ * (k ⊙ v) + skip ⊙ k ⊙ v), where q, k, v side by side are the `short_conv` of x."""
     q, k, v = short_conv(x, short_weight, short_bias, offsets).chunk(3, dim=-1)
     return legendre_conv(v, coeffs, decay, horizon, skip, pre_gate=k, post_gate=q, offsets=offsets)
+
+
+def philox(counter: Tensor, key: Tensor) -> Tensor:
+    """Returns Philox4x32-10's four words [.., 4] for the words counter [.., 4] and key [2], all in int64."""
+    low = 0xFFFFFFFF
+    x0, x1, x2, x3 = counter.unbind(-1)
+    key0, key1 = key.unbind()
+    for _ in range(10):
+        product0, product1 = 0xD2511F53 * x0, 0xCD9E8D57 * x2  # wraps: the sign is the highest bit
+        x0, x1 = (product1 >> 32 & low) ^ x1 ^ key0, product1 & low
+        x2, x3 = (product0 >> 32 & low) ^ x3 ^ key1, product0 & low
+        key0, key1 = key0 + 0x9E3779B9 & low, key1 + 0xBB67AE85 & low
+    return torch.stack([x0, x1, x2, x3], dim=-1)
+
+
+def dropout_keep(seed: Tensor, p: float, shape: tuple[int, ...]) -> Tensor:
+    """Returns which elements dropout keeps, bool: those that draw one of the upper (1 - p) 2^16 levels.
+
+    Of the block of random bits with counter b, elements 8b, 8b + 1, .. take 16 each, the lowest first.
+    """
+    low = 0xFFFFFFFF
+    block = torch.arange(-(-math.prod(shape) // 8), device=seed.device)
+    counter = torch.stack([block & low, block >> 32, *torch.zeros(2, len(block)).to(block)], dim=-1)
+    words = philox(counter, torch.stack([seed & low, seed >> 32 & low]))
+    levels = torch.stack([words & 0xFFFF, words >> 16], dim=-1).flatten()[: math.prod(shape)]
+    return levels.view(shape) >= round(p * 2**16)
+
+
+def dropout_add_layer_norm(
+    branch: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    p: float = 0.0,
+    eps: float = 1e-5,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Returns the layer norm of residual + dropout(branch), then that sum."""
+    total = branch
+    if seed is not None:
+        share = 1 - round(p * 2**16) / 2**16
+        total = branch.where(dropout_keep(seed, p, tuple(branch.shape)), 0) / (share or 1)
+    if residual is not None:
+        total = residual + total
+    centred = total - total.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    return centred / (variance + eps).sqrt() * weight + bias, total
 
 
 def linear_cross_entropy(

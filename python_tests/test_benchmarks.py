@@ -82,6 +82,13 @@ def test_losses_are_the_same_function(convolutions: ModuleType) -> None:
     problem.products()()
 
 
+@pytest.mark.parametrize("branch_type", [torch.float32, torch.bfloat16])
+def test_norms_are_the_same_function(convolutions: ModuleType, branch_type: torch.dtype) -> None:
+    problem = importlib.import_module("dropout_add_layer_norm").Problem(30, 24, 0.0, branch_type)
+    for run in (problem.forward, problem.forward_backward):
+        torch.testing.assert_close(run("ours"), run("parts"), rtol=1e-4, atol=1e-4)
+
+
 def test_plain_model_is_the_same_function(convolutions: ModuleType) -> None:
     script = importlib.import_module("training_step")
     torch.manual_seed(0)

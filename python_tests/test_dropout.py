@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from hyenarec.dropout import Dropout
 
@@ -54,3 +55,58 @@ def test_leaves_alone_what_it_should() -> None:
     assert torch.equal(Dropout(0.9).eval()(x), x)
     assert torch.equal(Dropout(0.0)(x), x)
     assert not Dropout(1.0)(x).any()
+
+
+def add_norm_arguments(channels: int = 24) -> tuple[Tensor, Tensor, nn.LayerNorm]:
+    torch.manual_seed(1)
+    norm = nn.LayerNorm(channels)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return torch.randn(300, channels, requires_grad=True), torch.randn(300, channels), norm
+
+
+@pytest.mark.parametrize("has_residual", [True, False])
+def test_add_norm_is_the_parts_when_nothing_is_dropped(has_residual: bool) -> None:
+    branch, stream, norm = add_norm_arguments()
+    residual = stream if has_residual else None
+    for dropout in (Dropout(0.9).eval(), Dropout(0.0)):
+        normed, total = dropout.add_norm(branch, residual, norm)
+        expected = branch + stream if has_residual else branch
+        assert torch.equal(total, expected)
+        torch.testing.assert_close(normed, norm(expected))
+
+
+def test_add_norm_drops_and_keeps_the_mean() -> None:
+    branch, residual, norm = add_norm_arguments(501)
+    torch.manual_seed(0)
+    normed, total = Dropout(0.3).add_norm(branch, residual, norm)
+    dropped = total == residual
+    assert dropped.double().mean().item() == pytest.approx(0.3, abs=5 * (0.21 / branch.numel()) ** 0.5)
+    torch.testing.assert_close(total, residual + branch.where(~dropped, 0) / 0.7, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(normed, norm(total))
+    (grad,) = torch.autograd.grad(total, branch, torch.ones_like(total))
+    assert torch.equal(grad == 0, dropped)
+
+
+def test_the_seed_decides_for_add_norm() -> None:
+    arguments, dropout = add_norm_arguments(), Dropout(0.3)
+    torch.manual_seed(5)
+    first, second = (dropout.add_norm(*arguments)[1] for _ in range(2))
+    state = torch.get_rng_state()
+    third = dropout.add_norm(*arguments)[1]
+    torch.manual_seed(5)
+    assert torch.equal(dropout.add_norm(*arguments)[1], first)
+    assert not torch.equal(first, second)
+    torch.set_rng_state(state)
+    assert torch.equal(dropout.add_norm(*arguments)[1], third)
+
+
+def test_add_norm_compiles() -> None:
+    """One graph that draws anew at each call."""
+    branch, residual, norm = add_norm_arguments()
+    compiled = torch.compile(Dropout(0.3).add_norm, fullgraph=True, backend="aot_eager")
+    totals = [compiled(branch, residual, norm)[1] for _ in range(2)]
+    dropped = [total == residual for total in totals]
+    assert not torch.equal(*dropped)
+    (grad,) = torch.autograd.grad(totals[1], branch, torch.ones_like(residual))
+    assert torch.equal(grad == 0, dropped[1])

@@ -4,9 +4,9 @@
 
 One text file a case, `<op>.<case>.txt`, of blocks "name rank size... value..." separated by white space
 (oracle_tables.h reads them): the operator's arguments by name (absent ones and words are left out, numbers
-have rank 0), `out`, `grad` (the gradient that arrives at `out`), and `grad_<argument>` for every
-differentiable argument. Inputs are exact in bfloat16, float16, float32 and float64: one table serves every
-dtype.
+have rank 0), `out` (several outputs are stacked), `grad` (the gradient that arrives at `out`), and
+`grad_<argument>` for every differentiable argument. Inputs are exact in bfloat16, float16, float32 and
+float64: one table serves every dtype.
 """
 
 from __future__ import annotations
@@ -124,6 +124,21 @@ def hyena_mixer_arguments(
     } | scan
 
 
+def norm_arguments(
+    generator: torch.Generator, sizes: tuple[int, ...], residual: bool = True, p: float = 0.0
+) -> Arguments:
+    """The seed needs both words of the generator's key, and is exact in float64."""
+    return {
+        "branch": random(generator, *sizes),
+        "residual": random(generator, *sizes) if residual else None,
+        "weight": random(generator, sizes[-1]),
+        "bias": random(generator, sizes[-1]),
+        "p": p,
+        "eps": 2.0**-10,
+        "seed": torch.tensor(2**50 + 12345) if p > 0 else None,
+    }
+
+
 def cross_entropy_arguments(
     generator: torch.Generator,
     rows: int,
@@ -219,6 +234,17 @@ CASES: dict[str, Callable[[torch.Generator], Arguments]] = {
     "hyena_mixer.packed_eight_taps": lambda g: hyena_mixer_arguments(g, (113, 8), 17, 90, 8, True, OFFSETS),
     "hyena_mixer.packed_plain": lambda g: hyena_mixer_arguments(g, (113, 3), 17, 90, 3, False, OFFSETS),
     "hyena_mixer.empty": lambda g: hyena_mixer_arguments(g, (0, 4), 9, 5, 3, True, [0, 0]),
+    "dropout_add_layer_norm.single": lambda g: norm_arguments(g, (1, 1), p=0.25),
+    "dropout_add_layer_norm.plain": lambda g: norm_arguments(g, (2, 7, 3)),
+    "dropout_add_layer_norm.many_rows": lambda g: norm_arguments(g, (200, 3), p=0.25),
+    "dropout_add_layer_norm.vectors": lambda g: norm_arguments(g, (3, 5, 16), p=0.25),
+    "dropout_add_layer_norm.half_a_block": lambda g: norm_arguments(g, (11, 12), p=0.5),
+    "dropout_add_layer_norm.first": lambda g: norm_arguments(g, (9, 40), residual=False, p=0.25),
+    "dropout_add_layer_norm.first_plain": lambda g: norm_arguments(g, (5, 40), residual=False),
+    "dropout_add_layer_norm.all_dropped": lambda g: norm_arguments(g, (5, 8), p=1.0),
+    "dropout_add_layer_norm.several_vectors": lambda g: norm_arguments(g, (4, 144), p=0.25),
+    "dropout_add_layer_norm.several_warps": lambda g: norm_arguments(g, (2, 600), p=0.25),
+    "dropout_add_layer_norm.empty": lambda g: norm_arguments(g, (0, 4), p=0.25),
     "linear_cross_entropy.single": lambda g: cross_entropy_arguments(g, 1, 1, 1),
     "linear_cross_entropy.plain": lambda g: cross_entropy_arguments(g, 7, 9, 3, optional=""),
     "linear_cross_entropy.smoothed": lambda g: cross_entropy_arguments(g, 9, 130, 5, None, 0.25),
@@ -239,7 +265,8 @@ def solve(reference: ModuleType, op: str, arguments: Arguments, generator: torch
         for name, value in arguments.items()
         if isinstance(value, Tensor) and value.is_floating_point() and name not in CONSTANTS
     }
-    out = getattr(reference, op)(**(arguments | leaves))
+    outputs = getattr(reference, op)(**(arguments | leaves))
+    out = torch.stack(outputs) if isinstance(outputs, tuple) else outputs
     grad = random(generator, *out.shape)
     gradients = torch.autograd.grad(out, list(leaves.values()), grad, materialize_grads=True)
     named = {f"grad_{name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}

@@ -54,7 +54,7 @@ void check_size(
       " with ", symbol, " = ", expected, ", got ", argument.tensor.sym_sizes());
 }
 
-void check_like(const Argument& argument, const Argument& other) {
+void check_shape(const Argument& argument, const Argument& other) {
   TORCH_CHECK(
       argument.tensor.dim() == other.tensor.dim(), argument.op, ": ", argument.name,
       " must have the shape of ", other.name, ", ", other.tensor.sym_sizes(), ", got ",
@@ -65,6 +65,10 @@ void check_like(const Argument& argument, const Argument& other) {
         " must have the shape of ", other.name, ", ", other.tensor.sym_sizes(), ", got ",
         argument.tensor.sym_sizes());
   }
+}
+
+void check_like(const Argument& argument, const Argument& other) {
+  check_shape(argument, other);
   TORCH_CHECK(
       argument.tensor.scalar_type() == other.tensor.scalar_type(), argument.op, ": ", argument.name,
       " must be ", other.tensor.scalar_type(), " like ", other.name, ", got ", argument.tensor.scalar_type());
@@ -127,9 +131,9 @@ void check_short_filter(
       layout, " with 1 <= W <= ", kShortConvMaxWidth, ", got ", weight.tensor.sym_sizes());
 }
 
-at::Tensor empty_gradient(bool needed, const at::Tensor& argument) {
-  return needed ? at::empty_symint(argument.sym_sizes(), argument.options())
-                : at::empty({0}, argument.options());
+at::Tensor empty_gradient(bool needed, const at::Tensor& argument, std::optional<at::ScalarType> dtype) {
+  const auto options = argument.options().dtype(dtype.value_or(argument.scalar_type()));
+  return needed ? at::empty_symint(argument.sym_sizes(), options) : at::empty({0}, options);
 }
 
 void check_decay_values(const char* op, const at::Tensor& decay) {

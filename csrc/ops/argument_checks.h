@@ -40,6 +40,7 @@ void check_size(
     const char* layout,
     const char* symbol);
 
+void check_shape(const Argument& argument, const Argument& other);
 // Shape, dtype and device of `other`.
 void check_like(const Argument& argument, const Argument& other);
 
@@ -72,8 +73,10 @@ void check_short_filter(
     const char* symbol,
     const Argument& activation);
 
-// What a *_backward operator returns: a contiguous tensor for the gradient of `argument`, or [0] if unneeded.
-at::Tensor empty_gradient(bool needed, const at::Tensor& argument);
+// What a *_backward operator returns: a contiguous tensor for the gradient of `argument`, or [0] if unneeded;
+// in the argument's dtype unless another is given.
+at::Tensor empty_gradient(
+    bool needed, const at::Tensor& argument, std::optional<at::ScalarType> dtype = std::nullopt);
 
 // Finite and not negative. For CPU kernels only: it reads the values.
 void check_decay_values(const char* op, const at::Tensor& decay);

@@ -36,6 +36,17 @@ TORCH_LIBRARY(hyenarec, m) {
       "Tensor decay, SymInt horizon, Tensor skip, Tensor? offsets, bool[6] needs_grad) -> (Tensor, Tensor, "
       "Tensor, Tensor, Tensor, Tensor)");
 
+  m.def(
+      "dropout_add_layer_norm(Tensor branch, Tensor? residual, Tensor weight, Tensor bias, float p=0., float "
+      "eps=1e-05, Tensor? seed=None) -> (Tensor, Tensor)");
+  m.def(
+      "dropout_add_layer_norm_with_statistics(Tensor branch, Tensor? residual, Tensor weight, Tensor bias, "
+      "float p, float eps, Tensor? seed) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "dropout_add_layer_norm_backward(Tensor? grad_normed, Tensor? grad_sum, Tensor sum, Tensor mean, "
+      "Tensor rstd, Tensor weight, float p, Tensor? seed, ScalarType branch_dtype, bool[4] needs_grad) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+
   m.def("legendre_step_weights(Tensor coeffs, Tensor decay, SymInt horizon, Tensor? skip=None) -> Tensor");
   m.def("legendre_step_state(Tensor coeffs, SymInt batch) -> Tensor");
   m.def(

@@ -68,7 +68,12 @@ def test_doctor_notices_a_fault(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     right = getattr(ops, operator)
-    monkeypatch.setattr(ops, operator, lambda *args, **kwargs: fault(right(*args, **kwargs)))
+
+    def wrong(*args: object, **kwargs: object) -> object:
+        out = right(*args, **kwargs)
+        return (fault(out[0]), *out[1:]) if isinstance(out, tuple) else fault(out)
+
+    monkeypatch.setattr(ops, operator, wrong)
     assert doctor.main() == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].endswith("an operator is WRONG")

@@ -144,6 +144,19 @@ def hyena_mixer_case(
     }
 
 
+def dropout_add_layer_norm_case(
+    sizes: tuple[int, ...] = (2, 7), channels: int = 3, residual: bool = True, p: float = 0.0, seed: int = 5
+) -> Arguments:
+    return {
+        "branch": random(*sizes, channels, seed=1),
+        "residual": random(*sizes, channels, seed=2) if residual else None,
+        "weight": random(channels, seed=3),
+        "bias": random(channels, seed=4),
+        "p": p,
+        "seed": torch.tensor(seed) if p > 0 else None,
+    }
+
+
 def linear_cross_entropy_case(
     rows: int = 6,
     items: int = 9,
@@ -225,6 +238,12 @@ SMALL_CASES: dict[str, Case] = {
     "hyena_mixer": ("hyena_mixer", hyena_mixer_case(padded(2, 36), 2, 4, 40)),
     "hyena_mixer plain": ("hyena_mixer", hyena_mixer_case(padded(1, 70), 2, 4, bias=False)),
     "hyena_mixer packed": ("hyena_mixer", hyena_mixer_case(packed(3, 0, 69, 1, 2), 2, 4, width=4)),
+    "dropout_add_layer_norm": ("dropout_add_layer_norm", dropout_add_layer_norm_case(p=0.25)),
+    "dropout_add_layer_norm plain": ("dropout_add_layer_norm", dropout_add_layer_norm_case()),
+    "dropout_add_layer_norm first": (
+        "dropout_add_layer_norm",
+        dropout_add_layer_norm_case((3,), 9, residual=False, p=0.25),
+    ),
     "linear_cross_entropy": ("linear_cross_entropy", linear_cross_entropy_case(label_smoothing=0.25)),
     "linear_cross_entropy plain": ("linear_cross_entropy", linear_cross_entropy_case(bias=False)),
     "linear_cross_entropy mean": ("linear_cross_entropy", linear_cross_entropy_case(reduction="mean")),
@@ -249,6 +268,7 @@ LARGE_CASES: dict[str, Case] = {
     "hyena_mixer": ("hyena_mixer", hyena_mixer_case(padded(20, 300), 70, 17)),
     "hyena_mixer one": ("hyena_mixer", hyena_mixer_case(padded(1, 2000), 70, 9)),
     "hyena_mixer packed": ("hyena_mixer", hyena_mixer_case(packed(*range(90), 3, 2000, 1), 70, 17)),
+    "dropout_add_layer_norm": ("dropout_add_layer_norm", dropout_add_layer_norm_case((20, 300), 70, p=0.25)),
     "linear_cross_entropy": ("linear_cross_entropy", linear_cross_entropy_case(2500, 1100, 33)),
     "linear_cross_entropy sampled": (
         "linear_cross_entropy",

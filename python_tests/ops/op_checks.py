@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 8e-3, to
 # What goes beside activations in 16 bits without being one: these stay in float32.
 PARAMETERS = {"kernel", "coeffs", "decay", "skip", "weight", "bias", "short_weight", "short_bias", "log_q"}
 # Tensor arguments without a gradient.
-CONSTANTS = {"offsets", "target", "candidates", "log_q"}
+CONSTANTS = {"offsets", "target", "candidates", "log_q", "seed"}
 
 
 def converted(arguments: Mapping[str, Any], dtype: torch.dtype, device: str) -> Arguments:
@@ -45,6 +46,17 @@ def differentiable(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
     return {
         name: value for name, value in arguments.items() if isinstance(value, Tensor) and value.requires_grad
     }
+
+
+def operator(name: str, module: ModuleType = ops) -> Callable[..., Tensor]:
+    """`ops.<name>`; several outputs are stacked into one."""
+    op = getattr(module, name)
+
+    def call(**arguments: Any) -> Tensor:
+        out = op(**arguments)
+        return torch.stack(out) if isinstance(out, tuple) else out
+
+    return call
 
 
 def solve(
@@ -74,8 +86,8 @@ def assert_matches_oracle(
     name: str, arguments: Arguments, dtype: torch.dtype, device: str, tolerance: float | None = None
 ) -> None:
     """Forward and every gradient of `ops.<name>` against `reference.<name>` in float64."""
-    expected_out, expected = solve(getattr(reference, name), converted(arguments, torch.float64, "cpu"))
-    out, gradients = solve(getattr(ops, name), converted(arguments, dtype, device))
+    expected_out, expected = solve(operator(name, reference), converted(arguments, torch.float64, "cpu"))
+    out, gradients = solve(operator(name), converted(arguments, dtype, device))
     tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
     assert out.dtype == dtype
     assert out.is_contiguous()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from op_cases import (
     Arguments,
+    dropout_add_layer_norm_case,
     fft_conv_case,
     hyena_mixer_case,
     legendre_conv_case,
@@ -53,6 +54,15 @@ def legendre_conv_over_the_batch(u: Tensor, coeffs: Tensor, decay: Tensor) -> Te
 # With a literal number: one that the compiler finds in an attribute or a default makes it begin twice.
 def mean_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
     return ops.linear_cross_entropy(hidden, weight, bias, target, label_smoothing=0.1)
+
+
+def dropout_add_layer_norm(
+    branch: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, seed: Tensor
+) -> Tensor:
+    """Both outputs."""
+    return torch.stack(
+        ops.dropout_add_layer_norm(branch, residual, weight, bias, p=0.25, eps=1e-5, seed=seed)
+    )
 
 
 def sampled_cross_entropy(
@@ -162,6 +172,14 @@ CASES = {
         ops.hyena_mixer,
         [hyena_mixer_case(layout, CHANNELS, horizon=HORIZON) for layout in PACKED],
         {"x": IN_PACKED, "offsets": {0: torch.export.Dim("starts")}},
+    ),
+    "dropout_add_layer_norm": Varying(
+        dropout_add_layer_norm,
+        [
+            tensors_of(dropout_add_layer_norm_case(layout.sizes, CHANNELS, p=0.25, seed=seed))
+            for seed, layout in enumerate(PADDED)
+        ],
+        {"branch": IN_PADDED, "residual": IN_PADDED, "seed": {}},
     ),
     "linear_cross_entropy": Varying(
         mean_cross_entropy,

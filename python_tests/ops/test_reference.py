@@ -45,6 +45,31 @@ def test_short_conv_is_conv1d_with_taps_reversed() -> None:
     )
 
 
+# Of Random123, kat_vectors: counter, key, result.
+KNOWN_ANSWERS = [
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_philox_gives_the_known_answers(counter: str, key: str, expected: str) -> None:
+    words = [torch.tensor([int(word, 16) for word in text.split()]) for text in (counter, key, expected)]
+    assert torch.equal(reference.philox(words[0], words[1]), words[2])
+
+
+@pytest.mark.parametrize("residual", [random(5, 4, 6, seed=1), None])
+def test_dropout_add_layer_norm_is_torchs_parts(residual: torch.Tensor | None) -> None:
+    branch, weight, bias, seed = random(5, 4, 6), random(6), random(6, seed=1), torch.tensor(-3)
+    keep = reference.dropout_keep(seed, 0.25, (5, 4, 6))
+    assert keep.any() and not keep.all()
+    expected = branch * keep / 0.75 + (0 if residual is None else residual)
+    normed, total = reference.dropout_add_layer_norm(branch, residual, weight, bias, 0.25, 1e-3, seed)
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(normed, torch.nn.functional.layer_norm(expected, (6,), weight, bias, 1e-3))
+
+
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
 def test_linear_cross_entropy_is_cross_entropy(label_smoothing: float, reduction: str) -> None:

@@ -35,6 +35,15 @@ GOOD: dict[str, Arguments] = {
         "horizon": 7,
         "skip": VECTOR,
     },
+    "dropout_add_layer_norm": {
+        "branch": U,
+        "residual": U,
+        "weight": VECTOR,
+        "bias": VECTOR,
+        "p": 0.1,
+        "eps": 1e-5,
+        "seed": torch.tensor(5),
+    },
     "linear_cross_entropy": {
         "hidden": torch.ones(3, 4),
         "weight": torch.ones(6, 4),
@@ -176,6 +185,39 @@ def short_filters() -> Iterator[Row]:
             yield op, {name: torch.ones(channels, width)}, message
 
 
+def norms() -> Iterator[Row]:
+    op, types = "dropout_add_layer_norm", "float32, float64, bfloat16 or float16"
+    for name in ("branch", "residual"):
+        yield op, {name: U.int()}, f"{name} must be {types}, got Int"
+        yield op, {name: U.half()}, f"{name} must be float32, float64 or bfloat16 on the CPU, got Half"
+    for name in ("weight", "bias"):
+        for wrong, message in [
+            (VECTOR[None], "must be [D], got [1, 4]"),
+            (VECTOR[1:], "must be [D] with D = 4, got [3]"),
+            (VECTOR.double(), "must be Float like the sum, got Double"),
+            (VECTOR.bfloat16(), "must be Float like the sum, got BFloat16"),
+            (VECTOR.to("meta"), "must be on cpu like branch, got meta"),
+        ]:
+            yield op, {name: wrong}, f"{name} {message}"
+    rounded = {"branch": U.bfloat16(), "residual": U.bfloat16()}
+    for change, message in [
+        ({"branch": torch.tensor(1.0)}, "branch must be [.., D], got []"),
+        ({"branch": U[..., :0]}, "branch must be [.., D] with D >= 1, got [2, 5, 0]"),
+        ({"residual": U[:1]}, "residual must have the shape of branch, [2, 5, 4], got [1, 5, 4]"),
+        ({"residual": U[0]}, "residual must have the shape of branch, [2, 5, 4], got [5, 4]"),
+        ({"residual": U.to("meta")}, "residual must be on cpu like branch, got meta"),
+        (rounded | {"weight": VECTOR.half()}, "weight must be Float or like the sum, got Half"),
+        ({"p": -0.1}, "p must be in [0, 1], got -0.1"),
+        ({"p": torch.nan}, "p must be in [0, 1], got nan"),
+        ({"eps": -1e-5}, "eps must be at least 0, got -1e-05"),
+        ({"seed": None}, "seed must be an int64 scalar for p = 0.1, got none"),
+        ({"seed": torch.tensor([5])}, "seed must be a scalar, [], got [1]"),
+        ({"seed": torch.tensor(5.0)}, "seed must be Long, got Float"),
+        ({"seed": torch.tensor(5, device="meta")}, "seed must be on cpu like branch, got meta"),
+    ]:
+        yield op, change, message
+
+
 def losses() -> Iterator[Row]:
     op = "linear_cross_entropy"
     good = GOOD[op]
@@ -229,6 +271,7 @@ ROWS = list(
         offsets(),
         legendre_parameters(),
         short_filters(),
+        norms(),
         losses(),
     )
 )

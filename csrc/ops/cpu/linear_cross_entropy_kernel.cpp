@@ -52,13 +52,6 @@ struct RowResult {
   sum_t loss, of_target_score;
 };
 
-template <typename V>
-HYENAREC_INLINE simd::LaneOf<V> sum_of_lanes(const V& lanes) {
-  simd::LaneOf<V> sum = 0;
-  for (int i = 0; i < simd::kLanes<V>; ++i) sum += lanes[i];
-  return sum;
-}
-
 // Calls visit(j, count) for each vector of `lanes` classes from j on, of which `count` exist, and sums what it
 // returns: in double for stretches that single precision can't add up.
 template <int lanes, typename V, typename Visit>
@@ -70,7 +63,7 @@ HYENAREC_INLINE double sum_over_classes(int64_t classes, const Visit& visit) {
     for (int64_t j = first; j < last_whole; j += lanes)
       sum += visit(j, std::integral_constant<int64_t, lanes>{});
     if (last_whole < last) sum += visit(last_whole, last - last_whole);
-    total += sum_of_lanes(sum);
+    total += simd::sum_of_lanes(sum);
   }
   return total;
 }

@@ -96,6 +96,20 @@ HYENAREC_INLINE void store_first(const V& value, scalar_t* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
 }
 
+// The sum of all lanes: of the halves' sum, and so on, always in this order.
+template <typename V>
+HYENAREC_INLINE LaneOf<V> sum_of_lanes(const V& lanes) {
+  if constexpr (kLanes<V> == 1) {
+    return lanes[0];
+  } else {
+    using Half = Vector<LaneOf<V>, kLanes<V> / 2>;
+    Half halves[2];
+    std::memcpy(halves, &lanes, sizeof(lanes));
+    return sum_of_lanes(halves[0] + halves[1]);
+  }
+}
+
+// HYENAREC_SHUFFLE(a, b, ...): lanes of two vectors; needs a type `Mask`, the vector of integers of their shape.
 #if defined(__clang__)
 #define HYENAREC_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -122,8 +136,6 @@ HYENAREC_INLINE void transpose(Vector<compute_t> (&rows)[8]) {
     rows[i + 4] = HYENAREC_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
   }
 }
-
-#undef HYENAREC_SHUFFLE
 
 // The other way to one binary for all machines, for code whose vectors and blocks depend on the registers:
 // run_with_widest_vectors(body) calls body(integral constant bytes), where a vector register holds so many

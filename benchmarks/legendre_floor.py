@@ -84,8 +84,8 @@ def upper_rows(step: Step) -> int:
 def chunk_work(step: Step, size: int, rows: int, moments: int, has_past: bool, has_next: bool) -> Work:
     """`moments` are all that are taken of it."""
     goes_on = rows == size and moments > 0
-    by_local = upper_rows(step) + min(size // 2, rows) * step.local
-    evaluate = (by_local if step.local > 0 else rows * step.state) + rows  # no local: the horizon's cut chunk
+    directly, by_local = rows * step.state, upper_rows(step) + size // 2 * step.local
+    evaluate = (min(directly, by_local) if step.local > 0 else directly) + rows
     return Work(
         events=rows,
         near=triangle(rows),
@@ -126,12 +126,14 @@ class Scan:
             goes_on = self.length > start + self.chunk
             work += chunk_work(step, self.chunk, rows, moments if goes_on else 0, start > 0, has_next)
             if passes:
-                work += Work(advance=upper(self.gathered[i], between.moments) + between.moments)
+                gather = upper(self.gathered[i], between.moments) + between.moments
+                work += Work(advance=gather, products=self.gathered[i])
         if begin > 0:
             work += Work(advance=0 if self.is_cut(begin) else upper_rows(between))
         if passes:
-            restrict = between.restrict if begin > 0 else 0
-            work += Work(advance=restrict, transfer=between.transfer, products=between.state)
+            work += Work(transfer=between.transfer)
+        if passes and begin > 0:
+            work += Work(advance=between.restrict, products=between.state)
         return work
 
     def work(self) -> Work:

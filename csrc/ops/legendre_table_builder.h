@@ -84,20 +84,22 @@ std::vector<scalar_t> transposed(const std::vector<scalar_t>& matrix, int64_t ro
   return result;
 }
 
+// The largest coefficient that something may have, by degree; zero past its end.
+using Scale = std::vector<double>;
+
 // The largest number of each row of an upper triangular matrix [rows, scale], column j times scale[j].
-template <typename scalar_t>
-std::vector<double> row_maxima(const std::vector<scalar_t>& matrix, const std::vector<double>& scale) {
+inline Scale row_maxima(const std::vector<double>& matrix, const Scale& scale) {
   const size_t columns = scale.size();
-  std::vector<double> maxima(columns > 0 ? matrix.size() / columns : 0, 0.0);
+  Scale maxima(columns > 0 ? matrix.size() / columns : 0, 0.0);
   for (size_t i = 0; i < maxima.size(); ++i) {
     for (size_t j = i; j < columns; ++j)
-      maxima[i] = std::max(maxima[i], std::abs(static_cast<double>(matrix[i * columns + j])) * scale[j]);
+      maxima[i] = std::max(maxima[i], std::abs(matrix[i * columns + j]) * scale[j]);
   }
   return maxima;
 }
 
 // Number of leading rows whose followers are all together below `tolerance`.
-inline int64_t significant(const std::vector<double>& row_maxima, double tolerance) {
+inline int64_t significant(const Scale& row_maxima, double tolerance) {
   double rest = 0.0;
   int64_t count = static_cast<int64_t>(row_maxima.size());
   while (count > 0 && (rest += row_maxima[count - 1]) <= tolerance) --count;
@@ -113,9 +115,6 @@ std::vector<scalar_t> upper_rows(const std::vector<double>& matrix, int64_t rows
   }
   return kept;
 }
-
-// The largest coefficient that something may have, by degree; zero past its end.
-using Scale = std::vector<double>;
 
 // The tables of chunks of `chunk` events on a horizon.
 template <typename scalar_t>
@@ -152,13 +151,15 @@ class LegendreTableBuilder {
   // evaluate.
   void fill_chunks(int64_t length, bool starts_empty, LegendreTables<scalar_t>& tables) const {
     tables.chunks.reserve((length + chunk_ - 1) / chunk_);
+    int64_t state = count(state_(horizon_));
     for (int64_t start = 0; start < length; start += chunk_) {
       LegendreChunk<scalar_t> chunk;
       const int64_t next = start + chunk_;
-      const bool has_state = start > 0 || !starts_empty;
-      chunk.num_state = significant(state_(horizon_ - start), kTolerance);
-      if (has_state && next <= horizon_) fill_local(start, chunk);
+      chunk.num_state = state;
+      if ((start > 0 || !starts_empty) && next <= horizon_) fill_local(start, chunk);
       if (next < horizon_) {
+        // Never more than before, also where rounding decides what counts.
+        chunk.num_next = state = std::min(state, count(state_(horizon_ - next)));
         fill_restriction(start, next, chunk);
         fill_transfer(start, next, chunk);
       }
@@ -173,11 +174,10 @@ class LegendreTableBuilder {
     return transposed(values_of(from(0), times), count, n_);
   }
 
-  // After fill_chunks, for the chunk that the horizon cuts.
-  void fill_tail(bool starts_empty, LegendreTables<scalar_t>& tables) const {
-    if (tables.reach() <= horizon_) return;
+  // After fill_chunks, for the chunk that the horizon cuts; the first one has no state to evaluate.
+  void fill_tail(LegendreTables<scalar_t>& tables) const {
     const int64_t start = tables.reach() - chunk_;
-    if (starts_empty && start == 0) return;
+    if (start <= 0 || tables.reach() <= horizon_) return;
     std::vector<double> times;
     for (int64_t t = start; t < horizon_; ++t) times.push_back(static_cast<double>(t));
     const auto values = values_of(from(start), times);
@@ -207,9 +207,11 @@ class LegendreTableBuilder {
   Interval from(int64_t start) const { return events(start, horizon_); }
   Interval chunk_at(int64_t start) const { return events(start, start + chunk_); }
 
+  static int64_t count(const Scale& scale) { return significant(scale, kTolerance); }
+
   void fill_local(int64_t start, LegendreChunk<scalar_t>& chunk) const {
     const auto matrix = restricted(from(start), chunk_at(start));
-    chunk.num_local = significant(row_maxima(matrix, state_(horizon_ - start)), kTolerance);
+    chunk.num_local = count(row_maxima(matrix, state_(horizon_ - start)));
     chunk.local = upper_rows<scalar_t>(matrix, chunk.num_local, n_);
     chunk.local_by_column = transposed(chunk.local, chunk.num_local, n_);
   }
@@ -223,18 +225,15 @@ class LegendreTableBuilder {
 
   void fill_transfer(int64_t start, int64_t next, LegendreChunk<scalar_t>& chunk) const {
     const auto full = transfer(start, next);
-    chunk.num_next = significant(state_(horizon_ - next), kTolerance);
     const auto value = [&](int64_t q, int64_t p, int64_t degree) { return full[(q * n_ + p) * n_ + degree]; };
-    chunk.moment_scale.assign(n_, 0.0);
+    Scale moments(n_, 0.0);
     for (int64_t q = 0; q < degrees_; ++q) {
       for (int64_t p = 0; p < std::min(chunk.num_next, degrees_ - q); ++p) {
         for (int64_t degree = p + q; degree < degrees_; ++degree)
-          chunk.moment_scale[q] =
-              std::max(chunk.moment_scale[q], std::abs(value(q, p, degree)) * kernel_[degree]);
+          moments[q] = std::max(moments[q], std::abs(value(q, p, degree)) * kernel_[degree]);
       }
     }
-    chunk.num_moments = significant(chunk.moment_scale, kTolerance);
-    chunk.moment_scale.resize(chunk.num_moments);
+    chunk.num_moments = count(moments);
     for (int64_t q = 0; q < chunk.num_moments; ++q) {
       for_each_run(std::min(chunk.num_next, degrees_ - q), [&](int64_t first, int64_t size) {
         for (int64_t degree = first + q; degree < degrees_; ++degree) {

@@ -20,7 +20,7 @@ std::shared_ptr<const LegendreTables<scalar_t>> legendre_tables(
     auto tables = builder.tables();
     builder.fill_basis(tables);
     builder.fill_chunks(reach, true, tables);
-    builder.fill_tail(true, tables);
+    builder.fill_tail(tables);
     return tables;
   });
 }

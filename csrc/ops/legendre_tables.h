@@ -59,8 +59,6 @@ struct LegendreChunk {
   // n from the run's first p + q to num_degrees - 1: the run's numbers, 0 where p + q > n.
   int64_t num_moments = 0;
   std::vector<scalar_t> transfer;
-  // moment_scale [num_moments]: the most that a moment counts for in the next state.
-  std::vector<double> moment_scale;
 };
 
 // The transfer of a chunk of legendre_tables() without its zeros: for q < num_moments, p < N - q, n from p + q to N - 1.
@@ -89,12 +87,11 @@ struct LegendreTables {
   // basis [N, C]: P_k at the places of the chunk's events, 2 j / (C - 1) - 1. P_k(-x) = (-1)^k P_k(x).
   std::vector<scalar_t> basis;
   std::vector<scalar_t> basis_by_column;
-  // For the chunks of a history up to the length asked for. Chunk 0 has no state yet, so no local; the
-  // horizon's last chunk has no successor, so no restriction and no transfer.
+  // For the chunks of a history up to the length asked for. The horizon's last chunk has no successor, so no
+  // restriction and no transfer; if the horizon ends within it, no local: its own interval would reach beyond T - 1,
+  // where polynomials explode.
   std::vector<LegendreChunk<scalar_t>> chunks;
-  // tail [T - b, N]: P_n of the remaining horizon at the events of the horizon's last chunk, if the horizon
-  // ends within it: its own interval would reach beyond T - 1, where polynomials explode. Such a chunk has no
-  // local.
+  // tail [T - b, N]: what such a chunk has instead, P_n of the remaining horizon at its events.
   std::vector<scalar_t> tail;
 
   // Events that the chunks cover, past the horizon if it ends within one.
@@ -102,7 +99,7 @@ struct LegendreTables {
 };
 
 // The tables for histories of up to `length` events, 0 <= length <= horizon; chunk >= 2; num_state, num_next and
-// num_degrees are N. Built in double once and kept; from any thread. Terms are dropped where they are below a quarter
+// num_degrees are N, and chunk 0, which has no state yet, has neither local nor tail. Built in double once and kept; from any thread. Terms are dropped where they are below a quarter
 // of scalar_t's rounding.
 template <typename scalar_t>
 std::shared_ptr<const LegendreTables<scalar_t>> legendre_tables(

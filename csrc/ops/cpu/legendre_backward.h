@@ -135,7 +135,8 @@ class BackwardMemory {
   HYENAREC_INLINE Members<V> between_products() const { return {between_products_, n_ * n_}; }
 
  private:
-  // Fills [interval]: sequences that went on after an earlier interval; the sum, if any are to be kept.
+  // before[i]: how many rows are kept of the intervals before interval i, one for each sequence that goes on after
+  // it; none at all without `keep`. Returns the sum.
   static int64_t count_kept(const Group& group, int64_t interval, bool keep, std::vector<int64_t>& before) {
     int64_t kept = 0;
     for (int64_t end = interval; end < group.longest(); end += interval) {
@@ -424,17 +425,17 @@ HYENAREC_INLINE void backward_chunk(
 template <typename V>
 HYENAREC_INLINE void leave(const Section<V>& section, int64_t sequences, const BackwardMemory<V>& memory) {
   const auto& between = section.between();
-  const int64_t count = section.tables.chunks[0].num_state;
   for (int64_t s = 0; s < sequences; ++s) {
     for (int64_t v = 0; v < memory.grads.vectors; ++v) {
       V* const from = memory.grads.of(s, v);
       V* const to = memory.handed_on_grads.of(s, v);
+      const int64_t rows =
+          std::min(section.is_cut ? between.num_state : between.num_local, memory.grads.pitch);
       if (section.is_cut) {
-        for (int64_t k = 0; k < count; ++k) to[k] += from[k];
+        for (int64_t k = 0; k < rows; ++k) to[k] += from[k];
       } else {
         add_transposed_upper(
-            between.local.data(), section.scan.num_coeffs(), std::min(between.num_local, count),
-            between.num_state, from, V{}, to);
+            between.local.data(), section.scan.num_coeffs(), rows, between.num_state, from, V{}, to);
       }
       std::fill_n(from, memory.grads.pitch, V{});
     }
@@ -454,10 +455,18 @@ HYENAREC_INLINE void sweep_backwards(
   const SumRows rows_of(scan.tables);
   const Group& group = task.group;
   ChunkBuffers<V> buffers(chunk);
+  const auto flush_rows = [&](int64_t first, int64_t end) HYENAREC_INLINE_LAMBDA {
+    for (int64_t v = 0; v < task.vectors && wanted.parameters; ++v)
+      flush(memory.shares(v).first + first, end - first, sums[v] + first * simd::kLanes<V>);
+  };
+  int64_t unflushed = 0;  // sequences' chunks
   for (int64_t index = (group.longest() - 1) / scan.tables.section; index >= 0; --index) {
     const Section<V> section(scan, index);
     const int64_t passing = group.longer_than(section.end);
-    if (passing > 0) take_back(section, passing, wanted.parameters, memory);
+    if (passing > 0) {
+      take_back(section, passing, wanted.parameters, memory);
+      flush_rows(rows_of.between, rows_of.lags);
+    }
     const int64_t last =
         std::min(section.chunks(), (group.longest() - section.begin + chunk - 1) / chunk) - 1;
     for (int64_t i = last; i >= 0; --i) {
@@ -467,10 +476,11 @@ HYENAREC_INLINE void sweep_backwards(
       if (going_on > 0 && i + 1 < section.chunks())
         take_back_within(section, i, going_on, wanted.parameters, memory);
       backward_chunk(section, i, task, wanted, memory, buffers, source);
-      for (int64_t v = 0; v < task.vectors && wanted.parameters; ++v)
-        flush(
-            memory.shares(v).first + rows_of.between, rows_of.count - rows_of.between,
-            sums[v] + rows_of.between * simd::kLanes<V>);
+      unflushed += group.longer_than(section.begin + i * chunk);
+      if (unflushed >= kTaskSequences || (index == 0 && i == 0)) {
+        flush_rows(rows_of.lags, rows_of.count);
+        unflushed = 0;
+      }
       source.end_chunk();
     }
     if (index > 0) leave(section, group.longer_than(section.begin), memory);

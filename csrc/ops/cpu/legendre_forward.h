@@ -60,7 +60,8 @@ struct Section {
   HYENAREC_INLINE int64_t chunks() const { return static_cast<int64_t>(tables.chunks.size()); }
   // Whether something happened before its chunk i.
   HYENAREC_INLINE bool has_past(int64_t i) const { return index > 0 || i > 0; }
-  // Moments to be taken of chunk i: for the next chunk's state, and for the section's moments.
+  // Moments to be taken of chunk i: for the next chunk's state, and for the section's moments, even where no sequence
+  // goes on to another section: how many they are must not depend on the batch, for rounding does on them.
   HYENAREC_INLINE int64_t num_moments(int64_t i) const {
     const int64_t moments = tables.chunks[i].num_moments;
     return has_gather() ? std::max(moments, gather(i).num_moments) : moments;
@@ -69,7 +70,7 @@ struct Section {
     return scan.weights[v].contracted + part.rows[i];
   }
 
-  // The scan from section to section; of a section that has a successor also:
+  // The scan from section to section. Only of a section that has a successor there is a contraction.
   HYENAREC_INLINE const LegendreChunk<LaneOf<V>>& between() const {
     return scan.tables.between.chunks[index];
   }
@@ -88,18 +89,16 @@ template <typename V>
 HYENAREC_INLINE void enter(
     const Section<V>& section, int64_t sequences, const StateRows<V>& handed_on, const StateRows<V>& states) {
   const auto& between = section.between();
-  const int64_t count = section.tables.chunks[0].num_state;
   for (int64_t s = 0; s < sequences; ++s) {
     for (int64_t v = 0; v < states.vectors; ++v) {
       const V* const from = handed_on.of(s, v);
       V* const to = states.of(s, v);
-      if (section.is_cut) {
-        std::copy_n(from, count, to);
-      } else {
-        const int64_t rows = std::min(between.num_local, count);
+      const int64_t rows = std::min(section.is_cut ? between.num_state : between.num_local, states.pitch);
+      if (section.is_cut)
+        std::copy_n(from, rows, to);
+      else
         multiply_upper(between.local_by_column.data(), between.num_local, rows, between.num_state, from, to);
-        for (int64_t k = rows; k < count; ++k) to[k] = V{};
-      }
+      for (int64_t k = rows; k < states.pitch; ++k) to[k] = V{};
     }
   }
 }

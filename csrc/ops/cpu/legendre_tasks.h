@@ -56,7 +56,6 @@ struct Group {
                lengths.begin(), lengths.end(), [&](int64_t length) { return length > time; }) -
            lengths.begin();
   }
-  int64_t count() const { return static_cast<int64_t>(lengths.size()); }
 };
 
 // All sequences that have events, longest first, in groups. They depend on the lengths only, never on the
@@ -136,7 +135,7 @@ struct ChunkBuffers {
   V y_rows_[kMaxVectors * kMaxChunk], dy_rows_[kMaxVectors * kMaxChunk], dz_rows_[kMaxVectors * kMaxChunk];
 };
 
-// N vectors for each sequence and each vector of a task: states, moments, their gradients.
+// `pitch` vectors for each sequence and each vector of a task: states, moments, their gradients.
 template <typename V>
 struct StateRows {
   V* data;

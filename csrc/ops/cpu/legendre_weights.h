@@ -76,8 +76,11 @@ struct ScanPart {
   void add_coefficient_grads(const double* own, double* coeffs) const {
     const int64_t n = tables->num_coeffs;
     for (int64_t k = 0; k < num_degrees(); ++k) {
-      if (!restriction) coeffs[k] += own[k];
-      for (int64_t j = k; restriction && j < n; ++j) coeffs[j] += (*restriction)[k * n + j] * own[k];
+      if (!restriction) {
+        coeffs[k] += own[k];
+      } else {
+        for (int64_t j = k; j < n; ++j) coeffs[j] += (*restriction)[k * n + j] * own[k];
+      }
     }
   }
 };
@@ -172,12 +175,11 @@ void fill_coefficients(
     int64_t count,
     int64_t lanes,
     compute_t* rows) {
-  for (int64_t k = 0; k < part.num_degrees(); ++k) {
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      const compute_t* coeffs = problem.coeffs + (first + lane) * problem.num_coeffs();
-      rows[k * lanes + lane] =
-          lane < count ? static_cast<compute_t>(part.coefficient(coeffs, k)) : compute_t(0);
-    }
+  std::fill_n(rows, part.num_degrees() * lanes, compute_t(0));
+  for (int64_t lane = 0; lane < count; ++lane) {
+    const compute_t* coeffs = problem.coeffs + (first + lane) * problem.num_coeffs();
+    for (int64_t k = 0; k < part.num_degrees(); ++k)
+      rows[k * lanes + lane] = static_cast<compute_t>(part.coefficient(coeffs, k));
   }
 }
 

@@ -15,6 +15,7 @@ using detail::Scale;
 template <typename scalar_t>
 class SectionTablesBuilder {
  public:
+  SectionTablesBuilder(const SectionTablesBuilder&) = delete;  // its parts refer to it
   SectionTablesBuilder(int64_t horizon, int64_t chunk, int64_t num_coeffs)
       : horizon_(horizon),
         chunk_(chunk),

@@ -5,7 +5,9 @@
 #include <c10/util/BFloat16.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 
@@ -156,13 +158,20 @@ __attribute__((noinline, target("arch=x86-64-v3"))) void run_with_avx2(const Bod
 }
 #endif
 
-// Bytes of the machine's widest vector register: 64, 32, or 16 on any machine.
+// Bytes of the widest vector register to use: the machine's, 64, 32, or 16 on any, or less where the environment
+// says ATEN_CPU_CAPABILITY=avx2 or =default, which torch's own kernels heed, too.
 inline int widest_vector_bytes() {
+  static const int bytes = [] {
+    [[maybe_unused]] const char* set = std::getenv("ATEN_CPU_CAPABILITY");
+    [[maybe_unused]] const std::string_view wanted = set ? set : "";
 #if defined(HYENAREC_HAS_TARGETS)
-  if (__builtin_cpu_supports("x86-64-v4")) return 64;
-  if (__builtin_cpu_supports("x86-64-v3")) return 32;
+    if (wanted == "default") return 16;
+    if (wanted != "avx2" && __builtin_cpu_supports("x86-64-v4")) return 64;
+    if (__builtin_cpu_supports("x86-64-v3")) return 32;
 #endif
-  return 16;
+    return 16;
+  }();
+  return bytes;
 }
 
 template <typename Body>

@@ -6,7 +6,7 @@ A model of 4 blocks, 64 channels, 17 coefficients and a horizon of 16,384 gets h
 then the operator alone, `legendre_step`, does for a single convolution of the same size. Each event is timed
 by itself. Ten streams take turns, one in each thousand of positions, so that a busy neighbour meets all
 positions alike. Figures are medians; the last thousand over events 10 to 1,000 is what must be near 1. Events
-that finish a chunk (one in 16 to 64) cost more and are given apart. Beside them: the scores of the next item,
+that finish a chunk (one in 16 or 32) cost more and are given apart. Beside them: the scores of the next item,
 the batch path over the whole history (what each event would cost without a stream), and bytes of state. One
 JSON file holds all of it.
 """

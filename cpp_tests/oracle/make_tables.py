@@ -200,7 +200,7 @@ CASES: dict[str, Callable[[torch.Generator], Arguments]] = {
     ),
     "short_conv.packed_long": lambda g: short_conv_arguments(g, (700, 33), 3, False, [0, 1, 400, 402, 700]),
     "short_conv.empty": lambda g: short_conv_arguments(g, (0, 4), 3, True, [0, 0]),
-    # Sizes, coefficients, horizon. Chunks of the scan have 16, 32 or 64 events.
+    # Sizes, coefficients, horizon. Chunks of the scan have 16 or 32 events.
     "legendre_conv.single": lambda g: legendre_conv_arguments(g, (1, 1, 1), 1, 1, ALL),
     "legendre_conv.horizon_one": lambda g: legendre_conv_arguments(g, (2, 1, 3), 4, 1, ALL),
     "legendre_conv.plain": lambda g: legendre_conv_arguments(g, (2, 7, 3), 5, 7, ""),

@@ -17,7 +17,7 @@
 
 namespace hyenarec::scan {
 
-constexpr int64_t kMaxChunk = 64;
+constexpr int64_t kMaxChunk = 32;
 constexpr int64_t kMaxVectors = 4;  // of a task: four cache lines side by side
 // A task's size: enough sequences to share what they are multiplied with, enough events to outweigh what a task
 // costs, and a few tasks for the threads of a small machine.

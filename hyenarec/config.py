@@ -296,7 +296,9 @@ class LossConfig:
             catalogue.
         negatives: how many are drawn, with replacement: for a step, or with `bce` for an event. None takes
             1,000 for `sampled_softmax`, 1 for `bce` and 256 for `gbce`.
-        distribution: what they are drawn from: `uniform` over the items, or by `popularity` in training.
+        distribution: what they are drawn from: `uniform` over the items, or by `popularity` in training. None
+            takes `popularity` for `sampled_softmax`, which with `logq` comes closer to `softmax`, and
+            `uniform` for `bce` and `gbce`, as their authors do.
         logq: whether `sampled_softmax` corrects its scores for popular items being drawn more often.
         calibration: gSASRec's t: 0 leaves the overconfidence that sampling brings, 1 takes it away; `gbce`
             alone has it.
@@ -305,14 +307,15 @@ class LossConfig:
 
     name: LossName = "softmax"
     negatives: int | None = None
-    distribution: Distribution = "uniform"
+    distribution: Distribution | None = None
     logq: bool = True
     calibration: float = 0.75
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         _require_choice("loss.name", LossName, self.name)
-        _require_choice("loss.distribution", Distribution, self.distribution)
+        if self.distribution is not None:
+            _require_choice("loss.distribution", Distribution, self.distribution)
         if self.negatives is not None:
             _require_count("loss.negatives", self.negatives)
         full = self.name == "softmax"
@@ -328,6 +331,13 @@ class LossConfig:
         """Negatives a step, or with `bce` an event; 0 for the full softmax."""
         defaults = {"softmax": 0, "sampled_softmax": 1000, "bce": 1, "gbce": 256}
         return defaults[self.name] if self.negatives is None else self.negatives
+
+    @property
+    def negative_distribution(self) -> Distribution:
+        """What negatives are drawn from."""
+        if self.distribution is not None:
+            return self.distribution
+        return "popularity" if self.name == "sampled_softmax" else "uniform"
 
 
 @dataclass(frozen=True)

@@ -272,7 +272,7 @@ def legendre_step_weights(coeffs: Tensor, decay: Tensor, horizon: int, skip: Ten
         skip: [D], like `coeffs`. None: no skip term.
 
     Returns:
-        [N + 2C + 2, D], like `coeffs`, with C = 16 events a chunk for N <= 4, else 32: coefficients,
+        [N + 2C + 2, D], like `coeffs`, with C = 16 events a chunk for N <= 9, else 32: coefficients,
         the kernel's first C lags (skip included), exp(-decay j) for j = 0..C, exp(-decay C) - 1.
 
     Raises:

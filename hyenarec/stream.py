@@ -28,7 +28,7 @@ class Stream:
     After each event, `scores()` equals `HyenaRec.score` of the history so far up to rounding (1e-5), in
     evaluation mode and without gradients. An event costs the same at any length; so does the state, of
     `num_blocks · ((order - 1)(N + C) + (order + 1)(W - 1)) · D + D` numbers (`nbytes`), where N is
-    `num_coeffs`, C the 32 events of a chunk (16 for N <= 4), and W is `short_conv_width`.
+    `num_coeffs`, C the 32 events of a chunk (16 for N <= 9), and W is `short_conv_width`.
 
     The model's weights must not change while its streams live: what the convolutions need of them is computed
     once, here, and shared with copies. To serve many users, make one stream and `copy()` it while it is

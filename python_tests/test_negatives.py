@@ -45,6 +45,16 @@ def test_items_are_drawn_as_often_as_they_should_be(distribution, shares):
     assert counts.tolist() == pytest.approx([0, *shares], abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("name", "distribution"), [("sampled_softmax", "popularity"), ("bce", "uniform"), ("gbce", "uniform")]
+)
+def test_each_loss_has_a_distribution_of_its_own(name, distribution):
+    expected = negatives_of(name, distribution=distribution).draw(0, 0, 8)
+    other = negatives_of(name, distribution={"uniform": "popularity"}.get(distribution, "uniform"))
+    assert torch.equal(negatives_of(name).draw(0, 0, 8), expected)
+    assert not torch.equal(other.draw(0, 0, 8), expected)
+
+
 def test_log_q_is_the_logarithm_of_the_probability():
     log_q = negatives_of(distribution="popularity").log_q(torch.tensor([1, 2, 4]))
     assert log_q is not None and log_q.dtype == torch.float32
@@ -53,7 +63,11 @@ def test_log_q_is_the_logarithm_of_the_probability():
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"distribution": "popularity", "logq": False}, {"name": "gbce", "distribution": "popularity"}],
+    [
+        {"distribution": "uniform"},
+        {"distribution": "popularity", "logq": False},
+        {"name": "gbce", "distribution": "popularity"},
+    ],
 )
 def test_scores_are_corrected_only_where_it_matters_and_is_asked_for(settings):
     assert negatives_of(**settings).log_q(torch.tensor([1])) is None

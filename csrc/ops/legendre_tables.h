@@ -23,10 +23,12 @@
 
 namespace hyenarec {
 
-// Events of a chunk on the CPU, and of a stream anywhere: 16 for up to 4 coefficients, else 32. Longer chunks cost
+// Events of a chunk on the CPU, and of a stream anywhere: 16 for up to 9 coefficients, else 32. Longer chunks cost
 // more inside, shorter ones more between them. Measured, nanoseconds an element on one thread with chunks of 16, 32,
 // 64, D = 64: forward at L = 1,024 N = 2 0.64, 0.63, 0.83; N = 9 0.84, 0.77, 0.90; N = 17 0.98, 0.85, 1.00; N = 33
-// 1.47, 1.22, 1.23; backward at L = 4,096 N = 2 2.2, 2.3, 2.5; N = 9 2.7, 2.4, 2.9; N = 33 3.7, 3.3, 3.5.
+// 1.47, 1.22, 1.23; backward at L = 4,096 N = 2 2.2, 2.3, 2.5; N = 9 2.7, 2.4, 2.9; N = 33 3.7, 3.3, 3.5. For N = 9
+// chunks of 32 are faster, but the largest error of benchmarks/legendre_conv.py was then 8.6 times the FFT's, with 16
+// it is 3.8 times.
 HYENAREC_API int64_t legendre_chunk_length(int64_t num_coeffs);
 
 // Calls visit(first, size) over [0, count) in runs of 8, 4, 2 and 1: what vector code holds in registers at a

@@ -202,9 +202,16 @@ SCAN_LENGTHS = [
 # (horizon, length, coefficients) for scans in sections of 16 or 32 chunks: ending with one, one event or
 # chunk beyond it; horizons that cut the last section after one event, a part of a chunk, many chunks.
 SECTION_LENGTHS = [
-    *((256, 256, 2), (257, 256, 2), (257, 257, 4), (258, 258, 2), (272, 272, 2), (273, 273, 2)),
-    *((300, 290, 2), (600, 257, 2), (600, 512, 1), (600, 513, 2), (600, 600, 2)),
-    *((511, 511, 9), (512, 512, 9), (513, 512, 9), (513, 513, 9), (600, 513, 9), (600, 600, 9)),
+    *((256, 256, 9), (257, 256, 9), (257, 257, 4), (258, 258, 2), (272, 272, 9), (273, 273, 9)),
+    *(
+        (300, 290, 9),
+        (511, 511, 9),
+        (512, 512, 9),
+        (513, 513, 9),
+        (600, 257, 9),
+        (600, 512, 1),
+        (600, 600, 9),
+    ),
     *((513, 513, 17), (700, 544, 17), (700, 545, 17), (1024, 1024, 17), (1100, 1100, 17), (1100, 1030, 33)),
     *((5000, 1100, 9), (16384, 1100, 17)),
     # Where rounding decides in float64 how many of a state's coefficients count.

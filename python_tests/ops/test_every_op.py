@@ -21,7 +21,7 @@ from op_cases import (
     short_conv_case,
 )
 from op_checks import CONSTANTS, DEVICES, converted, differentiable, error, operator, solve, threads
-from torch import Tensor
+from torch import Tensor, library
 
 on_devices = pytest.mark.parametrize("device", DEVICES)
 small_cases = pytest.mark.parametrize("case", SMALL_CASES.values(), ids=SMALL_CASES)
@@ -46,7 +46,7 @@ def test_gradcheck(case: Case, device: str) -> None:
 def test_opcheck(case: Case, device: str) -> None:
     name, arguments = case
     overload = getattr(torch.ops.hyenarec, name).default
-    torch.library.opcheck(overload, (), converted(arguments, torch.float32, device))
+    library.opcheck(overload, (), converted(arguments, torch.float32, device))
 
 
 @on_devices

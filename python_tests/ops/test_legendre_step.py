@@ -16,7 +16,7 @@ from op_cases import (
     random,
 )
 from op_checks import DEVICES, HALF_TYPES, TOLERANCE, converted, error, threads
-from torch import Tensor
+from torch import Tensor, library
 
 from hyenarec import ops, reference
 
@@ -207,9 +207,9 @@ def good(device: str = "cpu") -> Arguments:
 @pytest.mark.parametrize("device", DEVICES)
 def test_opcheck(device: str) -> None:
     coeffs, decay = random(4, 3).float().to(device), torch.full((4,), 0.1, device=device)
-    torch.library.opcheck(torch.ops.hyenarec.legendre_step.default, (), good(device))
-    torch.library.opcheck(torch.ops.hyenarec.legendre_step_weights.default, (coeffs, decay, 50, decay))
-    torch.library.opcheck(torch.ops.hyenarec.legendre_step_state.default, (coeffs, 3))
+    library.opcheck(torch.ops.hyenarec.legendre_step.default, (), good(device))
+    library.opcheck(torch.ops.hyenarec.legendre_step_weights.default, (coeffs, decay, 50, decay))
+    library.opcheck(torch.ops.hyenarec.legendre_step_state.default, (coeffs, 3))
 
 
 def test_compiles() -> None:

@@ -54,8 +54,8 @@ struct NearKernel {
 template <typename compute_t>
 struct ScanPart {
   const LegendreTables<compute_t>* tables;
-  const std::vector<double>*
-      restriction;            // [num_degrees, N]: its coefficients from the call's; nullptr: the same
+  // [num_degrees, N]: its coefficients from the call's; nullptr: they are the same.
+  const std::vector<double>* restriction;
   std::vector<int64_t> rows;  // [chunk]: where its contraction begins
 
   int64_t num_degrees() const { return tables->num_degrees; }

@@ -10,9 +10,10 @@
 //            section begins with its part of it, the state restricted to the section; it ends with its moments,
 //            gathered from its chunks'.
 //
-// Then the contractions are S / C + T / S instead of T / C, and so many chunks and sections add to a state. Besides, a state is what kernels make of it: where R events of the horizon are left, it consists of
-// windows of R lags, whose coefficients fade with the degree the faster the shorter R is beside T. What fades below
-// rounding is dropped (in float32, of 17 coefficients 9 are left for T = 16,384 and R = 512).
+// Then the contractions are S / C + T / S instead of T / C, and so many chunks and sections add to a state. Besides, a
+// state is what kernels make of it: where R events of the horizon are left, it consists of windows of R lags, whose
+// coefficients fade with the degree the faster the shorter R is beside T. What fades below rounding is dropped (in
+// float32, of 17 coefficients 9 are left for T = 16,384 and R = 512).
 #pragma once
 
 #include <cstdint>

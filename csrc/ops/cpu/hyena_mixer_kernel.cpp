@@ -11,6 +11,7 @@
 #include "../hyena_mixer.h"
 #include "../short_conv.h"
 #include "legendre_call.h"
+#include "result_writer.h"
 
 namespace hyenarec {
 namespace {
@@ -32,6 +33,7 @@ struct Mixer {
   const compute_t* biases;  // [3D]
   Activation<const scalar_t> x, grad;
   Activation<scalar_t> out, x_grad;
+  bool past_cache;  // go_past_cache's answer for the results
   // Rows of sums a task leaves for the short convolution's gradients: for each part W taps, then the bias.
   int64_t sum_rows() const { return kParts * (width + 1); }
 };
@@ -54,7 +56,11 @@ class MixedRows {
   // `sums`, of Mixer::sum_rows() rows, take the gradients; nullptr in a forward pass.
   HYENAREC_INLINE MixedRows(
       const Mixer<scalar_t, compute_t>& mixer, int64_t chunk, const Task& task, scan::Sums* sums)
-      : mixer_(mixer), task_(task), sums_(sums), reach_(mixer.width - 1) {
+      : mixer_(mixer),
+        task_(task),
+        writer_(mixer.past_cache, task.vectors),
+        sums_(sums),
+        reach_(mixer.width - 1) {
     scan::for_each_vector<V>(task, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
       for (int64_t part = 0; part < kParts; ++part) {
         const int64_t column = part * mixer.channels + (task.first_vector + v) * simd::kLanes<V>;
@@ -153,13 +159,14 @@ class MixedRows {
   }
   HYENAREC_INLINE void watch_forward(int64_t s, int64_t begin, scan::LookAhead& ahead) const {
     watch_events({kKey, kValue, kQuery}, s, begin, ahead);
-    ahead.written(row(mixer_.out, s, begin, 0), mixer_.out.row_stride * kBytes, row_bytes());
+    writer_.watch(row(mixer_.out, s, begin, 0), mixer_.out.row_stride * kBytes, row_bytes(), ahead);
   }
   HYENAREC_INLINE void watch_backward(int64_t s, int64_t begin, scan::LookAhead& ahead) const {
     watch_events({kKey, kValue, kQuery}, s, begin, ahead);
     ahead.read(row(mixer_.grad, s, begin, 0), mixer_.grad.row_stride * kBytes, row_bytes());
     for (int64_t part = 0; mixer_.x_grad.data && part < kParts; ++part)
-      ahead.written(row(mixer_.x_grad, s, begin, part), mixer_.x_grad.row_stride * kBytes, row_bytes());
+      writer_.watch(
+          row(mixer_.x_grad, s, begin, part), mixer_.x_grad.row_stride * kBytes, row_bytes(), ahead);
   }
 
  private:
@@ -192,7 +199,7 @@ class MixedRows {
   HYENAREC_INLINE void store_rows(const Rows& from, scalar_t* to, int64_t stride, int64_t rows) const {
     for (int64_t t = 0; t < rows; ++t, to += stride) {
       scan::for_each_vector<V>(task_, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
-        simd::store_first(from.of(v)[t], to + v * simd::kLanes<V>, channels);
+        writer_.write(from.of(v)[t], to + v * simd::kLanes<V>, channels);
       });
     }
   }
@@ -271,6 +278,7 @@ class MixedRows {
 
   const Mixer<scalar_t, compute_t>& mixer_;
   const Task& task_;
+  const scan::ResultWriter<V, scalar_t> writer_;
   scan::Sums* const sums_;
   const int64_t reach_;  // events that the short convolution reaches back
   ShortFilter<V> filters_[scan::kMaxVectors];
@@ -337,7 +345,8 @@ at::Tensor hyena_mixer_cpu(
         activation_of(rows.const_data_ptr<scalar_t>(), rows),
         {},
         activation_of(out.mutable_data_ptr<scalar_t>(), out),
-        {}};
+        {},
+        scan::go_past_cache({out})};
     Call<compute_t> call(sequences, coeffs, decay, skip, horizon);
     call.forward([&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return MixedRows<decltype(lanes), scalar_t>(mixer, call.chunk(), task, nullptr);
@@ -391,7 +400,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
         activation_of(rows.const_data_ptr<scalar_t>(), rows),
         activation_of(grads.const_data_ptr<scalar_t>(), grads),
         {},
-        {}};
+        {},
+        scan::go_past_cache({x_grad})};
     if (needs_grad[0]) mixer.x_grad = activation_of(x_grad.mutable_data_ptr<scalar_t>(), x_grad);
     Call<compute_t> call(sequences, coeffs, decay, skip, horizon);
     auto sums = call.make_sums(mixer.sum_rows());

@@ -8,6 +8,7 @@
 #include "../channels_last.h"
 #include "../legendre_conv.h"
 #include "legendre_call.h"
+#include "result_writer.h"
 
 namespace hyenarec {
 namespace {
@@ -23,6 +24,7 @@ struct Activations {
   int64_t channels;
   Activation<const scalar_t> u, pre_gate, post_gate, grad;
   Activation<scalar_t> out, u_grad, pre_gate_grad, post_gate_grad;
+  bool past_cache;  // go_past_cache's answer for the results
 };
 
 // The Source of a task.
@@ -31,7 +33,8 @@ class GatedRows {
   using Rows = scan::Tile<V>;
 
  public:
-  HYENAREC_INLINE GatedRows(const Activations<scalar_t>& all, const Task& task) : all_(all), task_(task) {}
+  HYENAREC_INLINE GatedRows(const Activations<scalar_t>& all, const Task& task)
+      : all_(all), task_(task), writer_(all.past_cache, task.vectors) {}
 
   HYENAREC_INLINE void load_input(int64_t s, int64_t begin, int64_t rows, const Rows& z) {
     load_gated(all_.u, all_.pre_gate, s, begin, rows, z);
@@ -83,7 +86,7 @@ class GatedRows {
       int64_t begin,
       scan::LookAhead& ahead) const {
     for (const auto* a : activations) {
-      if (a->data) ahead.written(row(*a, s, begin), a->row_stride * sizeof(scalar_t), row_bytes());
+      if (a->data) writer_.watch(row(*a, s, begin), a->row_stride * sizeof(scalar_t), row_bytes(), ahead);
     }
   }
   HYENAREC_INLINE int64_t row_bytes() const {
@@ -124,13 +127,14 @@ class GatedRows {
         const int64_t first = v * simd::kLanes<V>;
         V value = values.of(v)[t];
         if (factor) value *= simd::load_first<V>(factor + t * gate.row_stride + first, channels);
-        simd::store_first(value, out + first, channels);
+        writer_.write(value, out + first, channels);
       });
     }
   }
 
   const Activations<scalar_t>& all_;
   const Task& task_;
+  const scan::ResultWriter<V, scalar_t> writer_;
 };
 
 // Tensors whose rows can be read a vector at a time; undefined where there is none.
@@ -181,7 +185,8 @@ at::Tensor legendre_conv_cpu(
         result_of<scalar_t>(out, true),
         {},
         {},
-        {}};
+        {},
+        scan::go_past_cache({out})};
     Call<at::opmath_type<scalar_t>> call(sequences, coeffs, decay, skip, horizon);
     call.forward([&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return GatedRows<decltype(lanes), scalar_t>(activations, task);
@@ -232,7 +237,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
         {},
         result_of<scalar_t>(u_grad, needs_grad[0]),
         result_of<scalar_t>(pre_gate_grad, want_pre),
-        result_of<scalar_t>(post_gate_grad, want_post)};
+        result_of<scalar_t>(post_gate_grad, want_post),
+        scan::go_past_cache({u_grad, pre_gate_grad, post_gate_grad})};
     Call<at::opmath_type<scalar_t>> call(sequences, coeffs, decay, skip, horizon);
     gradients = call.backward(wanted, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return GatedRows<decltype(lanes), scalar_t>(activations, task);

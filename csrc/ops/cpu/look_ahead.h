@@ -9,6 +9,8 @@
 
 namespace hyenarec::scan {
 
+constexpr int64_t kLine = 64;  // bytes of a cache line
+
 class LookAhead {
  public:
   // `rows` are fetched in `calls` calls of fetch().
@@ -39,8 +41,7 @@ class LookAhead {
   }
 
  private:
-  static constexpr int64_t kLine = 64;  // bytes of a cache line
-  static constexpr int kMost = 10;      // kinds of rows
+  static constexpr int kMost = 10;  // kinds of rows
   struct Rows {
     const char* next;
     int64_t stride, bytes;

@@ -66,20 +66,46 @@ HYENAREC_INLINE Vector<float, lanes> load(const c10::BFloat16* from) {
   return (Vector<float, lanes>)(__builtin_convertvector(halves, Vector<uint32_t, lanes>) << 16);
 }
 
+// What lanes become in memory: themselves, or bfloat16, rounded to nearest even and keeping NaN, as c10::BFloat16 does.
 template <typename V>
-HYENAREC_INLINE void store(const V& lanes, LaneOf<V>* to) {
-  std::memcpy(to, &lanes, sizeof(lanes));
+HYENAREC_INLINE V stored_as(const V& lanes, const LaneOf<V>*) {
+  return lanes;
 }
-// Rounds to nearest even and keeps NaN, as c10::BFloat16 does.
 template <typename V>
-HYENAREC_INLINE void store(const V& lanes, c10::BFloat16* to) {
+HYENAREC_INLINE Vector<uint16_t, kLanes<V>> stored_as(const V& lanes, const c10::BFloat16*) {
   using Bits = Vector<uint32_t, kLanes<V>>;
   const auto bits = (Bits)lanes;
   const auto rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const auto is_nan = (Bits)(lanes != lanes);
-  const auto halves =
-      __builtin_convertvector((rounded & ~is_nan) | (0x7fc0u & is_nan), Vector<uint16_t, kLanes<V>>);
-  std::memcpy(to, &halves, sizeof(halves));
+  return __builtin_convertvector((rounded & ~is_nan) | (0x7fc0u & is_nan), Vector<uint16_t, kLanes<V>>);
+}
+
+template <typename V, typename scalar_t>
+HYENAREC_INLINE void store(const V& lanes, scalar_t* to) {
+  const auto stored = stored_as(lanes, to);
+  std::memcpy(to, &stored, sizeof(stored));
+}
+
+// The same past the cache, where the machine can; `to` is aligned like what is stored. For other threads it is there
+// only after end_stores_past_cache.
+template <typename V, typename scalar_t>
+HYENAREC_INLINE void store_past_cache(const V& lanes, scalar_t* to) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  const auto stored = stored_as(lanes, to);
+  typedef decltype(stored_as(lanes, to)) Aliased __attribute__((may_alias));
+  // By name: functions of intrinsics can't be inlined before it is known for which machine. VEX encoded where V is.
+  if constexpr (sizeof(V) == 16)
+    asm("movntps %1, %0" : "=m"(*reinterpret_cast<Aliased*>(to)) : "x"(stored));
+  else
+    asm("vmovntps %1, %0" : "=m"(*reinterpret_cast<Aliased*>(to)) : "v"(stored));
+#else
+  store(lanes, to);
+#endif
+}
+inline void end_stores_past_cache() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  __builtin_ia32_sfence();
+#endif
 }
 
 // The first `count` lanes from memory, the others zero; and the first `count` lanes to memory.

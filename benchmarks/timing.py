@@ -38,18 +38,17 @@ def copy_of(size: int, device: str) -> Callable[[], object]:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed, up to 2 GiB, and to take blocks of up to 32 MiB from it.
+    """Tells glibc to keep what is freed, up to 2 GiB, and to take blocks of any size from it.
 
-    By itself it may give large blocks back to the system at any free. New ones then cost a page fault for
-    every 4 KiB, several times what the arithmetic on them does, for whoever comes next: no time would be
-    like another.
+    By itself it gives large blocks back to the system. New ones then cost a page fault for every 4 KiB,
+    several times what the arithmetic on them does, for whoever comes next: no time would be like another.
     """
     if sys.platform != "linux":
         return
-    trim_threshold, mmap_threshold = -1, -3
+    trim_threshold, mmap_max = -1, -4
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_threshold, 32 * 2**20)
+    mallopt(mmap_max, 0)
 
 
 def milliseconds(function: Callable[[], object], device: str, calls: int) -> float:

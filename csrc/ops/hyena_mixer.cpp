@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "argument_checks.h"
+#include "legendre_states.h"
 
 namespace hyenarec {
 
@@ -25,6 +26,21 @@ at::Tensor hyena_mixer(
   return op.call(x, short_weight, short_bias, coeffs, decay, std::move(horizon), skip, offsets);
 }
 
+std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states(
+    const at::Tensor& x,
+    const at::Tensor& short_weight,
+    const OptionalTensor& short_bias,
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    c10::SymInt horizon,
+    const at::Tensor& skip,
+    const OptionalTensor& offsets) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("hyenarec::hyena_mixer_with_states", "")
+                             .typed<decltype(hyena_mixer_with_states)>();
+  return op.call(x, short_weight, short_bias, coeffs, decay, std::move(horizon), skip, offsets);
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> hyena_mixer_backward(
     const at::Tensor& grad,
     const at::Tensor& x,
@@ -35,12 +51,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     c10::SymInt horizon,
     const at::Tensor& skip,
     const OptionalTensor& offsets,
-    std::array<bool, 6> needs_grad) {
+    std::array<bool, 6> needs_grad,
+    const OptionalTensor& states) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("hyenarec::hyena_mixer_backward", "")
                              .typed<decltype(hyena_mixer_backward)>();
   return op.call(
-      grad, x, short_weight, short_bias, coeffs, decay, std::move(horizon), skip, offsets, needs_grad);
+      grad, x, short_weight, short_bias, coeffs, decay, std::move(horizon), skip, offsets, needs_grad,
+      states);
 }
 
 namespace detail {
@@ -104,7 +122,8 @@ void check_hyena_mixer_backward_arguments(
     const at::Tensor& decay,
     const c10::SymInt& horizon,
     const at::Tensor& skip,
-    const OptionalTensor& offsets) {
+    const OptionalTensor& offsets,
+    const OptionalTensor& states) {
   const char* op = "hyena_mixer_backward";
   check_arguments(op, x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
   const char* layout = offsets ? "[total, D]" : "[B, L, D]";
@@ -119,6 +138,7 @@ void check_hyena_mixer_backward_arguments(
   }
   check_type(grad_argument, x.scalar_type(), "like x");
   check_device(grad_argument, x_argument);
+  if (states) check_legendre_states(op, *states, x, coeffs, horizon, offsets);
 }
 
 }  // namespace detail
@@ -138,6 +158,19 @@ at::Tensor hyena_mixer_meta(
   return at::empty_symint(detail::output_sizes(x), x.options());
 }
 
+std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states_meta(
+    const at::Tensor& x,
+    const at::Tensor& short_weight,
+    const OptionalTensor& short_bias,
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    c10::SymInt horizon,
+    const at::Tensor& skip,
+    const OptionalTensor& offsets) {
+  const auto out = hyena_mixer_meta(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
+  return {out, detail::empty_legendre_states(x, coeffs, horizon, offsets)};
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> hyena_mixer_backward_meta(
     const at::Tensor& grad,
     const at::Tensor& x,
@@ -148,9 +181,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     c10::SymInt horizon,
     const at::Tensor& skip,
     const OptionalTensor& offsets,
-    std::array<bool, 6> needs_grad) {
+    std::array<bool, 6> needs_grad,
+    const OptionalTensor& states) {
   detail::check_hyena_mixer_backward_arguments(
-      grad, x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
+      grad, x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets, states);
   return {
       detail::empty_gradient(needs_grad[0], x),
       detail::empty_gradient(needs_grad[1], short_weight),
@@ -165,5 +199,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
 
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
   m.impl("hyena_mixer", hyenarec::hyena_mixer_meta);
+  m.impl("hyena_mixer_with_states", hyenarec::hyena_mixer_with_states_meta);
   m.impl("hyena_mixer_backward", hyenarec::hyena_mixer_backward_meta);
 }

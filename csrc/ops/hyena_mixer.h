@@ -37,6 +37,18 @@ HYENAREC_API at::Tensor hyena_mixer(
     const at::Tensor& skip,
     const std::optional<at::Tensor>& offsets = std::nullopt);
 
+// The same, and the states with which hyena_mixer_backward begins: [rows, N, D] in coeffs' dtype, see
+// legendre_states.h. On the CPU only.
+HYENAREC_API std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states(
+    const at::Tensor& x,
+    const at::Tensor& short_weight,
+    const std::optional<at::Tensor>& short_bias,
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    c10::SymInt horizon,
+    const at::Tensor& skip,
+    const std::optional<at::Tensor>& offsets);
+
 // Gradients of hyena_mixer from grad (like its result in shape and dtype, any strides): {x, short_weight,
 // short_bias, coeffs, decay, skip}, contiguous, each with its input's shape and dtype. needs_grad selects them
 // in that order; one that is not selected, or whose argument is absent, comes back as an empty tensor of shape
@@ -52,7 +64,8 @@ hyena_mixer_backward(
     c10::SymInt horizon,
     const at::Tensor& skip,
     const std::optional<at::Tensor>& offsets,
-    std::array<bool, 6> needs_grad);
+    std::array<bool, 6> needs_grad,
+    const std::optional<at::Tensor>& states = std::nullopt);
 
 namespace detail {
 
@@ -75,7 +88,8 @@ void check_hyena_mixer_backward_arguments(
     const at::Tensor& decay,
     const c10::SymInt& horizon,
     const at::Tensor& skip,
-    const std::optional<at::Tensor>& offsets);
+    const std::optional<at::Tensor>& offsets,
+    const std::optional<at::Tensor>& states);
 
 }  // namespace detail
 }  // namespace hyenarec

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "argument_checks.h"
+#include "legendre_states.h"
 
 namespace hyenarec {
 
@@ -25,6 +26,21 @@ at::Tensor legendre_conv(
   return op.call(u, coeffs, decay, std::move(horizon), skip, pre_gate, post_gate, offsets);
 }
 
+std::tuple<at::Tensor, at::Tensor> legendre_conv_with_states(
+    const at::Tensor& u,
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    c10::SymInt horizon,
+    const OptionalTensor& skip,
+    const OptionalTensor& pre_gate,
+    const OptionalTensor& post_gate,
+    const OptionalTensor& offsets) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("hyenarec::legendre_conv_with_states", "")
+                             .typed<decltype(legendre_conv_with_states)>();
+  return op.call(u, coeffs, decay, std::move(horizon), skip, pre_gate, post_gate, offsets);
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> legendre_conv_backward(
     const at::Tensor& grad,
     const at::Tensor& u,
@@ -35,11 +51,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     const OptionalTensor& pre_gate,
     const OptionalTensor& post_gate,
     const OptionalTensor& offsets,
-    std::array<bool, 6> needs_grad) {
+    std::array<bool, 6> needs_grad,
+    const OptionalTensor& states) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("hyenarec::legendre_conv_backward", "")
                              .typed<decltype(legendre_conv_backward)>();
-  return op.call(grad, u, coeffs, decay, std::move(horizon), skip, pre_gate, post_gate, offsets, needs_grad);
+  return op.call(
+      grad, u, coeffs, decay, std::move(horizon), skip, pre_gate, post_gate, offsets, needs_grad, states);
 }
 
 namespace detail {
@@ -91,10 +109,12 @@ void check_legendre_conv_backward_arguments(
     const OptionalTensor& skip,
     const OptionalTensor& pre_gate,
     const OptionalTensor& post_gate,
-    const OptionalTensor& offsets) {
+    const OptionalTensor& offsets,
+    const OptionalTensor& states) {
   const char* op = "legendre_conv_backward";
   check_arguments(op, u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
   check_like({op, "grad", grad}, {op, "u", u});
+  if (states) check_legendre_states(op, *states, u, coeffs, horizon, offsets);
 }
 
 }  // namespace detail
@@ -114,6 +134,19 @@ at::Tensor legendre_conv_meta(
   return at::empty_symint(u.sym_sizes(), u.options());
 }
 
+std::tuple<at::Tensor, at::Tensor> legendre_conv_with_states_meta(
+    const at::Tensor& u,
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    c10::SymInt horizon,
+    const OptionalTensor& skip,
+    const OptionalTensor& pre_gate,
+    const OptionalTensor& post_gate,
+    const OptionalTensor& offsets) {
+  const auto out = legendre_conv_meta(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
+  return {out, detail::empty_legendre_states(u, coeffs, horizon, offsets)};
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
 legendre_conv_backward_meta(
     const at::Tensor& grad,
@@ -125,9 +158,10 @@ legendre_conv_backward_meta(
     const OptionalTensor& pre_gate,
     const OptionalTensor& post_gate,
     const OptionalTensor& offsets,
-    std::array<bool, 6> needs_grad) {
+    std::array<bool, 6> needs_grad,
+    const OptionalTensor& states) {
   detail::check_legendre_conv_backward_arguments(
-      grad, u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
+      grad, u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets, states);
   return {
       detail::empty_gradient(needs_grad[0], u),
       detail::empty_gradient(needs_grad[1], coeffs),
@@ -142,5 +176,6 @@ legendre_conv_backward_meta(
 
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
   m.impl("legendre_conv", hyenarec::legendre_conv_meta);
+  m.impl("legendre_conv_with_states", hyenarec::legendre_conv_with_states_meta);
   m.impl("legendre_conv_backward", hyenarec::legendre_conv_backward_meta);
 }

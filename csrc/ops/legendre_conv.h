@@ -40,6 +40,18 @@ HYENAREC_API at::Tensor legendre_conv(
     const std::optional<at::Tensor>& post_gate = std::nullopt,
     const std::optional<at::Tensor>& offsets = std::nullopt);
 
+// The same, and the states with which legendre_conv_backward begins: [rows, N, D] in coeffs' dtype, see
+// legendre_states.h. On the CPU only.
+HYENAREC_API std::tuple<at::Tensor, at::Tensor> legendre_conv_with_states(
+    const at::Tensor& u,
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    c10::SymInt horizon,
+    const std::optional<at::Tensor>& skip,
+    const std::optional<at::Tensor>& pre_gate,
+    const std::optional<at::Tensor>& post_gate,
+    const std::optional<at::Tensor>& offsets);
+
 // Gradients of legendre_conv from grad (like u in shape and dtype, any strides): {u, coeffs, decay, skip,
 // pre_gate, post_gate}, contiguous, each with its input's shape and dtype. needs_grad selects them in that
 // order; one that is not selected, or whose argument is absent, comes back as an empty tensor of shape [0] in
@@ -56,7 +68,8 @@ legendre_conv_backward(
     const std::optional<at::Tensor>& pre_gate,
     const std::optional<at::Tensor>& post_gate,
     const std::optional<at::Tensor>& offsets,
-    std::array<bool, 6> needs_grad);
+    std::array<bool, 6> needs_grad,
+    const std::optional<at::Tensor>& states = std::nullopt);
 
 namespace detail {
 
@@ -79,7 +92,8 @@ void check_legendre_conv_backward_arguments(
     const std::optional<at::Tensor>& skip,
     const std::optional<at::Tensor>& pre_gate,
     const std::optional<at::Tensor>& post_gate,
-    const std::optional<at::Tensor>& offsets);
+    const std::optional<at::Tensor>& offsets,
+    const std::optional<at::Tensor>& states);
 
 }  // namespace detail
 }  // namespace hyenarec

@@ -42,6 +42,12 @@ def converted(arguments: Mapping[str, Any], dtype: torch.dtype, device: str) -> 
     return result
 
 
+def detached(arguments: Mapping[str, Any]) -> Arguments:
+    """For the operators behind those of `ops`: they have no default of `offsets`."""
+    values = {"offsets": None} | dict(arguments)
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}
+
+
 def differentiable(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
     return {
         name: value for name, value in arguments.items() if isinstance(value, Tensor) and value.requires_grad
@@ -94,6 +100,19 @@ def assert_matches_oracle(
     assert error(out, expected_out) <= tolerance, "forward"
     for argument, gradient in gradients.items():
         assert error(gradient, expected[argument]) <= tolerance, f"gradient of {argument}"
+
+
+def assert_each_sequence_is_the_same_alone(name: str, arguments: Arguments, activations: set[str]) -> None:
+    """The bits of outputs and gradients of [B, L, ...] `activations`, for some of the B."""
+    out, gradients = solve(
+        operator(name), arguments, grad := random(*operator(name)(**arguments).shape, seed=7)
+    )
+    for i in range(0, len(out), 3):
+        alone = arguments | {activation: arguments[activation][i : i + 1] for activation in activations}
+        out_alone, gradients_alone = solve(operator(name), alone, grad[i : i + 1])
+        assert torch.equal(out_alone, out[i : i + 1])
+        for activation in activations:
+            assert torch.equal(gradients_alone[activation], gradients[activation][i : i + 1]), activation
 
 
 @contextmanager

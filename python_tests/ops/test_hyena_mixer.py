@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from op_cases import (
+    LARGE_RESULTS,
     PACKED_LENGTHS,
     SCAN_LENGTHS,
     SECTION_LENGTHS,
@@ -16,9 +17,19 @@ from op_cases import (
     no_decay,
     packed,
     padded,
+    random,
 )
-from op_checks import DEVICES, HALF_TYPES, assert_matches_oracle, converted, error, solve
-from torch import Tensor
+from op_checks import (
+    DEVICES,
+    HALF_TYPES,
+    assert_each_sequence_is_the_same_alone,
+    assert_matches_oracle,
+    converted,
+    detached,
+    error,
+    solve,
+)
+from torch import Tensor, library
 
 from hyenarec import ops
 
@@ -113,6 +124,28 @@ def test_equals_the_operators_it_fuses(
     assert error(out, expected_out) < tolerance
     for argument, gradient in gradients.items():
         assert error(gradient, expected[argument]) < tolerance, argument
+
+
+@pytest.mark.parametrize(("channels", "dtype"), LARGE_RESULTS)
+def test_large_results_have_all_channels(channels: int, dtype: torch.dtype) -> None:
+    layout = padded(14, 2**18 // channels)
+    arguments = converted(hyena_mixer_case(layout, channels, 9), dtype, "cpu")
+    assert_each_sequence_is_the_same_alone("hyena_mixer", arguments, {"x"})
+
+
+def test_backward_without_saved_states() -> None:
+    arguments = converted(hyena_mixer_case(padded(3, 700), 20, 9), torch.float32, "cpu")
+    out, gradients = solve(ops.hyena_mixer, arguments, grad := random(3, 700, 20, seed=7))
+    backward = torch.ops.hyenarec.hyena_mixer_backward
+    alone = backward(grad.to(out), **detached(arguments), needs_grad=[True] * 6)
+    for expected, gradient in zip(gradients.values(), alone, strict=True):
+        assert torch.equal(expected, gradient)
+
+
+@pytest.mark.parametrize("layout", [padded(3, 700), packed(700, 0, 257)], ids=["padded", "packed"])
+def test_opcheck_with_states(layout: Layout) -> None:
+    arguments = detached(converted(hyena_mixer_case(layout, 5, 9), torch.float32, "cpu"))
+    library.opcheck(torch.ops.hyenarec.hyena_mixer_with_states.default, (), arguments)
 
 
 @pytest.mark.parametrize("device", DEVICES)

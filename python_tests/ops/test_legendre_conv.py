@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from op_cases import (
+    LARGE_RESULTS,
     OPTIONAL,
     PACKED_LENGTHS,
     SCAN_LENGTHS,
@@ -20,8 +21,17 @@ from op_cases import (
     padded,
     random,
 )
-from op_checks import DEVICES, HALF_TYPES, assert_matches_oracle, converted, error, solve
-from torch import Tensor
+from op_checks import (
+    DEVICES,
+    HALF_TYPES,
+    assert_each_sequence_is_the_same_alone,
+    assert_matches_oracle,
+    converted,
+    detached,
+    error,
+    solve,
+)
+from torch import Tensor, library
 
 from hyenarec import ops
 
@@ -66,6 +76,41 @@ def test_long_history_has_the_same_bits_in_any_batch() -> None:
         alone = arguments | {name: parts[i] for name, parts in per_event.items()}
         alone["offsets"] = torch.tensor([0, length])
         assert torch.equal(ops.legendre_conv(**alone), of_all[i]), length
+
+
+@pytest.mark.parametrize(("channels", "dtype"), LARGE_RESULTS)
+def test_large_results_have_all_channels(channels: int, dtype: torch.dtype) -> None:
+    layout = padded(14, 2**18 // channels)
+    arguments = converted(legendre_conv_case(layout, channels, 9), dtype, "cpu")
+    assert_each_sequence_is_the_same_alone("legendre_conv", arguments, {"u", "pre_gate", "post_gate"})
+
+
+def test_backward_without_saved_states() -> None:
+    """Whoever calls the backward operator by itself need not have them: the same bits."""
+    arguments = converted(legendre_conv_case(packed(*LONG_PACKED), 20, 9, 600), torch.float32, "cpu")
+    grad = random(*arguments["u"].shape, seed=7).float()
+    _, gradients = solve(ops.legendre_conv, arguments, grad)
+    alone = torch.ops.hyenarec.legendre_conv_backward(grad, **detached(arguments), needs_grad=[True] * 6)
+    for expected, gradient in zip(gradients.values(), alone, strict=True):
+        assert torch.equal(expected, gradient)
+
+
+@pytest.mark.parametrize(
+    ("layout", "rows"), [(padded(3, 700), 6), (padded(0, 700), 0), (packed(*LONG_PACKED), 11)]
+)
+def test_opcheck_with_states(layout: Layout, rows: int) -> None:
+    """Sections are of 256 events here: a sequence of 700 hands on two states."""
+    arguments = detached(converted(legendre_conv_case(layout, 5, 9, 700), torch.float32, "cpu"))
+    op = torch.ops.hyenarec.legendre_conv_with_states.default
+    library.opcheck(op, (), arguments)
+    assert op(**arguments)[1].shape == (rows, 9, 5)
+
+
+def test_states_of_another_shape_are_refused() -> None:
+    arguments = detached(converted(legendre_conv_case(padded(3, 700), 5, 9, 700), torch.float32, "cpu"))
+    arguments |= {"grad": arguments["u"], "needs_grad": [True] * 6, "states": torch.zeros(5, 9, 5)}
+    with pytest.raises(RuntimeError, match=r"states must be \[rows, N, D\] with rows = 6, got \[5, 9, 5\]"):
+        torch.ops.hyenarec.legendre_conv_backward(**arguments)
 
 
 def test_long_inputs_gradient_needs_no_other() -> None:

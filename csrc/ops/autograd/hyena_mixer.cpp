@@ -5,6 +5,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <tuple>
+
 #include "needed_gradients.h"
 
 namespace hyenarec {
@@ -27,13 +29,20 @@ class HyenaMixer : public torch::autograd::Function<HyenaMixer> {
       const at::Tensor& decay,
       const c10::SymInt& horizon,
       const at::Tensor& skip,
-      const OptionalTensor& offsets) {
+      const OptionalTensor& offsets,
+      bool save_states) {
     at::AutoDispatchBelowADInplaceOrView guard;
+    at::Tensor out, states;
+    if (save_states)
+      std::tie(out, states) =
+          hyena_mixer_with_states(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
+    else
+      out = hyena_mixer(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
     ctx->save_for_backward(
         {x, short_weight, short_bias.value_or(at::Tensor()), coeffs, decay, skip,
-         offsets.value_or(at::Tensor())});
+         offsets.value_or(at::Tensor()), states});
     ctx->saved_data["horizon"] = horizon;
-    return hyena_mixer(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
+    return out;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -41,7 +50,7 @@ class HyenaMixer : public torch::autograd::Function<HyenaMixer> {
     const auto needed = needed_gradients<6>(ctx, saved);
     const auto [x, short_weight, short_bias, coeffs, decay, skip] = hyena_mixer_backward(
         grads[0], saved[0], saved[1], optional(saved[2]), saved[3], saved[4],
-        ctx->saved_data["horizon"].toSymInt(), saved[5], optional(saved[6]), needed);
+        ctx->saved_data["horizon"].toSymInt(), saved[5], optional(saved[6]), needed, optional(saved[7]));
     return {
         if_needed(needed[0], x),
         if_needed(needed[1], short_weight),
@@ -50,7 +59,8 @@ class HyenaMixer : public torch::autograd::Function<HyenaMixer> {
         if_needed(needed[4], decay),
         at::Tensor(),  // horizon
         if_needed(needed[5], skip),
-        at::Tensor()};  // offsets
+        at::Tensor(),   // offsets
+        at::Tensor()};  // save_states
   }
 };
 
@@ -63,7 +73,9 @@ at::Tensor hyena_mixer_autograd(
     c10::SymInt horizon,
     const at::Tensor& skip,
     const OptionalTensor& offsets) {
-  return HyenaMixer::apply(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
+  const bool save_states =
+      x.is_cpu() && any_needs_gradient({x, short_weight, short_bias, coeffs, decay, skip});
+  return HyenaMixer::apply(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets, save_states);
 }
 
 }  // namespace
@@ -71,6 +83,7 @@ at::Tensor hyena_mixer_autograd(
 
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
   m.impl("hyena_mixer", hyenarec::hyena_mixer_autograd);
+  m.impl("hyena_mixer_with_states", torch::autograd::autogradNotImplementedFallback());
   // Second derivatives raise: "derivative for hyenarec::hyena_mixer_backward is not implemented".
   m.impl("hyena_mixer_backward", torch::autograd::autogradNotImplementedFallback());
 }

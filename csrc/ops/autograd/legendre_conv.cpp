@@ -5,6 +5,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <tuple>
+
 #include "needed_gradients.h"
 
 namespace hyenarec {
@@ -27,13 +29,20 @@ class LegendreConv : public torch::autograd::Function<LegendreConv> {
       const OptionalTensor& skip,
       const OptionalTensor& pre_gate,
       const OptionalTensor& post_gate,
-      const OptionalTensor& offsets) {
+      const OptionalTensor& offsets,
+      bool save_states) {
     at::AutoDispatchBelowADInplaceOrView guard;
+    at::Tensor out, states;
+    if (save_states)
+      std::tie(out, states) =
+          legendre_conv_with_states(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
+    else
+      out = legendre_conv(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
     ctx->save_for_backward(
         {u, coeffs, decay, skip.value_or(at::Tensor()), pre_gate.value_or(at::Tensor()),
-         post_gate.value_or(at::Tensor()), offsets.value_or(at::Tensor())});
+         post_gate.value_or(at::Tensor()), offsets.value_or(at::Tensor()), states});
     ctx->saved_data["horizon"] = horizon;
-    return legendre_conv(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
+    return out;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -41,7 +50,7 @@ class LegendreConv : public torch::autograd::Function<LegendreConv> {
     const auto needed = needed_gradients<6>(ctx, saved);
     const auto [u, coeffs, decay, skip, pre_gate, post_gate] = legendre_conv_backward(
         grads[0], saved[0], saved[1], saved[2], ctx->saved_data["horizon"].toSymInt(), optional(saved[3]),
-        optional(saved[4]), optional(saved[5]), optional(saved[6]), needed);
+        optional(saved[4]), optional(saved[5]), optional(saved[6]), needed, optional(saved[7]));
     return {
         if_needed(needed[0], u),
         if_needed(needed[1], coeffs),
@@ -50,7 +59,8 @@ class LegendreConv : public torch::autograd::Function<LegendreConv> {
         if_needed(needed[3], skip),
         if_needed(needed[4], pre_gate),
         if_needed(needed[5], post_gate),
-        at::Tensor()};  // offsets
+        at::Tensor(),   // offsets
+        at::Tensor()};  // save_states
   }
 };
 
@@ -63,7 +73,8 @@ at::Tensor legendre_conv_autograd(
     const OptionalTensor& pre_gate,
     const OptionalTensor& post_gate,
     const OptionalTensor& offsets) {
-  return LegendreConv::apply(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
+  const bool save_states = u.is_cpu() && any_needs_gradient({u, coeffs, decay, skip, pre_gate, post_gate});
+  return LegendreConv::apply(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets, save_states);
 }
 
 }  // namespace
@@ -71,6 +82,7 @@ at::Tensor legendre_conv_autograd(
 
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
   m.impl("legendre_conv", hyenarec::legendre_conv_autograd);
+  m.impl("legendre_conv_with_states", torch::autograd::autogradNotImplementedFallback());
   // Second derivatives raise: "derivative for hyenarec::legendre_conv_backward is not implemented".
   m.impl("legendre_conv_backward", torch::autograd::autogradNotImplementedFallback());
 }

@@ -1,9 +1,12 @@
 // What the backward functions of operators with optional arguments share.
 #pragma once
 
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <array>
+#include <initializer_list>
 #include <optional>
 
 namespace hyenarec {
@@ -11,6 +14,14 @@ namespace hyenarec {
 // Saved variables hold an absent optional argument as an undefined tensor.
 inline std::optional<at::Tensor> optional(const at::Tensor& saved) {
   return saved.defined() ? std::optional<at::Tensor>(saved) : std::nullopt;
+}
+
+// Whether what is computed of these arguments will have a backward pass.
+inline bool any_needs_gradient(std::initializer_list<std::optional<at::Tensor>> arguments) {
+  return at::GradMode::is_enabled() &&
+         std::any_of(arguments.begin(), arguments.end(), [](const std::optional<at::Tensor>& argument) {
+           return argument && argument->requires_grad();
+         });
 }
 
 // Which of the first `count` saved variables, the operator's tensor arguments in its order, need a gradient.

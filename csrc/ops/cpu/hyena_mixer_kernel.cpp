@@ -9,6 +9,7 @@
 #include "../argument_checks.h"
 #include "../channels_last.h"
 #include "../hyena_mixer.h"
+#include "../legendre_states.h"
 #include "../short_conv.h"
 #include "legendre_call.h"
 #include "result_writer.h"
@@ -311,7 +312,8 @@ void store_filter_grads(
   }
 }
 
-at::Tensor hyena_mixer_cpu(
+// `states` takes what the backward pass needs, see legendre_states.h; undefined: nothing will.
+at::Tensor mix(
     const at::Tensor& x,
     const at::Tensor& short_weight,
     const std::optional<at::Tensor>& short_bias,
@@ -319,9 +321,9 @@ at::Tensor hyena_mixer_cpu(
     const at::Tensor& decay,
     int64_t horizon,
     const at::Tensor& skip,
-    const std::optional<at::Tensor>& offsets) {
+    const std::optional<at::Tensor>& offsets,
+    const at::Tensor& states) {
   const char* op = "hyena_mixer";
-  detail::check_hyena_mixer_arguments(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
   detail::check_cpu_activation_type({op, "x", x});
   detail::check_decay_values(op, decay);
   const auto starts = contiguous_or_undefined(offsets);
@@ -348,11 +350,38 @@ at::Tensor hyena_mixer_cpu(
         {},
         scan::go_past_cache({out})};
     Call<compute_t> call(sequences, coeffs, decay, skip, horizon);
-    call.forward([&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
+    call.forward(states, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return MixedRows<decltype(lanes), scalar_t>(mixer, call.chunk(), task, nullptr);
     });
   });
   return out;
+}
+
+at::Tensor hyena_mixer_cpu(
+    const at::Tensor& x,
+    const at::Tensor& short_weight,
+    const std::optional<at::Tensor>& short_bias,
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    int64_t horizon,
+    const at::Tensor& skip,
+    const std::optional<at::Tensor>& offsets) {
+  detail::check_hyena_mixer_arguments(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
+  return mix(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets, {});
+}
+
+std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states_cpu(
+    const at::Tensor& x,
+    const at::Tensor& short_weight,
+    const std::optional<at::Tensor>& short_bias,
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    int64_t horizon,
+    const at::Tensor& skip,
+    const std::optional<at::Tensor>& offsets) {
+  detail::check_hyena_mixer_arguments(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
+  const auto states = detail::empty_legendre_states(x, coeffs, horizon, offsets);
+  return {mix(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets, states), states};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> hyena_mixer_backward_cpu(
@@ -365,10 +394,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     int64_t horizon,
     const at::Tensor& skip,
     const std::optional<at::Tensor>& offsets,
-    std::array<bool, 6> needs_grad) {
+    std::array<bool, 6> needs_grad,
+    const std::optional<at::Tensor>& states) {
   const char* op = "hyena_mixer_backward";
   detail::check_hyena_mixer_backward_arguments(
-      grad, x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
+      grad, x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets, states);
   detail::check_cpu_activation_type({op, "x", x});
   detail::check_decay_values(op, decay);
   const auto starts = contiguous_or_undefined(offsets);
@@ -384,6 +414,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   const bool through_short_conv = needs_grad[0] || want_weight || want_bias;
   const Wanted wanted{
       through_short_conv, through_short_conv, needs_grad[3] || needs_grad[4] || needs_grad[5]};
+  const auto saved = states ? states->contiguous()
+                            : std::get<1>(hyena_mixer_with_states_cpu(
+                                  x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets));
 
   const auto rows = with_unit_channel_stride(x), grads = with_unit_channel_stride(grad);
   const auto taps = short_weight.t().contiguous();
@@ -405,7 +438,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     if (needs_grad[0]) mixer.x_grad = activation_of(x_grad.mutable_data_ptr<scalar_t>(), x_grad);
     Call<compute_t> call(sequences, coeffs, decay, skip, horizon);
     auto sums = call.make_sums(mixer.sum_rows());
-    gradients = call.backward(wanted, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
+    gradients = call.backward(wanted, saved, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return MixedRows<decltype(lanes), scalar_t>(mixer, call.chunk(), task, &sums);
     });
     if (want_weight || want_bias) store_filter_grads(call, sums, mixer, want_weight, weight_grad, bias_grad);
@@ -425,5 +458,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
   m.impl("hyena_mixer", hyenarec::hyena_mixer_cpu);
+  m.impl("hyena_mixer_with_states", hyenarec::hyena_mixer_with_states_cpu);
   m.impl("hyena_mixer_backward", hyenarec::hyena_mixer_backward_cpu);
 }

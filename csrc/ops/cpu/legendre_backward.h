@@ -1,5 +1,6 @@
-// The scan's backward pass over a task: once forward for the states, which are kept, then everything else from the
-// last chunk to the first.
+// The scan's backward pass over a task, from the last section to the first: each once forwards for its chunks' states,
+// from those that the forward pass handed on to it, then everything else from its last chunk to its first. So what is
+// kept meanwhile is that of one section, and its inputs are still in a cache when they are read again.
 #pragma once
 
 #include <algorithm>
@@ -53,74 +54,74 @@ HYENAREC_INLINE void flush(V* shares, int64_t rows, double* sums) {
 template <typename V>
 class BackwardMemory {
  public:
+  // Of the section at hand: the states that it was handed and its moments, for the sequences that go on after it.
+  StateRows<V> handed_on, section_moments;
   StateRows<V> grads;            // of the states that chunks end with, then of those they start with
   StateRows<V> handed_on_grads;  // the same of the states between sections
   StateRows<V> moment_grads, section_moment_grads;
   V* local;  // [N]
   DirectBasis<V> basis{nullptr};
 
-  // With `keep` there is room for the states and moments of all chunks and sections.
-  BackwardMemory(Scratch& scratch, const Task& task, const Scan<V>& scan, bool keep)
+  // With `keep` there is room for the states and moments of a section's chunks. `reached`: the contractions that the
+  // task's sequences need, the first of the call's.
+  BackwardMemory(
+      Scratch& scratch,
+      const Task& task,
+      const Scan<V>& scan,
+      const Contractions<LaneOf<V>>& reached,
+      bool keep)
       : n_(scan.num_coeffs()),
         vectors_(task.vectors),
-        section_chunks_(scan.tables.section / scan.chunk()),
         sum_rows_(SumRows(scan.tables).count),
-        product_rows_(scan.contractions.rows_within) {
+        product_rows_(reached.rows_within) {
     const Group& group = task.group;
-    const int64_t chunks = count_kept(group, scan.chunk(), keep, before_chunk_);
-    const int64_t sections = count_kept(group, scan.tables.section, keep, before_section_);
+    int64_t most_state = 0, most_moments = 0;  // of any chunk
     for (int64_t index = 0; index * scan.tables.section < group.longest(); ++index) {
       const Section<V> section(scan, index);
       for (int64_t i = 0; i < section.chunks(); ++i) {
-        most_moments_ = std::max(most_moments_, section.num_moments(i));
-        if (section.has_past(i)) most_state_ = std::max(most_state_, section.tables.chunks[i].num_state);
+        most_moments = std::max(most_moments, section.num_moments(i));
+        if (section.has_past(i)) most_state = std::max(most_state, section.tables.chunks[i].num_state);
       }
     }
-    const int64_t going_on = group.longer_than(scan.chunk());
-    const int64_t passing = group.longer_than(scan.tables.section);
-    const int64_t kept = vectors_ * (chunks * (most_state_ + most_moments_) + sections * 2 * n_);
-    const int64_t cleared = vectors_ * (going_on * most_state_ + passing * n_ + sum_rows_ + product_rows_);
+    // Of the sequences of these all others are a part.
+    const int64_t going_on = group.longer_than(scan.chunk()) * vectors_;
+    const int64_t passing = group.longer_than(scan.tables.section) * vectors_;
+    const int64_t in_section = std::min(group.longest(), scan.tables.section);
+    const int64_t chunks = keep ? (in_section + scan.chunk() - 1) / scan.chunk() : 0;
+    const int64_t kept = chunks * going_on * (most_state + most_moments) + 2 * passing * n_;
+    const int64_t cleared = going_on * most_state + passing * n_ + vectors_ * (sum_rows_ + product_rows_);
     const int64_t others =
-        vectors_ * (going_on * most_moments_ + passing * n_) + 2 * n_ * n_ + n_ + DirectBasis<V>::size(n_);
+        going_on * most_moments + passing * n_ + 2 * n_ * n_ + n_ + DirectBasis<V>::size(n_);
     V* next = scratch.get<V>(kept + cleared + others);
     const auto take = [&](int64_t size) { return std::exchange(next, next + size); };
-    states_ = take(chunks * vectors_ * most_state_);
-    moments_ = take(chunks * vectors_ * most_moments_);
-    handed_on_ = take(sections * vectors_ * n_);
-    section_moments_ = take(sections * vectors_ * n_);
+    const auto take_rows = [&](int64_t count, int64_t pitch) {
+      return StateRows<V>{take(count * pitch), vectors_, pitch};
+    };
+    states_ = take_rows(chunks * going_on, most_state);
+    moments_ = take_rows(chunks * going_on, most_moments);
+    members_ = going_on;
+    handed_on = take_rows(passing, n_);
+    section_moments = take_rows(passing, n_);
     std::fill_n(next, cleared, V{});
-    grads = {take(going_on * vectors_ * most_state_), vectors_, most_state_};
-    handed_on_grads = {take(passing * vectors_ * n_), vectors_, n_};
+    grads = take_rows(going_on, most_state);
+    handed_on_grads = take_rows(passing, n_);
     shares_ = take(vectors_ * sum_rows_);
     products_ = take(vectors_ * product_rows_);
-    moment_grads = {take(going_on * vectors_ * most_moments_), vectors_, most_moments_};
-    section_moment_grads = {take(passing * vectors_ * n_), vectors_, n_};
+    moment_grads = take_rows(going_on, most_moments);
+    section_moment_grads = take_rows(passing, n_);
     between_products_ = take(2 * n_ * n_);
     local = take(n_);
     basis = DirectBasis<V>(next);
   }
 
-  // The states that a chunk starts with, for the sequences that have it; not for the first chunk of all.
-  HYENAREC_INLINE StateRows<V> states(int64_t section, int64_t i) const {
-    const int64_t before = before_chunk_[section * section_chunks_ + i - 1];
-    return {states_ + before * vectors_ * most_state_, vectors_, most_state_};
-  }
-  // The moments of a chunk, for the sequences that go on after it.
-  HYENAREC_INLINE StateRows<V> moments(int64_t section, int64_t i) const {
-    const int64_t before = before_chunk_[section * section_chunks_ + i];
-    return {moments_ + before * vectors_ * most_moments_, vectors_, most_moments_};
-  }
-  // The states that a section, at least 1, is handed; the moments of one, for the sequences that go on after it.
-  HYENAREC_INLINE StateRows<V> handed_on(int64_t section) const {
-    return {handed_on_ + before_section_[section - 1] * vectors_ * n_, vectors_, n_};
-  }
-  HYENAREC_INLINE StateRows<V> section_moments(int64_t section) const {
-    return {section_moments_ + before_section_[section] * vectors_ * n_, vectors_, n_};
-  }
+  // The states that the section's chunk i starts with, for the sequences that have it, if it has a past.
+  HYENAREC_INLINE StateRows<V> states(int64_t i) const { return of_chunk(states_, i); }
+  // Its moments, for the sequences that go on after it.
+  HYENAREC_INLINE StateRows<V> moments(int64_t i) const { return of_chunk(moments_, i); }
   // Names what is kept of a sequence's chunk to a LookAhead that fetches `rows` rows.
-  HYENAREC_INLINE void watch(int64_t section, int64_t i, int64_t s, int64_t rows, LookAhead& ahead) const {
+  HYENAREC_INLINE void watch(int64_t i, int64_t s, int64_t rows, LookAhead& ahead) const {
     if (rows == 0) return;
-    for (const auto& kept : {states(section, i), moments(section, i)}) {
+    for (const auto& kept : {states(i), moments(i)}) {
       const int64_t bytes = (kept.size(1) * sizeof(V) + rows - 1) / rows;
       ahead.read(kept.of(s, 0), bytes, bytes);
     }
@@ -135,21 +136,13 @@ class BackwardMemory {
   HYENAREC_INLINE Members<V> between_products() const { return {between_products_, n_ * n_}; }
 
  private:
-  // before[i]: how many rows are kept of the intervals before interval i, one for each sequence that goes on after
-  // it; none at all without `keep`. Returns the sum.
-  static int64_t count_kept(const Group& group, int64_t interval, bool keep, std::vector<int64_t>& before) {
-    int64_t kept = 0;
-    for (int64_t end = interval; end < group.longest(); end += interval) {
-      before.push_back(kept);
-      if (keep) kept += group.longer_than(end);
-    }
-    return kept;
+  HYENAREC_INLINE StateRows<V> of_chunk(const StateRows<V>& all, int64_t i) const {
+    return {all.data + i * members_ * all.pitch, vectors_, all.pitch};
   }
 
-  const int64_t n_, vectors_, section_chunks_, sum_rows_, product_rows_;
-  std::vector<int64_t> before_chunk_, before_section_;
-  int64_t most_state_ = 0, most_moments_ = 0;  // of any chunk
-  V *states_, *moments_, *handed_on_, *section_moments_;
+  const int64_t n_, vectors_, sum_rows_, product_rows_;
+  int64_t members_;  // vectors of sequences that are kept of a chunk
+  StateRows<V> states_, moments_;
   V *shares_, *products_, *between_products_;
 };
 
@@ -169,7 +162,7 @@ HYENAREC_INLINE void keep_moments(
     source.load_input(s, begin, chunk, buffers.z);
     const Place next = next_place(task.group, s, begin, going_on, chunk, chunk);
     LookAhead ahead(next.rows, task.vectors);
-    if (next.rows > 0) source.watch_inputs(next.s, next.begin, ahead);
+    if (next.rows > 0 && next.begin < section.end) source.watch_inputs(next.s, next.begin, ahead);
     for (int64_t v = 0; v < task.vectors; ++v) {
       ahead.fetch();
       take_moments(
@@ -179,43 +172,33 @@ HYENAREC_INLINE void keep_moments(
   }
 }
 
-// Computes the states that chunks and sections start with and their moments, and keeps them.
+// Computes the states that a section's chunks start with and the moments of chunks and section, and keeps them.
 template <typename V, typename Source>
 HYENAREC_INLINE void keep_states(
-    const Scan<V>& scan, const Task& task, const BackwardMemory<V>& memory, Source& source) {
+    const Section<V>& section,
+    const Task& task,
+    const BackwardMemory<V>& memory,
+    ChunkBuffers<V>& buffers,
+    Source& source) {
   const Group& group = task.group;
-  const int64_t chunk = scan.chunk();
-  ChunkBuffers<V> buffers(chunk);
-  // rows = those before, of which they are a prefix; zeros if there are none.
-  const auto start = [](const StateRows<V>& rows, int64_t sequences, bool has_before, const auto& before) {
-    if (has_before)
-      std::copy_n(before().data, rows.size(sequences), rows.data);
-    else
-      std::fill_n(rows.data, rows.size(sequences), V{});
-  };
-  for (int64_t index = 0; index * scan.tables.section < group.longest(); ++index) {
-    const Section<V> section(scan, index);
-    const int64_t passing = group.longer_than(section.end);
-    if (passing > 0) start(memory.section_moments(index), passing, false, [&] { return StateRows<V>(); });
-    if (index > 0)
-      enter(section, group.longer_than(section.begin), memory.handed_on(index), memory.states(index, 0));
-    for (int64_t i = 0; i < section.chunks(); ++i) {
-      const int64_t going_on = group.longer_than(section.begin + (i + 1) * chunk);
-      if (going_on == 0) break;
-      const auto moments = memory.moments(index, i);
-      keep_moments(section, i, task, moments, buffers, source);
-      if (i + 1 < section.chunks()) {
-        const auto states = memory.states(index, i + 1);
-        start(states, going_on, section.has_past(i), [&] { return memory.states(index, i); });
-        advance_within(section, i, going_on, moments, states);
-      }
-      if (passing > 0) gather_moments(section, i, passing, moments, memory.section_moments(index));
+  const int64_t chunk = section.tables.chunk;
+  const int64_t passing = group.longer_than(section.end);
+  std::fill_n(memory.section_moments.data, memory.section_moments.size(passing), V{});
+  if (section.index > 0) enter(section, group.longer_than(section.begin), memory.handed_on, memory.states(0));
+  for (int64_t i = 0; i < section.chunks(); ++i) {
+    const int64_t going_on = group.longer_than(section.begin + (i + 1) * chunk);
+    if (going_on == 0) break;
+    const auto moments = memory.moments(i);
+    keep_moments(section, i, task, moments, buffers, source);
+    if (i + 1 < section.chunks()) {
+      const auto states = memory.states(i + 1);
+      if (section.has_past(i))
+        std::copy_n(memory.states(i).data, states.size(going_on), states.data);
+      else
+        std::fill_n(states.data, states.size(going_on), V{});
+      advance_within(section, i, going_on, moments, states);
     }
-    if (passing > 0) {
-      const auto handed_on = memory.handed_on(index + 1);
-      start(handed_on, passing, index > 0, [&] { return memory.handed_on(index); });
-      hand_on(section, passing, memory.section_moments(index), handed_on);
-    }
+    if (passing > 0) gather_moments(section, i, passing, moments, memory.section_moments);
   }
 }
 
@@ -246,8 +229,7 @@ HYENAREC_INLINE void take_back(
     for (int m = 0; m < size() && parameters; ++m) {
       std::fill_n(products.of(m), shape.size(), V{});
       add_moment_products(
-          shape, sequences, memory.section_moments(section.index).members(v + m), grads.members(v + m),
-          products.of(m));
+          shape, sequences, memory.section_moments.members(v + m), grads.members(v + m), products.of(m));
     }
     if (parameters)
       add_contracted_grad<size(), V>(
@@ -262,8 +244,7 @@ HYENAREC_INLINE void take_back(
           constants.restriction_change.data(), n, constants.num_state, constants.num_next,
           *scan.weights[v + m].section_step, sequences, grads.members(v + m));
       if (!parameters) continue;
-      const V product =
-          inner_product(grads, memory.handed_on(section.index), v + m, sequences, constants.num_state);
+      const V product = inner_product(grads, memory.handed_on, v + m, sequences, constants.num_state);
       shares.of(m)[rows.far_decay] -= static_cast<LaneOf<V>>(scan.tables.section) * product;
     }
   });
@@ -292,8 +273,7 @@ HYENAREC_INLINE void scatter_moment_grads(
     if (!parameters) continue;
     const auto events_left = static_cast<LaneOf<V>>(scan.tables.section - (i + 1) * scan.chunk());
     memory.shares(v).first[SumRows(scan.tables).far_decay] -=
-        events_left *
-        inner_product(memory.moments(section.index, i), grads, v, sequences, gather.num_moments);
+        events_left * inner_product(memory.moments(i), grads, v, sequences, gather.num_moments);
   }
 }
 
@@ -314,7 +294,7 @@ HYENAREC_INLINE void take_back_within(
     const auto grads = memory.grads.members(v);
     if (parameters)
       add_moment_products(
-          shape, sequences, memory.moments(section.index, i).members(v), grads,
+          shape, sequences, memory.moments(i).members(v), grads,
           memory.products(v).first + section.part.rows[i]);
     add_moment_grads(section.contracted(i, v), shape, sequences, grads, memory.moment_grads.members(v));
     if (!section.has_past(i)) continue;
@@ -322,8 +302,7 @@ HYENAREC_INLINE void take_back_within(
         constants.restriction_change.data(), tables.num_coeffs, constants.num_state, constants.num_next,
         *scan.weights[v].chunk_step, sequences, grads);
     if (!parameters) continue;
-    const V product =
-        inner_product(memory.grads, memory.states(section.index, i), v, sequences, constants.num_state);
+    const V product = inner_product(memory.grads, memory.states(i), v, sequences, constants.num_state);
     memory.shares(v).first[SumRows(scan.tables).far_decay] -= static_cast<LaneOf<V>>(tables.chunk) * product;
   }
 }
@@ -378,10 +357,16 @@ HYENAREC_INLINE void backward_chunk(
     const int64_t last = padded(rows) - 1;
     source.load_input(s, begin, rows, buffers.z);
     source.load_output_grad(s, begin, rows, buffers.dy);
-    const Place next = next_place(group, s, begin, alive, chunk, -chunk);
+    // Behind the section's first chunk, keep_states goes on with the first one of the section before.
+    const bool leaves = i == 0 && s + 1 == alive;
+    const Place next =
+        next_place(group, s, begin, alive, chunk, leaves ? -section.scan.tables.section : -chunk);
     LookAhead ahead(next.rows, 4 * task.vectors);
-    if (next.rows > 0) source.watch_backward(next.s, next.begin, ahead);
-    if (s < going_on && i > 1) memory.watch(section.index, i - 1, s, next.rows, ahead);
+    if (next.rows > 0 && leaves)
+      source.watch_inputs(next.s, next.begin, ahead);
+    else if (next.rows > 0)
+      source.watch_backward(next.s, next.begin, ahead);
+    if (s < going_on && i > 1) memory.watch(i - 1, s, next.rows, ahead);
     const auto* const basis = memory.basis.fill(section, i, rows);
     for (int64_t v = 0; v < task.vectors; ++v) {
       const TileWeights<V>& weights = section.scan.weights[v];
@@ -395,8 +380,8 @@ HYENAREC_INLINE void backward_chunk(
       ahead.fetch();
       if (wanted.parameters || wanted.output)
         evaluate_state(
-            section, i, rows, basis, weights, has_past ? memory.states(section.index, i).of(s, v) : nullptr,
-            memory.local, y);
+            section, i, rows, basis, weights, has_past ? memory.states(i).of(s, v) : nullptr, memory.local,
+            y);
       if (wanted.parameters && has_past) shares[rows_of.far_decay] -= weighted_product(dy, y, rows, lag);
       if (wanted.output) add_near<1>(weights.near, z, y, padded(rows));
       ahead.fetch();
@@ -442,60 +427,46 @@ HYENAREC_INLINE void leave(const Section<V>& section, int64_t sequences, const B
   }
 }
 
-// The transposed scan, from the last chunk to the first.
-template <typename V, typename Source>
+// The transposed scan through a section, from its last chunk to its first. `flush_chunks(sequences)` is called after
+// each.
+template <typename V, typename Source, typename FlushChunks>
 HYENAREC_INLINE void sweep_backwards(
-    const Scan<V>& scan,
+    const Section<V>& section,
     const Task& task,
     const Wanted& wanted,
     const BackwardMemory<V>& memory,
+    ChunkBuffers<V>& buffers,
     Source& source,
-    double* const* sums) {
-  const int64_t chunk = scan.chunk();
-  const SumRows rows_of(scan.tables);
+    const FlushChunks& flush_chunks) {
+  const int64_t chunk = section.tables.chunk;
   const Group& group = task.group;
-  ChunkBuffers<V> buffers(chunk);
-  const auto flush_rows = [&](int64_t first, int64_t end) HYENAREC_INLINE_LAMBDA {
-    for (int64_t v = 0; v < task.vectors && wanted.parameters; ++v)
-      flush(memory.shares(v).first + first, end - first, sums[v] + first * simd::kLanes<V>);
-  };
-  int64_t unflushed = 0;  // sequences' chunks
-  for (int64_t index = (group.longest() - 1) / scan.tables.section; index >= 0; --index) {
-    const Section<V> section(scan, index);
-    const int64_t passing = group.longer_than(section.end);
-    if (passing > 0) {
-      take_back(section, passing, wanted.parameters, memory);
-      flush_rows(rows_of.between, rows_of.lags);
-    }
-    const int64_t last =
-        std::min(section.chunks(), (group.longest() - section.begin + chunk - 1) / chunk) - 1;
-    for (int64_t i = last; i >= 0; --i) {
-      const int64_t going_on = group.longer_than(section.begin + (i + 1) * chunk);
-      std::fill_n(memory.moment_grads.data, memory.moment_grads.size(going_on), V{});
-      if (passing > 0) scatter_moment_grads(section, i, passing, wanted.parameters, memory);
-      if (going_on > 0 && i + 1 < section.chunks())
-        take_back_within(section, i, going_on, wanted.parameters, memory);
-      backward_chunk(section, i, task, wanted, memory, buffers, source);
-      unflushed += group.longer_than(section.begin + i * chunk);
-      if (unflushed >= kTaskSequences || (index == 0 && i == 0)) {
-        flush_rows(rows_of.lags, rows_of.count);
-        unflushed = 0;
-      }
-      source.end_chunk();
-    }
-    if (index > 0) leave(section, group.longer_than(section.begin), memory);
+  const int64_t passing = group.longer_than(section.end);
+  const int64_t last = std::min(section.chunks(), (group.longest() - section.begin + chunk - 1) / chunk) - 1;
+  for (int64_t i = last; i >= 0; --i) {
+    const int64_t going_on = group.longer_than(section.begin + (i + 1) * chunk);
+    std::fill_n(memory.moment_grads.data, memory.moment_grads.size(going_on), V{});
+    if (passing > 0) scatter_moment_grads(section, i, passing, wanted.parameters, memory);
+    if (going_on > 0 && i + 1 < section.chunks())
+      take_back_within(section, i, going_on, wanted.parameters, memory);
+    backward_chunk(section, i, task, wanted, memory, buffers, source);
+    flush_chunks(group.longer_than(section.begin + i * chunk));
+    source.end_chunk();
   }
 }
 
 // Carries the products within sections to the sums of the task.
 template <typename V>
 HYENAREC_INLINE void finish_sums(
-    const Scan<V>& scan, int64_t vectors, const BackwardMemory<V>& memory, double* const* sums) {
+    const Scan<V>& scan,
+    const Contractions<LaneOf<V>>& reached,
+    int64_t vectors,
+    const BackwardMemory<V>& memory,
+    double* const* sums) {
   const SumRows rows_of(scan.tables);
   in_pairs(vectors, [&](auto size, int64_t v) HYENAREC_INLINE_LAMBDA {
     const auto products = memory.products(v), shares = memory.shares(v);
     for (const bool is_cut : {false, true}) {
-      const auto& part = scan.contractions.within(is_cut);
+      const auto& part = reached.within(is_cut);
       const int64_t row = is_cut ? rows_of.cut : rows_of.whole;
       for (int64_t i = 0; i < part.count(); ++i) {
         add_contracted_grad<size(), V>(
@@ -514,14 +485,43 @@ HYENAREC_INLINE void backward_task(
     const Scan<V>& scan,
     const Task& task,
     const Wanted& wanted,
+    const SavedStates<LaneOf<V>>& saved,
     Source& source,
     Scratch& scratch,
     double* const* sums) {
+  const SumRows rows_of(scan.tables);
+  const Group& group = task.group;
   const bool needs_states = wanted.output || wanted.parameters;
-  const BackwardMemory<V> memory(scratch, task, scan, needs_states);
-  if (needs_states) keep_states(scan, task, memory, source);
-  sweep_backwards(scan, task, wanted, memory, source, sums);
-  if (wanted.parameters) finish_sums(scan, task.vectors, memory, sums);
+  const Contractions<LaneOf<V>> reached(scan.tables, group.longest());
+  const BackwardMemory<V> memory(scratch, task, scan, reached, needs_states);
+  ChunkBuffers<V> buffers(scan.chunk());
+  const auto flush_rows = [&](int64_t first, int64_t end) HYENAREC_INLINE_LAMBDA {
+    for (int64_t v = 0; v < task.vectors && wanted.parameters; ++v)
+      flush(memory.shares(v).first + first, end - first, sums[v] + first * simd::kLanes<V>);
+  };
+  int64_t unflushed = 0;  // sequences' chunks
+  for (int64_t index = (group.longest() - 1) / scan.tables.section; index >= 0; --index) {
+    const Section<V> section(scan, index);
+    const int64_t passing = group.longer_than(section.end);
+    if (needs_states) {
+      if (index > 0) load_states(saved, section, task, memory.handed_on);
+      keep_states(section, task, memory, buffers, source);
+    }
+    if (passing > 0) {
+      take_back(section, passing, wanted.parameters, memory);
+      flush_rows(rows_of.between, rows_of.lags);
+    }
+    sweep_backwards(
+        section, task, wanted, memory, buffers, source, [&](int64_t sequences) HYENAREC_INLINE_LAMBDA {
+          unflushed += sequences;
+          if (unflushed < kTaskSequences) return;
+          flush_rows(rows_of.lags, rows_of.count);
+          unflushed = 0;
+        });
+    if (index > 0) leave(section, group.longer_than(section.begin), memory);
+  }
+  flush_rows(rows_of.lags, rows_of.count);
+  if (wanted.parameters) finish_sums(scan, reached, task.vectors, memory, sums);
 }
 
 }  // namespace hyenarec::scan

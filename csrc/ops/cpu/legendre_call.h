@@ -34,7 +34,8 @@ class Call {
       const at::Tensor& decay,
       const std::optional<at::Tensor>& skip,
       int64_t horizon)
-      : coeffs_(coeffs.contiguous()),
+      : sequences_(sequences),
+        coeffs_(coeffs.contiguous()),
         decay_(decay.contiguous()),
         skip_(skip ? skip->contiguous() : at::Tensor()),
         problem_{
@@ -64,19 +65,24 @@ class Call {
 
   int64_t chunk() const { return problem_.chunk(); }
 
-  // make_source(V{}, task) gives the Source of a task.
+  // make_source(V{}, task) gives the Source of a task. `states`, shaped by empty_legendre_states, takes those that the
+  // backward pass needs; undefined: there will be none.
   template <typename MakeSource>
-  void forward(const MakeSource& make_source) {
+  void forward(const at::Tensor& states, const MakeSource& make_source) {
+    const auto saved = saved_states(states);
+    if (saved.data)
+      states.narrow(0, saved.rows, states.size(0) - saved.rows).zero_();  // none is left undefined
     for_each_task([&](auto lanes, const Task& task, Scratch& scratch) HYENAREC_INLINE_LAMBDA {
       using V = decltype(lanes);
       auto source = make_source(lanes, task);
       const Weights<V> weights(*this, task);
-      forward_task<V>({*problem_.tables, contractions_, weights.of_vector}, task, source, scratch);
+      forward_task<V>({*problem_.tables, contractions_, weights.of_vector}, task, saved, source, scratch);
     });
   }
 
   template <typename MakeSource>
-  ParameterGradients backward(const Wanted& wanted, const MakeSource& make_source) {
+  ParameterGradients backward(const Wanted& wanted, const at::Tensor& states, const MakeSource& make_source) {
+    const auto saved = saved_states(states);
     auto sums = make_sums(SumRows(*problem_.tables).count);
     for_each_task([&](auto lanes, const Task& task, Scratch& scratch) HYENAREC_INLINE_LAMBDA {
       using V = decltype(lanes);
@@ -85,7 +91,7 @@ class Call {
       double* sums_of_vector[kMaxVectors];
       for (int64_t v = 0; v < task.vectors; ++v) sums_of_vector[v] = sums.of(task, v);
       backward_task<V>(
-          {*problem_.tables, contractions_, weights.of_vector}, task, wanted, source, scratch,
+          {*problem_.tables, contractions_, weights.of_vector}, task, wanted, saved, source, scratch,
           sums_of_vector);
     });
     return wanted.parameters ? parameter_gradients(sums) : ParameterGradients{};
@@ -118,6 +124,19 @@ class Call {
       return {reinterpret_cast<const V*>(call.weights_at(vector)), call.problem_.chunk()};
     }
   };
+
+  SavedStates<compute_t> saved_states(const at::Tensor& states) const {
+    SavedStates<compute_t> saved;
+    if (!states.defined()) return saved;
+    saved.data = states.mutable_data_ptr<compute_t>();
+    saved.num_coeffs = problem_.num_coeffs();
+    saved.channels = problem_.channels;
+    for (int64_t s = 0; s < sequences_.count; ++s) {
+      saved.first_row.push_back(saved.rows);
+      saved.rows += std::max<int64_t>(sequences_.size(s) - 1, 0) / problem_.tables->section;
+    }
+    return saved;
+  }
 
   int64_t groups() const { return static_cast<int64_t>(problem_.groups.size()); }
   int64_t weight_rows() const { return plain_weight_rows(problem_.chunk()) + contractions_.rows; }
@@ -203,6 +222,7 @@ class Call {
     return gradients;
   }
 
+  const Sequences sequences_;
   const at::Tensor coeffs_, decay_, skip_;
   const Problem<compute_t> problem_;
   const Contractions<compute_t> contractions_;

@@ -7,6 +7,7 @@
 #include "../argument_checks.h"
 #include "../channels_last.h"
 #include "../legendre_conv.h"
+#include "../legendre_states.h"
 #include "legendre_call.h"
 #include "result_writer.h"
 
@@ -154,7 +155,8 @@ Activation<scalar_t> result_of(const at::Tensor& tensor, bool wanted) {
   return activation_of(tensor.mutable_data_ptr<scalar_t>(), tensor);
 }
 
-at::Tensor legendre_conv_cpu(
+// `states` takes what the backward pass needs, see legendre_states.h; undefined: nothing will.
+at::Tensor convolve(
     const at::Tensor& u,
     const at::Tensor& coeffs,
     const at::Tensor& decay,
@@ -162,9 +164,9 @@ at::Tensor legendre_conv_cpu(
     const std::optional<at::Tensor>& skip,
     const std::optional<at::Tensor>& pre_gate,
     const std::optional<at::Tensor>& post_gate,
-    const std::optional<at::Tensor>& offsets) {
+    const std::optional<at::Tensor>& offsets,
+    const at::Tensor& states) {
   const char* op = "legendre_conv";
-  detail::check_legendre_conv_arguments(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
   detail::check_cpu_activation_type({op, "u", u});
   detail::check_decay_values(op, decay);
   const auto starts = contiguous_or_undefined(offsets);
@@ -188,11 +190,38 @@ at::Tensor legendre_conv_cpu(
         {},
         scan::go_past_cache({out})};
     Call<at::opmath_type<scalar_t>> call(sequences, coeffs, decay, skip, horizon);
-    call.forward([&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
+    call.forward(states, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return GatedRows<decltype(lanes), scalar_t>(activations, task);
     });
   });
   return out;
+}
+
+at::Tensor legendre_conv_cpu(
+    const at::Tensor& u,
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    int64_t horizon,
+    const std::optional<at::Tensor>& skip,
+    const std::optional<at::Tensor>& pre_gate,
+    const std::optional<at::Tensor>& post_gate,
+    const std::optional<at::Tensor>& offsets) {
+  detail::check_legendre_conv_arguments(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
+  return convolve(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets, {});
+}
+
+std::tuple<at::Tensor, at::Tensor> legendre_conv_with_states_cpu(
+    const at::Tensor& u,
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    int64_t horizon,
+    const std::optional<at::Tensor>& skip,
+    const std::optional<at::Tensor>& pre_gate,
+    const std::optional<at::Tensor>& post_gate,
+    const std::optional<at::Tensor>& offsets) {
+  detail::check_legendre_conv_arguments(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
+  const auto states = detail::empty_legendre_states(u, coeffs, horizon, offsets);
+  return {convolve(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets, states), states};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> legendre_conv_backward_cpu(
@@ -205,10 +234,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     const std::optional<at::Tensor>& pre_gate,
     const std::optional<at::Tensor>& post_gate,
     const std::optional<at::Tensor>& offsets,
-    std::array<bool, 6> needs_grad) {
+    std::array<bool, 6> needs_grad,
+    const std::optional<at::Tensor>& states) {
   const char* op = "legendre_conv_backward";
   detail::check_legendre_conv_backward_arguments(
-      grad, u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
+      grad, u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets, states);
   detail::check_cpu_activation_type({op, "u", u});
   detail::check_decay_values(op, decay);
   const auto starts = contiguous_or_undefined(offsets);
@@ -222,6 +252,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   auto post_gate_grad = activation(want_post);
   const Wanted wanted{
       needs_grad[0] || want_pre, want_post, needs_grad[1] || needs_grad[2] || (needs_grad[3] && skip)};
+  const auto saved = states ? states->contiguous()
+                            : std::get<1>(legendre_conv_with_states_cpu(
+                                  u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets));
 
   const auto rows = with_unit_channel_stride(u), grads = with_unit_channel_stride(grad);
   const auto before = readable(pre_gate), after = readable(post_gate);
@@ -240,7 +273,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
         result_of<scalar_t>(post_gate_grad, want_post),
         scan::go_past_cache({u_grad, pre_gate_grad, post_gate_grad})};
     Call<at::opmath_type<scalar_t>> call(sequences, coeffs, decay, skip, horizon);
-    gradients = call.backward(wanted, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
+    gradients = call.backward(wanted, saved, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return GatedRows<decltype(lanes), scalar_t>(activations, task);
     });
   });
@@ -259,5 +292,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
   m.impl("legendre_conv", hyenarec::legendre_conv_cpu);
+  m.impl("legendre_conv_with_states", hyenarec::legendre_conv_with_states_cpu);
   m.impl("legendre_conv_backward", hyenarec::legendre_conv_backward_cpu);
 }

@@ -218,6 +218,43 @@ HYENAREC_INLINE void hand_on(
   }
 }
 
+// Saves the states that a section hands on; `handed_on` has those of `sequences` sequences.
+template <typename V>
+HYENAREC_INLINE void save_states(
+    const SavedStates<LaneOf<V>>& saved,
+    const Section<V>& section,
+    const Task& task,
+    int64_t sequences,
+    const StateRows<V>& handed_on) {
+  for (int64_t s = 0; s < sequences; ++s) {
+    LaneOf<V>* const row = saved.row(task.group.sequences[s], section.index);
+    for (int64_t k = 0; k < saved.num_coeffs; ++k) {
+      for_each_vector<V>(task, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
+        const V value = k < section.between().num_next ? handed_on.of(s, v)[k] : V{};
+        simd::store_first(value, row + k * saved.channels + first_channel<V>(task, v), channels);
+      });
+    }
+  }
+}
+
+// What `save_states` saved for the section, at least the second one.
+template <typename V>
+HYENAREC_INLINE void load_states(
+    const SavedStates<LaneOf<V>>& saved,
+    const Section<V>& section,
+    const Task& task,
+    const StateRows<V>& handed_on) {
+  for (int64_t s = 0; s < task.group.longer_than(section.begin); ++s) {
+    const LaneOf<V>* const row = saved.row(task.group.sequences[s], section.index - 1);
+    for (int64_t k = 0; k < section.between().num_state; ++k) {
+      for_each_vector<V>(task, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
+        handed_on.of(s, v)[k] =
+            simd::load_first<V>(row + k * saved.channels + first_channel<V>(task, v), channels);
+      });
+    }
+  }
+}
+
 // Names the first vector's contraction, with which advance_within begins, to a LookAhead that fetches `rows` rows.
 template <typename V>
 HYENAREC_INLINE void watch_contraction(const Section<V>& section, int64_t i, int64_t rows, LookAhead& ahead) {
@@ -295,9 +332,15 @@ HYENAREC_INLINE void forward_chunk(
   }
 }
 
-// y = kernel * z of every sequence of a task, from first chunk to last.
+// y = kernel * z of every sequence of a task, from first chunk to last. The states that sections hand on are saved if
+// `saved` has memory.
 template <typename V, typename Source>
-HYENAREC_INLINE void forward_task(const Scan<V>& scan, const Task& task, Source& source, Scratch& scratch) {
+HYENAREC_INLINE void forward_task(
+    const Scan<V>& scan,
+    const Task& task,
+    const SavedStates<LaneOf<V>>& saved,
+    Source& source,
+    Scratch& scratch) {
   const Group& group = task.group;
   const int64_t chunk = scan.chunk();
   const ForwardMemory<V> memory(scratch, task, scan);
@@ -314,7 +357,9 @@ HYENAREC_INLINE void forward_task(const Scan<V>& scan, const Task& task, Source&
         advance_within(section, i, going_on, memory.moments, memory.states);
       if (passing > 0) gather_moments(section, i, passing, memory.moments, memory.section_moments);
     }
-    if (passing > 0) hand_on(section, passing, memory.section_moments, memory.handed_on);
+    if (passing == 0) continue;
+    hand_on(section, passing, memory.section_moments, memory.handed_on);
+    if (saved.data) save_states(saved, section, task, passing, memory.handed_on);
   }
 }
 

@@ -20,7 +20,7 @@ class SectionTablesBuilder {
       : horizon_(horizon),
         chunk_(chunk),
         n_(num_coeffs),
-        section_(std::min(horizon, section_chunks(horizon, chunk) * chunk)),
+        section_(section_length(horizon, chunk)),
         ones_(num_coeffs, 1.0),
         between_(horizon, section_, n_, ones_, [this](int64_t lags) { return window_scale(lags); }) {}
 

@@ -16,6 +16,7 @@
 // float32, of 17 coefficients 9 are left for T = 16,384 and R = 512).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -25,11 +26,16 @@
 namespace hyenarec {
 
 // Chunks of a section: about as many as there are sections, but not so few that these cost more than they save.
+constexpr int64_t kLeastSectionChunks = 16;
 inline int64_t section_chunks(int64_t horizon, int64_t chunk) {
-  constexpr int64_t kLeast = 16;
-  int64_t count = kLeast;
+  int64_t count = kLeastSectionChunks;
   while (count * count * chunk < horizon) count *= 2;
   return count;
+}
+
+// Events of a section.
+inline int64_t section_length(int64_t horizon, int64_t chunk) {
+  return std::min(horizon, section_chunks(horizon, chunk) * chunk);
 }
 
 // The scan within a section.
@@ -55,7 +61,7 @@ struct SectionTables {
   int64_t horizon;
   int64_t chunk;
   int64_t num_coeffs;
-  int64_t section;            // S: section_chunks() chunks, or the horizon if that is less
+  int64_t section;            // S: section_length()
   std::vector<double> basis;  // [N, C]: P_n at the first C lags of the horizon
 
   WithinSection<scalar_t> whole;         // a section of S events

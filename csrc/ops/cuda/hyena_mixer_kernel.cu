@@ -100,9 +100,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     c10::SymInt horizon,
     const at::Tensor& skip,
     const OptionalTensor& offsets,
-    std::array<bool, 6> needs_grad) {
+    std::array<bool, 6> needs_grad,
+    const OptionalTensor& states) {
   detail::check_hyena_mixer_backward_arguments(
-      grad, x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
+      grad, x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets, states);
   const c10::cuda::CUDAGuard guard(x.device());
   const int64_t channels = decay.size(0);
   auto grad_x = detail::empty_gradient(needs_grad[0], x);

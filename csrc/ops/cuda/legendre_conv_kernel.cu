@@ -54,9 +54,10 @@ legendre_conv_backward_cuda(
     const OptionalTensor& pre_gate,
     const OptionalTensor& post_gate,
     const OptionalTensor& offsets,
-    std::array<bool, 6> needs_grad) {
+    std::array<bool, 6> needs_grad,
+    const OptionalTensor& states) {
   detail::check_legendre_conv_backward_arguments(
-      grad, u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
+      grad, u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets, states);
   const c10::cuda::CUDAGuard guard(u.device());
   const bool needs_skip = needs_grad[3] && skip;
   auto grad_u = detail::empty_gradient(needs_grad[0], u);

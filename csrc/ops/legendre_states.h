@@ -1,0 +1,30 @@
+// The states of the Legendre scan that a forward pass on the CPU saves for its backward pass: those that sequences hand
+// on from section to section (see cpu/section_tables.h). From them the backward pass finds the states of a section's
+// chunks when it gets there, and needn't walk the whole history before. CUDA's computes them anew.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
+
+#include <optional>
+
+namespace hyenarec::detail {
+
+// Room for them, [rows, N, D] in coeffs' dtype, a sequence's one after another. `activations` are [B, L, ...], or packed
+// [total, ...] with offsets. There may be more rows than states: how many there are depends on the offsets' values.
+at::Tensor empty_legendre_states(
+    const at::Tensor& activations,
+    const at::Tensor& coeffs,
+    const c10::SymInt& horizon,
+    const std::optional<at::Tensor>& offsets);
+
+// Throws unless `states` could be what empty_legendre_states gave.
+void check_legendre_states(
+    const char* op,
+    const at::Tensor& states,
+    const at::Tensor& activations,
+    const at::Tensor& coeffs,
+    const c10::SymInt& horizon,
+    const std::optional<at::Tensor>& offsets);
+
+}  // namespace hyenarec::detail

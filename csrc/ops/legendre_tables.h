@@ -101,8 +101,8 @@ struct LegendreTables {
 };
 
 // The tables for histories of up to `length` events, 0 <= length <= horizon; chunk >= 2; num_state, num_next and
-// num_degrees are N, and chunk 0, which has no state yet, has neither local nor tail. Built in double once and kept; from any thread. Terms are dropped where they are below a quarter
-// of scalar_t's rounding.
+// num_degrees are N, and chunk 0, which has no state yet, has neither local nor tail. Built in double once and kept;
+// from any thread. Terms are dropped where they are below a quarter of scalar_t's rounding.
 template <typename scalar_t>
 std::shared_ptr<const LegendreTables<scalar_t>> legendre_tables(
     int64_t horizon, int64_t chunk, int64_t num_coeffs, int64_t length);

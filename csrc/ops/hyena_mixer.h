@@ -37,8 +37,8 @@ HYENAREC_API at::Tensor hyena_mixer(
     const at::Tensor& skip,
     const std::optional<at::Tensor>& offsets = std::nullopt);
 
-// The same, and the states with which hyena_mixer_backward begins: [rows, N, D] in coeffs' dtype, see
-// legendre_states.h. On the CPU only.
+// The same, and the states with which hyena_mixer_backward begins on a CPU: [rows, N, D] in coeffs' dtype, see
+// legendre_states.h; zeros on CUDA.
 HYENAREC_API std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states(
     const at::Tensor& x,
     const at::Tensor& short_weight,
@@ -52,7 +52,8 @@ HYENAREC_API std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states(
 // Gradients of hyena_mixer from grad (like its result in shape and dtype, any strides): {x, short_weight,
 // short_bias, coeffs, decay, skip}, contiguous, each with its input's shape and dtype. needs_grad selects them
 // in that order; one that is not selected, or whose argument is absent, comes back as an empty tensor of shape
-// [0] in its would-be dtype. Not differentiable: a second derivative raises.
+// [0] in its would-be dtype. `states` are those of hyena_mixer_with_states for the same arguments; without, a CPU may
+// compute them first by a forward pass. Not differentiable: a second derivative raises.
 HYENAREC_API std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
 hyena_mixer_backward(
     const at::Tensor& grad,

@@ -40,8 +40,8 @@ HYENAREC_API at::Tensor legendre_conv(
     const std::optional<at::Tensor>& post_gate = std::nullopt,
     const std::optional<at::Tensor>& offsets = std::nullopt);
 
-// The same, and the states with which legendre_conv_backward begins: [rows, N, D] in coeffs' dtype, see
-// legendre_states.h. On the CPU only.
+// The same, and the states with which legendre_conv_backward begins on a CPU: [rows, N, D] in coeffs' dtype, see
+// legendre_states.h; zeros on CUDA.
 HYENAREC_API std::tuple<at::Tensor, at::Tensor> legendre_conv_with_states(
     const at::Tensor& u,
     const at::Tensor& coeffs,
@@ -55,8 +55,9 @@ HYENAREC_API std::tuple<at::Tensor, at::Tensor> legendre_conv_with_states(
 // Gradients of legendre_conv from grad (like u in shape and dtype, any strides): {u, coeffs, decay, skip,
 // pre_gate, post_gate}, contiguous, each with its input's shape and dtype. needs_grad selects them in that
 // order; one that is not selected, or whose argument is absent, comes back as an empty tensor of shape [0] in
-// its would-be dtype (u's for u and gates, coeffs' for coeffs, decay and skip). Not differentiable: a second
-// derivative raises.
+// its would-be dtype (u's for u and gates, coeffs' for coeffs, decay and skip). `states` are those of
+// legendre_conv_with_states for the same arguments; without, a CPU may compute them first by a forward pass. Not
+// differentiable: a second derivative raises.
 HYENAREC_API std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
 legendre_conv_backward(
     const at::Tensor& grad,

@@ -18,15 +18,16 @@ Shape shape_of_states(
     const at::Tensor& coeffs,
     const c10::SymInt& horizon,
     const std::optional<at::Tensor>& offsets) {
-  // Of the shortest sections that there are: how long they really are depends on the horizon, and must not, where
-  // sizes are symbols.
-  const int64_t chunk = legendre_chunk_length(coeffs.sym_size(1).guard_int(__FILE__, __LINE__));
-  const c10::SymInt section = kLeastSectionChunks * chunk;
+  // All without a branch, which would fix sizes that are symbols to what they are now: a chunk of
+  // legendre_chunk_length(N) events, the shortest sections that a horizon can have (they get longer with it), ...
+  const c10::SymInt is_long = (coeffs.sym_size(1) / (kMostShortChunkCoeffs + 1)).min(1);
+  const c10::SymInt section = kLeastSectionChunks * (kShortChunk + (kLongChunk - kShortChunk) * is_long);
   const auto first = activations.sym_size(0);
-  auto rows = offsets
-                  ? first / section * ((horizon - 1) / section).min(1)  // 0 if none is longer than a section
-                  : first * ((activations.sym_size(1).max(1) - 1) / section);
-  return {std::move(rows), coeffs.sym_size(1), coeffs.sym_size(0)};
+  const auto rows = offsets
+                        ? first / section * ((horizon - 1) / section).min(1)  // 0 if none is longer than that
+                        : first * ((activations.sym_size(1).max(1) - 1) / section);
+  // ... and two rows too many: sizes of 0 and 1 are other graphs.
+  return {rows + 2, coeffs.sym_size(1), coeffs.sym_size(0)};
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // The states of the Legendre scan that a forward pass on the CPU saves for its backward pass: those that sequences hand
 // on from section to section (see cpu/section_tables.h). From them the backward pass finds the states of a section's
-// chunks when it gets there, and needn't walk the whole history before. CUDA's computes them anew.
+// chunks when it gets there, and needn't walk the whole history before. The backward pass on CUDA computes its own.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,7 +11,8 @@
 namespace hyenarec::detail {
 
 // Room for them, [rows, N, D] in coeffs' dtype, a sequence's one after another. `activations` are [B, L, ...], or packed
-// [total, ...] with offsets. There may be more rows than states: how many there are depends on the offsets' values.
+// [total, ...] with offsets. There are more rows than states, for how many these are depends on the horizon's and the offsets'
+// values, but at most one for 256 events (N <= 9) or 512 events, and two.
 at::Tensor empty_legendre_states(
     const at::Tensor& activations,
     const at::Tensor& coeffs,

@@ -5,7 +5,9 @@
 
 namespace hyenarec {
 
-int64_t legendre_chunk_length(int64_t num_coeffs) { return num_coeffs <= 9 ? 16 : 32; }
+int64_t legendre_chunk_length(int64_t num_coeffs) {
+  return num_coeffs <= kMostShortChunkCoeffs ? kShortChunk : kLongChunk;
+}
 
 template <typename scalar_t>
 std::shared_ptr<const LegendreTables<scalar_t>> legendre_tables(

@@ -25,26 +25,22 @@ TORCH_LIBRARY(hyenarec, m) {
       "pre_gate=None, Tensor? post_gate=None, Tensor? offsets=None) -> Tensor");
   m.def(
       "legendre_conv_with_states(Tensor u, Tensor coeffs, Tensor decay, SymInt horizon, Tensor? skip, "
-      "Tensor? "
-      "pre_gate, Tensor? post_gate, Tensor? offsets) -> (Tensor, Tensor)");
+      "Tensor? pre_gate, Tensor? post_gate, Tensor? offsets) -> (Tensor, Tensor)");
   m.def(
       "legendre_conv_backward(Tensor grad, Tensor u, Tensor coeffs, Tensor decay, SymInt horizon, Tensor? "
       "skip, Tensor? pre_gate, Tensor? post_gate, Tensor? offsets, bool[6] needs_grad, Tensor? states=None) "
-      "-> "
-      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   m.def(
       "hyena_mixer(Tensor x, Tensor short_weight, Tensor? short_bias, Tensor coeffs, Tensor decay, SymInt "
       "horizon, Tensor skip, Tensor? offsets=None) -> Tensor");
   m.def(
       "hyena_mixer_with_states(Tensor x, Tensor short_weight, Tensor? short_bias, Tensor coeffs, Tensor "
-      "decay, "
-      "SymInt horizon, Tensor skip, Tensor? offsets) -> (Tensor, Tensor)");
+      "decay, SymInt horizon, Tensor skip, Tensor? offsets) -> (Tensor, Tensor)");
   m.def(
       "hyena_mixer_backward(Tensor grad, Tensor x, Tensor short_weight, Tensor? short_bias, Tensor coeffs, "
       "Tensor decay, SymInt horizon, Tensor skip, Tensor? offsets, bool[6] needs_grad, Tensor? states=None) "
-      "-> "
-      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   m.def(
       "dropout_add_layer_norm(Tensor branch, Tensor? residual, Tensor weight, Tensor bias, float p=0., float "

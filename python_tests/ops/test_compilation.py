@@ -18,6 +18,7 @@ from op_cases import (
     linear_cross_entropy_case,
     packed,
     padded,
+    random,
     short_conv_case,
 )
 from op_checks import CONSTANTS, converted
@@ -236,3 +237,47 @@ def test_compiles_once_with_backward(name: str, backend: str) -> None:
         for eager, other in zip(*results, strict=True):
             torch.testing.assert_close(other, eager)
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_compiles_once_for_one_section_and_for_several(layout: str) -> None:
+    """How many states a forward pass saves, none or many, is a size like others."""
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, dynamic=True, backend=counter)
+    def compiled(u: Tensor, coeffs: Tensor, decay: Tensor, offsets: Tensor | None) -> Tensor:
+        return ops.legendre_conv(u, coeffs, decay, 2000, offsets=offsets)
+
+    for batch, length in ((3, 40), (2, 300), (4, 900)):
+        u = random(batch, length, 7, seed=1).requires_grad_()
+        offsets = None
+        if layout == "packed":
+            u = u.detach().flatten(0, 1).requires_grad_()
+            offsets = torch.arange(batch + 1) * length
+        parameters = random(7, 9, seed=2).requires_grad_(), torch.full((7,), 0.01, dtype=torch.float64)
+        gradients = [
+            torch.autograd.grad(op(u, *parameters, offsets).square().sum(), (u, parameters[0]))
+            for op in (compiled, lambda *a: ops.legendre_conv(*a[:3], 2000, offsets=a[3]))
+        ]
+        for actual, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(actual, expected)
+    assert counter.frame_count == 1
+
+
+def test_exports_with_any_number_of_coefficients() -> None:
+    """Also where they need a gradient: a symbol stays one."""
+
+    class Convolution(torch.nn.Module):
+        def forward(self, u: Tensor, coeffs: Tensor, decay: Tensor) -> Tensor:
+            return ops.legendre_conv(u, coeffs, decay, 2000)
+
+    def inputs(num_coeffs: int) -> tuple[Tensor, ...]:
+        coeffs = random(4, num_coeffs, seed=2).requires_grad_()
+        return random(2, 600, 4, seed=1), coeffs, torch.full((4,), 0.01, dtype=torch.float64)
+
+    sizes = ({}, {1: torch.export.Dim("N", min=2, max=40)}, {})
+    program = torch.export.export(Convolution(), inputs(9), dynamic_shapes=sizes)
+    for num_coeffs in (5, 17):
+        arguments = inputs(num_coeffs)
+        torch.testing.assert_close(program.module()(*arguments), Convolution()(*arguments))

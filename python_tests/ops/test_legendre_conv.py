@@ -28,8 +28,10 @@ from op_checks import (
     assert_matches_oracle,
     converted,
     detached,
+    differentiable,
     error,
     solve,
+    threads,
 )
 from torch import Tensor, library
 
@@ -96,21 +98,50 @@ def test_backward_without_saved_states() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "rows"), [(padded(3, 700), 6), (padded(0, 700), 0), (packed(*LONG_PACKED), 11)]
+    ("layout", "rows"), [(padded(3, 700), 8), (padded(0, 700), 2), (packed(*LONG_PACKED), 13)]
 )
 def test_opcheck_with_states(layout: Layout, rows: int) -> None:
-    """Sections are of 256 events here: a sequence of 700 hands on two states."""
+    """Sections are of 256 events here: a sequence of 700 hands on two states. Two rows are never used."""
     arguments = detached(converted(legendre_conv_case(layout, 5, 9, 700), torch.float32, "cpu"))
     op = torch.ops.hyenarec.legendre_conv_with_states.default
     library.opcheck(op, (), arguments)
     assert op(**arguments)[1].shape == (rows, 9, 5)
 
 
-def test_states_of_another_shape_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [
+        (torch.zeros(5, 9, 5), r"states must be \[rows, N, D\] with rows = 8, got \[5, 9, 5\]"),
+        (torch.zeros(8, 9), r"states must be \[rows, N, D\], got \[8, 9\]"),
+        (torch.zeros(8, 9, 5).double(), "states must be Float like coeffs, got Double"),
+    ],
+)
+def test_other_states_are_refused(states: Tensor, message: str) -> None:
     arguments = detached(converted(legendre_conv_case(padded(3, 700), 5, 9, 700), torch.float32, "cpu"))
-    arguments |= {"grad": arguments["u"], "needs_grad": [True] * 6, "states": torch.zeros(5, 9, 5)}
-    with pytest.raises(RuntimeError, match=r"states must be \[rows, N, D\] with rows = 6, got \[5, 9, 5\]"):
+    arguments |= {"grad": arguments["u"], "needs_grad": [True] * 6, "states": states}
+    with pytest.raises(RuntimeError, match=message):
         torch.ops.hyenarec.legendre_conv_backward(**arguments)
+
+
+def test_gradcheck_of_several_sections() -> None:
+    arguments = converted(legendre_conv_case(packed(300, 0, 7, 257), 2, 3, 600), torch.float64, "cpu")
+    leaves = differentiable(arguments)
+
+    def op(*values: Tensor) -> Tensor:
+        return ops.legendre_conv(**arguments | dict(zip(leaves, values, strict=True)))
+
+    torch.autograd.gradcheck(op, tuple(leaves.values()), fast_mode=True)
+
+
+def test_large_results_of_tasks_that_do_not_fill_lines() -> None:
+    """Rows of 160 bfloat16 do, one vector of channels does not: so narrow are tasks of few sequences."""
+    arguments = converted(legendre_conv_case(padded(2, 12_000), 160, 9), torch.bfloat16, "cpu")
+    expected, expected_gradients = solve(ops.legendre_conv, arguments)
+    with threads(6):
+        out, gradients = solve(ops.legendre_conv, arguments)
+    assert torch.equal(out, expected)
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, expected_gradients[name]), name
 
 
 def test_long_inputs_gradient_needs_no_other() -> None:

@@ -73,6 +73,8 @@ at::Tensor hyena_mixer_autograd(
     c10::SymInt horizon,
     const at::Tensor& skip,
     const OptionalTensor& offsets) {
+  // By device, for once: only the backward pass on a CPU begins with saved states, elsewhere they would take
+  // memory for nothing.
   const bool save_states =
       x.is_cpu() && any_needs_gradient({x, short_weight, short_bias, coeffs, decay, skip});
   return HyenaMixer::apply(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets, save_states);

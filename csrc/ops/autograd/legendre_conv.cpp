@@ -73,6 +73,8 @@ at::Tensor legendre_conv_autograd(
     const OptionalTensor& pre_gate,
     const OptionalTensor& post_gate,
     const OptionalTensor& offsets) {
+  // By device, for once: only the backward pass on a CPU begins with saved states, elsewhere they would take
+  // memory for nothing.
   const bool save_states = u.is_cpu() && any_needs_gradient({u, coeffs, decay, skip, pre_gate, post_gate});
   return LegendreConv::apply(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets, save_states);
 }

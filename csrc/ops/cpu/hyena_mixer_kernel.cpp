@@ -64,7 +64,7 @@ class MixedRows {
         reach_(mixer.width - 1) {
     scan::for_each_vector<V>(task, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
       for (int64_t part = 0; part < kParts; ++part) {
-        const int64_t column = part * mixer.channels + (task.first_vector + v) * simd::kLanes<V>;
+        const int64_t column = part * mixer.channels + scan::first_channel<V>(task, v);
         for (int64_t w = 0; w < mixer.width; ++w)
           filters_[v].taps[part][w] =
               simd::load_first<V>(mixer.taps + w * kParts * mixer.channels + column, channels);
@@ -182,7 +182,7 @@ class MixedRows {
 
   template <typename pointer_t>
   HYENAREC_INLINE pointer_t* row(const Activation<pointer_t>& a, int64_t s, int64_t t, int64_t part) const {
-    const int64_t column = part * mixer_.channels + task_.first_vector * simd::kLanes<V>;
+    const int64_t column = part * mixer_.channels + scan::first_channel<V>(task_, 0);
     return a.row(mixer_.sequences, task_.group.sequences[s], t) + column;
   }
   HYENAREC_INLINE V* carry_of(int64_t part, int64_t s, int64_t v) const {
@@ -331,7 +331,10 @@ at::Tensor mix(
   auto out_sizes = x.sizes().vec();
   out_sizes.back() = coeffs.size(0);
   auto out = at::empty(out_sizes, x.options());
-  if (out.numel() == 0) return out;
+  if (out.numel() == 0) {
+    if (states.defined()) states.zero_();
+    return out;
+  }
 
   const auto rows = with_unit_channel_stride(x);
   const auto taps = short_weight.t().contiguous();
@@ -414,9 +417,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   const bool through_short_conv = needs_grad[0] || want_weight || want_bias;
   const Wanted wanted{
       through_short_conv, through_short_conv, needs_grad[3] || needs_grad[4] || needs_grad[5]};
-  const auto saved = states ? states->contiguous()
-                            : std::get<1>(hyena_mixer_with_states_cpu(
-                                  x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets));
 
   const auto rows = with_unit_channel_stride(x), grads = with_unit_channel_stride(grad);
   const auto taps = short_weight.t().contiguous();
@@ -437,6 +437,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
         scan::go_past_cache({x_grad})};
     if (needs_grad[0]) mixer.x_grad = activation_of(x_grad.mutable_data_ptr<scalar_t>(), x_grad);
     Call<compute_t> call(sequences, coeffs, decay, skip, horizon);
+    auto saved = states.has_value() ? states->contiguous() : at::Tensor();
+    if (!states && call.reads_states(wanted))
+      saved = std::get<1>(
+          hyena_mixer_with_states_cpu(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets));
     auto sums = call.make_sums(mixer.sum_rows());
     gradients = call.backward(wanted, saved, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return MixedRows<decltype(lanes), scalar_t>(mixer, call.chunk(), task, &sums);

@@ -19,6 +19,9 @@ struct Wanted {
   bool parameters;  // of coeffs, decay, skip
 };
 
+// Whether it needs the states that the forward pass computed; else the transposed scan alone will do.
+inline bool needs_states(const Wanted& wanted) { return wanted.output || wanted.parameters; }
+
 // The sums over a task that become the parameters' gradients, rows of lanes: those of each scan part's coefficients,
 // lags [C], the gradient of the near kernel, and far_decay [1].
 struct SumRows {
@@ -54,7 +57,8 @@ HYENAREC_INLINE void flush(V* shares, int64_t rows, double* sums) {
 template <typename V>
 class BackwardMemory {
  public:
-  // Of the section at hand: the states that it was handed and its moments, for the sequences that go on after it.
+  // Of the section at hand: the states that were handed on to it, for the sequences that have it, and its moments, for
+  // those that go on after it.
   StateRows<V> handed_on, section_moments;
   StateRows<V> grads;            // of the states that chunks end with, then of those they start with
   StateRows<V> handed_on_grads;  // the same of the states between sections
@@ -99,7 +103,7 @@ class BackwardMemory {
     };
     states_ = take_rows(chunks * going_on, most_state);
     moments_ = take_rows(chunks * going_on, most_moments);
-    members_ = going_on;
+    kept_of_chunk_ = going_on;
     handed_on = take_rows(passing, n_);
     section_moments = take_rows(passing, n_);
     std::fill_n(next, cleared, V{});
@@ -137,11 +141,11 @@ class BackwardMemory {
 
  private:
   HYENAREC_INLINE StateRows<V> of_chunk(const StateRows<V>& all, int64_t i) const {
-    return {all.data + i * members_ * all.pitch, vectors_, all.pitch};
+    return {all.data + i * kept_of_chunk_ * all.pitch, vectors_, all.pitch};
   }
 
   const int64_t n_, vectors_, sum_rows_, product_rows_;
-  int64_t members_;  // vectors of sequences that are kept of a chunk
+  int64_t kept_of_chunk_;  // sequences by vectors
   StateRows<V> states_, moments_;
   V *shares_, *products_, *between_products_;
 };
@@ -357,7 +361,8 @@ HYENAREC_INLINE void backward_chunk(
     const int64_t last = padded(rows) - 1;
     source.load_input(s, begin, rows, buffers.z);
     source.load_output_grad(s, begin, rows, buffers.dy);
-    // Behind the section's first chunk, keep_states goes on with the first one of the section before.
+    // Behind the section's first chunk, keep_states goes on with the first one of the section before. (Without states
+    // it is the last one. That is fetched when it is needed.)
     const bool leaves = i == 0 && s + 1 == alive;
     const Place next =
         next_place(group, s, begin, alive, chunk, leaves ? -section.scan.tables.section : -chunk);
@@ -485,15 +490,15 @@ HYENAREC_INLINE void backward_task(
     const Scan<V>& scan,
     const Task& task,
     const Wanted& wanted,
-    const SavedStates<LaneOf<V>>& saved,
+    const SavedStates<const LaneOf<V>>& saved,
     Source& source,
     Scratch& scratch,
     double* const* sums) {
   const SumRows rows_of(scan.tables);
   const Group& group = task.group;
-  const bool needs_states = wanted.output || wanted.parameters;
+  const bool keep = needs_states(wanted);
   const Contractions<LaneOf<V>> reached(scan.tables, group.longest());
-  const BackwardMemory<V> memory(scratch, task, scan, reached, needs_states);
+  const BackwardMemory<V> memory(scratch, task, scan, reached, keep);
   ChunkBuffers<V> buffers(scan.chunk());
   const auto flush_rows = [&](int64_t first, int64_t end) HYENAREC_INLINE_LAMBDA {
     for (int64_t v = 0; v < task.vectors && wanted.parameters; ++v)
@@ -503,7 +508,7 @@ HYENAREC_INLINE void backward_task(
   for (int64_t index = (group.longest() - 1) / scan.tables.section; index >= 0; --index) {
     const Section<V> section(scan, index);
     const int64_t passing = group.longer_than(section.end);
-    if (needs_states) {
+    if (keep) {
       if (index > 0) load_states(saved, section, task, memory.handed_on);
       keep_states(section, task, memory, buffers, source);
     }

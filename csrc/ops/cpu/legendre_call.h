@@ -65,11 +65,16 @@ class Call {
 
   int64_t chunk() const { return problem_.chunk(); }
 
+  // Whether a backward pass reads saved states.
+  bool reads_states(const Wanted& wanted) const {
+    return needs_states(wanted) && problem_.longest > problem_.tables->section;
+  }
+
   // make_source(V{}, task) gives the Source of a task. `states`, shaped by empty_legendre_states, takes those that the
   // backward pass needs; undefined: there will be none.
   template <typename MakeSource>
   void forward(const at::Tensor& states, const MakeSource& make_source) {
-    const auto saved = saved_states(states);
+    const auto saved = saved_states(states.defined() ? states.mutable_data_ptr<compute_t>() : nullptr);
     if (saved.data)
       states.narrow(0, saved.rows, states.size(0) - saved.rows).zero_();  // none is left undefined
     for_each_task([&](auto lanes, const Task& task, Scratch& scratch) HYENAREC_INLINE_LAMBDA {
@@ -82,7 +87,7 @@ class Call {
 
   template <typename MakeSource>
   ParameterGradients backward(const Wanted& wanted, const at::Tensor& states, const MakeSource& make_source) {
-    const auto saved = saved_states(states);
+    const auto saved = saved_states(states.defined() ? states.const_data_ptr<compute_t>() : nullptr);
     auto sums = make_sums(SumRows(*problem_.tables).count);
     for_each_task([&](auto lanes, const Task& task, Scratch& scratch) HYENAREC_INLINE_LAMBDA {
       using V = decltype(lanes);
@@ -125,10 +130,12 @@ class Call {
     }
   };
 
-  SavedStates<compute_t> saved_states(const at::Tensor& states) const {
-    SavedStates<compute_t> saved;
-    if (!states.defined()) return saved;
-    saved.data = states.mutable_data_ptr<compute_t>();
+  // As they lie behind `data`, or none without.
+  template <typename value_t>
+  SavedStates<value_t> saved_states(value_t* data) const {
+    SavedStates<value_t> saved;
+    if (!data) return saved;
+    saved.data = data;
     saved.num_coeffs = problem_.num_coeffs();
     saved.channels = problem_.channels;
     for (int64_t s = 0; s < sequences_.count; ++s) {

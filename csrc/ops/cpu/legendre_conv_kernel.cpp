@@ -69,7 +69,7 @@ class GatedRows {
  private:
   template <typename pointer_t>
   HYENAREC_INLINE pointer_t* row(const Activation<pointer_t>& activation, int64_t s, int64_t t) const {
-    return activation.row(all_.sequences, task_.group.sequences[s], t) + task_.first_vector * simd::kLanes<V>;
+    return activation.row(all_.sequences, task_.group.sequences[s], t) + scan::first_channel<V>(task_, 0);
   }
 
   HYENAREC_INLINE void watch_read(
@@ -172,7 +172,10 @@ at::Tensor convolve(
   const auto starts = contiguous_or_undefined(offsets);
   const auto sequences = make_sequences(op, u, starts, horizon);
   auto out = at::empty(u.sizes(), u.options());
-  if (out.numel() == 0) return out;
+  if (out.numel() == 0) {
+    if (states.defined()) states.zero_();
+    return out;
+  }
 
   const auto rows = with_unit_channel_stride(u);
   const auto before = readable(pre_gate), after = readable(post_gate);
@@ -252,9 +255,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   auto post_gate_grad = activation(want_post);
   const Wanted wanted{
       needs_grad[0] || want_pre, want_post, needs_grad[1] || needs_grad[2] || (needs_grad[3] && skip)};
-  const auto saved = states ? states->contiguous()
-                            : std::get<1>(legendre_conv_with_states_cpu(
-                                  u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets));
 
   const auto rows = with_unit_channel_stride(u), grads = with_unit_channel_stride(grad);
   const auto before = readable(pre_gate), after = readable(post_gate);
@@ -273,6 +273,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
         result_of<scalar_t>(post_gate_grad, want_post),
         scan::go_past_cache({u_grad, pre_gate_grad, post_gate_grad})};
     Call<at::opmath_type<scalar_t>> call(sequences, coeffs, decay, skip, horizon);
+    auto saved = states.has_value() ? states->contiguous() : at::Tensor();
+    if (!states && call.reads_states(wanted))
+      saved = std::get<1>(
+          legendre_conv_with_states_cpu(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets));
     gradients = call.backward(wanted, saved, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
       return GatedRows<decltype(lanes), scalar_t>(activations, task);
     });

@@ -240,7 +240,7 @@ HYENAREC_INLINE void save_states(
 // What `save_states` saved for the section, at least the second one.
 template <typename V>
 HYENAREC_INLINE void load_states(
-    const SavedStates<LaneOf<V>>& saved,
+    const SavedStates<const LaneOf<V>>& saved,
     const Section<V>& section,
     const Task& task,
     const StateRows<V>& handed_on) {

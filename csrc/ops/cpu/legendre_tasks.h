@@ -112,16 +112,16 @@ HYENAREC_INLINE int64_t first_channel(const Task& task, int64_t vector) {
 }
 
 // The states that sections hand on, saved by a forward pass for the backward pass: [rows, N, D], a sequence's one
-// after another.
-template <typename compute_t>
+// after another. value_t is const where they are read.
+template <typename value_t>
 struct SavedStates {
-  compute_t* data = nullptr;
+  value_t* data = nullptr;
   int64_t num_coeffs = 0, channels = 0;
   int64_t rows = 0;
   std::vector<int64_t> first_row;  // of each sequence
 
   // What section `index` of a sequence hands on.
-  compute_t* row(int64_t sequence, int64_t index) const {
+  value_t* row(int64_t sequence, int64_t index) const {
     return data + (first_row[sequence] + index) * num_coeffs * channels;
   }
 };

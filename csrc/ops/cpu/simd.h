@@ -94,7 +94,9 @@ HYENAREC_INLINE void store_past_cache(const V& lanes, scalar_t* to) {
   const auto stored = stored_as(lanes, to);
   typedef decltype(stored_as(lanes, to)) Aliased __attribute__((may_alias));
   // By name: functions of intrinsics can't be inlined before it is known for which machine. VEX encoded where V is.
-  if constexpr (sizeof(V) == 16)
+  if constexpr (sizeof(stored) < 16)  // no such instruction
+    store(lanes, to);
+  else if constexpr (sizeof(V) == 16)
     asm("movntps %1, %0" : "=m"(*reinterpret_cast<Aliased*>(to)) : "x"(stored));
   else
     asm("vmovntps %1, %0" : "=m"(*reinterpret_cast<Aliased*>(to)) : "v"(stored));

@@ -6,6 +6,7 @@
 
 #include "../argument_checks.h"
 #include "../hyena_mixer.h"
+#include "../legendre_states.h"
 #include "hyena_mixer.cuh"
 #include "legendre_scan_launch.cuh"
 
@@ -78,6 +79,20 @@ at::Tensor hyena_mixer_cuda(
     });
   });
   return out;
+}
+
+// The backward pass needs no states here: they are zeros.
+std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states_cuda(
+    const at::Tensor& x,
+    const at::Tensor& short_weight,
+    const OptionalTensor& short_bias,
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    c10::SymInt horizon,
+    const at::Tensor& skip,
+    const OptionalTensor& offsets) {
+  const auto out = hyena_mixer_cuda(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
+  return {out, detail::empty_legendre_states(x, coeffs, horizon, offsets).zero_()};
 }
 
 // sums [3 (kTaps + 1), at least channels]: the gradients of each part's taps, then of its bias, into grad_weight
@@ -157,5 +172,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
   m.impl("hyena_mixer", hyenarec::hyena_mixer_cuda);
+  m.impl("hyena_mixer_with_states", hyenarec::hyena_mixer_with_states_cuda);
   m.impl("hyena_mixer_backward", hyenarec::hyena_mixer_backward_cuda);
 }

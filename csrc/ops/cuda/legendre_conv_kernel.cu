@@ -6,6 +6,7 @@
 
 #include "../argument_checks.h"
 #include "../legendre_conv.h"
+#include "../legendre_states.h"
 #include "legendre_conv.cuh"
 #include "legendre_scan_launch.cuh"
 
@@ -41,6 +42,20 @@ at::Tensor legendre_conv_cuda(
     call.forward(source);
   });
   return out;
+}
+
+// The backward pass needs no states here: they are zeros.
+std::tuple<at::Tensor, at::Tensor> legendre_conv_with_states_cuda(
+    const at::Tensor& u,
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    c10::SymInt horizon,
+    const OptionalTensor& skip,
+    const OptionalTensor& pre_gate,
+    const OptionalTensor& post_gate,
+    const OptionalTensor& offsets) {
+  const auto out = legendre_conv_cuda(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
+  return {out, detail::empty_legendre_states(u, coeffs, horizon, offsets).zero_()};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
@@ -104,5 +119,6 @@ legendre_conv_backward_cuda(
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
   m.impl("legendre_conv", hyenarec::legendre_conv_cuda);
+  m.impl("legendre_conv_with_states", hyenarec::legendre_conv_with_states_cuda);
   m.impl("legendre_conv_backward", hyenarec::legendre_conv_backward_cuda);
 }

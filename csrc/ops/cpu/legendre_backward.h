@@ -39,6 +39,9 @@ struct SumRows {
   int64_t part(int64_t number) const { return number == 0 ? whole : number == 1 ? cut : between; }
 };
 
+// Chunks of sequences whose sums are added up in the activations' precision before they are flushed.
+constexpr int64_t kMostUnflushed = 4;
+
 // Adds rows of sums in the activations' precision to those of a task, and clears them.
 template <typename V>
 HYENAREC_INLINE void flush(V* shares, int64_t rows, double* sums) {
@@ -519,7 +522,7 @@ HYENAREC_INLINE void backward_task(
     sweep_backwards(
         section, task, wanted, memory, buffers, source, [&](int64_t sequences) HYENAREC_INLINE_LAMBDA {
           unflushed += sequences;
-          if (unflushed < kTaskSequences) return;
+          if (unflushed < kMostUnflushed) return;
           flush_rows(rows_of.lags, rows_of.count);
           unflushed = 0;
         });

@@ -19,10 +19,11 @@ namespace hyenarec::scan {
 
 constexpr int64_t kMaxChunk = 32;
 constexpr int64_t kMaxVectors = 4;  // of a task: four cache lines side by side
-// A task's size: enough sequences to share what they are multiplied with, enough events to outweigh what a task
-// costs, and a few tasks for the threads of a small machine.
-constexpr int64_t kTaskSequences = 4;
-constexpr int64_t kLeastTaskEvents = 2048, kMostTaskEvents = 4096, kTasks = 8;
+// A task's size. Sequences share what they are multiplied with, events outweigh what the task itself costs: many of the
+// one make up for few of the other, down to the least of each. More than kMostTaskEvents gain nothing, and the threads
+// of a small machine need a few tasks each.
+constexpr int64_t kLeastTaskSequences = 4, kLeastTaskEvents = 2048, kMostTaskEvents = 8192, kTasks = 8;
+constexpr int64_t kSequencesTimesEvents = 1 << 16;
 
 // Memory for vectors, aligned for them, reused from task to task.
 class Scratch {
@@ -58,6 +59,12 @@ struct Group {
   }
 };
 
+// Events that make a task of so many sequences large enough in a call with `rows` events.
+inline int64_t enough_events(int64_t sequences, int64_t rows) {
+  const int64_t most = std::clamp(rows / kTasks, kLeastTaskEvents, kMostTaskEvents);
+  return std::clamp(kSequencesTimesEvents / sequences, kLeastTaskEvents, most);
+}
+
 // All sequences that have events, longest first, in groups. They depend on the lengths only, never on the
 // number of threads: neither do sums over them.
 inline std::vector<Group> make_groups(const Sequences& sequences) {
@@ -67,20 +74,21 @@ inline std::vector<Group> make_groups(const Sequences& sequences) {
     return sequences.size(a) > sequences.size(b);
   });
   std::vector<Group> groups;
-  const int64_t enough = std::clamp(sequences.rows / kTasks, kLeastTaskEvents, kMostTaskEvents);
-  const int64_t enough_members =
-      std::clamp<int64_t>(static_cast<int64_t>(order.size()) / 2, 1, kTaskSequences);
-  int64_t events = enough, members = enough_members;
+  const int64_t least = std::clamp<int64_t>(static_cast<int64_t>(order.size()) / 2, 1, kLeastTaskSequences);
+  bool is_full = true;
+  int64_t members = 0, events = 0;
   for (const int64_t s : order) {
-    if (sequences.size(s) == 0) break;
-    if (events >= enough && members >= enough_members) {
+    const int64_t length = sequences.size(s);
+    if (length == 0) break;
+    if (is_full) {
       groups.emplace_back();
-      events = members = 0;
+      members = events = 0;
     }
     groups.back().sequences.push_back(s);
-    groups.back().lengths.push_back(sequences.size(s));
-    events += sequences.size(s);
+    groups.back().lengths.push_back(length);
     ++members;
+    events += length;
+    is_full = members >= least && events >= enough_events(members, sequences.rows);
   }
   return groups;
 }

@@ -51,7 +51,10 @@ class ResultWriter {
   }
   // Names rows that will be written to a LookAhead.
   HYENAREC_INLINE void watch(const scalar_t* first, int64_t stride, int64_t bytes, LookAhead& ahead) const {
-    if (!past_cache_) ahead.written(first, stride, bytes);
+    if (past_cache_)
+      ahead.written_past_cache(first, stride);
+    else
+      ahead.written(first, stride, bytes);
   }
 
  private:

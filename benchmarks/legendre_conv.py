@@ -7,9 +7,9 @@
 - speed: legendre_conv with gates and skip beside the same function in plain torch.fft and in fft_conv, beside
   a copy of the bytes that it must move, and its multiply-adds a second beside those of a matrix product
 - mixer: hyena_mixer beside short_conv and legendre_conv
-- growth: time per element of histories of 16,384 events over that of 1,024, at the same number of elements, each
-  length with itself as the horizon; and both with a horizon of 16,384, where the short ones do less: they are within
-  one section (1.05 to 1.09 by multiply-adds), and many of them share what few long ones don't
+- growth: time per element of histories of 16,384 events over that of 1,024, at the same number of elements,
+  each length with itself as the horizon; and both with a horizon of 16,384, where the short ones do less:
+  they are within one section (1.05 to 1.09 by multiply-adds), and many of them share what few long ones don't
 - packed: time per event of packed lengths like MovieLens-1M's over that of equal lengths
 - streaming: time per event of a stream, on one thread (streaming.py)
 - memory: peak of forward + backward beyond inputs, output and gradients (peak_memory.py)

@@ -10,9 +10,9 @@
   at all lengths is measured in a run of its own, in which the lengths take turns
 - epoch: only with --data, `user item` a line or what else `hyenarec train` reads: every step of one epoch
   beside the same step of the same model in plain torch (plain_model.py), which gets its batches padded before
-  the clock starts and computes no scores for padding. The two take turns step by step. Both keep the memory that
-  they free (timing.py): in a process that gives it back, as torch's does by itself, page faults made plain take 36.9
-  instead of 24.4 seconds, ours 12.7 instead of 12.6
+  the clock starts and computes no scores for padding. The two take turns step by step. Both keep the memory
+  that they free (timing.py): in a process that gives it back, as it does by itself, page faults made plain
+  take 36.9 instead of 24.4 seconds, ours 12.7 instead of 12.6
 
 What is compared takes turns; ratios are of medians, an epoch's of sums. The end says which bounds hold; the
 exit status is 1 if one does not.

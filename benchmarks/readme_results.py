@@ -37,6 +37,10 @@ def ranking_table() -> list[str]:
     if sampled is not None:
         negatives = sampled["config"]["loss"]["negatives"]
         results[f"HyenaRec, {negatives:,} sampled negatives"] = sampled["results"]["HyenaRec"]
+    whole = load("ml1m_whole/report.json")
+    if whole is not None:
+        longest = whole["results"]["HyenaRec"]["max_len"]
+        results[f"HyenaRec, histories of up to {longest:,} events"] = whole["results"]["HyenaRec"]
     for folder in OTHER_MODELS:
         other = load(f"{folder}/report.json")
         results |= {} if other is None else other["results"]

@@ -18,6 +18,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: written by benchmarks/readme_results.py -->", "<!-- end of results -->"
 NOT_RUN = "not yet run"
 OTHER_MODELS = ("ml1m_hyena", "ml1m_sasrec", "ml1m_gru4rec")
+WHOLE_HISTORIES = {"ml1m_whole": "HyenaRec", "ml1m_whole_hyena": "Hyena"}
 OPS = ("legendre_kernel", "short_conv", "fft_conv")
 
 
@@ -37,10 +38,11 @@ def ranking_table() -> list[str]:
     if sampled is not None:
         negatives = sampled["config"]["loss"]["negatives"]
         results[f"HyenaRec, {negatives:,} sampled negatives"] = sampled["results"]["HyenaRec"]
-    whole = load("ml1m_whole/report.json")
-    if whole is not None:
-        longest = whole["results"]["HyenaRec"]["max_len"]
-        results[f"HyenaRec, histories of up to {longest:,} events"] = whole["results"]["HyenaRec"]
+    for folder, model in WHOLE_HISTORIES.items():
+        whole = load(f"{folder}/report.json")
+        if whole is not None:
+            result = whole["results"][model]
+            results[f"{model}, histories of up to {result['max_len']:,} events"] = result
     for folder in OTHER_MODELS:
         other = load(f"{folder}/report.json")
         results |= {} if other is None else other["results"]

@@ -20,8 +20,8 @@ namespace hyenarec::scan {
 constexpr int64_t kMaxChunk = 32;
 constexpr int64_t kMaxVectors = 4;  // of a task: four cache lines side by side
 // A task's size. Sequences share what they are multiplied with, events outweigh what the task itself costs: many of the
-// one make up for few of the other, down to the least of each. More than kMostTaskEvents gain nothing, and the threads
-// of a small machine need a few tasks each.
+// one make up for few of the other, down to the least of each. But the threads of a small machine need a few tasks
+// each, and kMostTaskEvents are enough for any.
 constexpr int64_t kLeastTaskSequences = 4, kLeastTaskEvents = 2048, kMostTaskEvents = 8192, kTasks = 8;
 constexpr int64_t kSequencesTimesEvents = 1 << 16;
 

@@ -1,6 +1,6 @@
 # One command each; every target makes what it needs first. `make help` lists them.
 #
-# PYTHON  the interpreter of the virtual environments
+# PYTHON  the interpreter of the virtual environments; of no effect on those that are there
 # TORCH   what pip installs as torch; on Linux the package index gives the build for CUDA, which runs on a CPU, too
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -12,13 +12,18 @@ DEMO := runs/demo
 BIN := $(CURDIR)/$(VENV)/bin
 CUDA_BIN := $(CURDIR)/$(CUDA_VENV)/bin
 
+ifneq ($(words $(CURDIR)),1)
+$(error hyenarec needs a folder without blanks in its path, got '$(CURDIR)')
+endif
+
 BUILD_FILES := CMakeLists.txt setup.py pyproject.toml $(wildcard cmake/* build_backend/*.py requirements/build.txt)
 SOURCES := $(shell find csrc -type f)
 CPP_TESTS := $(shell find cpp_tests -type f)
 CPP_FORMATTED := $(shell find csrc cpp_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench cuda-build gpu-check install-check clean
+.PHONY: help demo test lint bench cuda-build gpu-check install-check clean test-packages
+.NOTPARALLEL: # what is missing is named before anything is built; compilers run in parallel in any case
 
 help:
 	@echo "make demo           trains on synthetic histories and shows metrics, floors and recommendations"
@@ -32,23 +37,41 @@ help:
 
 # --- environments: a stamp file in each says that it is complete --------------------------------------------------
 
+# The Python of an environment: its own, if it is there.
+python_of = $(or $(wildcard $(1)/bin/python),$(strip $(PYTHON)),python3)
+
+# $(call system_packages,FOLDER,PIECES): what the system lacks to build in an environment, and of other pieces, is
+# installed, or named in a sentence.
+system_packages = PYTHON='$(call python_of,$(1))' scripts/system_packages.sh \
+	compiler python headers $(if $(wildcard $(1)/bin/python),,venv) $(2)
+
+# $(call make_environment,FOLDER): before anything takes time.
+define make_environment
+	@$(call system_packages,$(1))
+	@'$(call python_of,$(1))' scripts/make_environment.py $(1)
+endef
+
+# Asked for first, too, where tests are made after something else.
+test-packages:
+	@$(call system_packages,$(VENV),git googletest)
+
 # torch comes first: the extension is compiled against it.
-$(VENV)/.torch-installed: requirements/build.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(TORCH) -r requirements/build.txt
+$(VENV)/.torch-installed: requirements/build.txt | $(if $(filter test,$(MAKECMDGOALS)),test-packages)
+	$(call make_environment,$(VENV))
+	$(BIN)/python -m pip install $(TORCH) -r requirements/build.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch-installed $(BUILD_FILES) $(SOURCES)
-	$(BIN)/pip install --verbose --no-build-isolation --editable '.[test]'
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pip install --verbose --no-build-isolation --editable '.[test]'
 	touch $@
 
 $(VENV)/.lint-installed: requirements/lint.txt $(VENV)/.installed
-	$(BIN)/pip install --quiet -r requirements/lint.txt
+	$(BIN)/python -m pip install --quiet -r requirements/lint.txt
 	touch $@
 
 $(CUDA_VENV)/.torch-installed: requirements/build.txt
-	test -x $(CUDA_BIN)/python || $(PYTHON) -m venv $(CUDA_VENV)
-	$(CUDA_BIN)/pip install --quiet $(CUDA_TORCH) -r requirements/build.txt
+	$(call make_environment,$(CUDA_VENV))
+	$(CUDA_BIN)/python -m pip install $(CUDA_TORCH) -r requirements/build.txt
 	touch $@
 
 # --- what the targets do ------------------------------------------------------------------------------------------
@@ -60,8 +83,8 @@ demo: $(VENV)/.installed
 
 # The C++ tests are built in pip's build tree, beside the library that they test.
 test: BUILD_TREE = $(shell $(BIN)/python build_backend/hyenarec_environment.py)/cmake
-test: export PATH := $(BIN):$(PATH)
-test: $(VENV)/.installed
+test: private export PATH := $(BIN):$(PATH)
+test: test-packages $(VENV)/.installed
 	python -m pytest
 	cmake -S . -B $(BUILD_TREE) -DHYENAREC_TESTS=ON
 	cmake --build $(BUILD_TREE) --target cpp_tests
@@ -74,7 +97,7 @@ lint: $(VENV)/.lint-installed
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FORMATTED)
 
 cuda-build: $(CUDA_VENV)/.torch-installed
-	HYENAREC_CUDA=1 $(CUDA_BIN)/pip install --verbose --no-build-isolation .
+	HYENAREC_CUDA=1 PATH="$(CUDA_BIN):$$PATH" $(CUDA_BIN)/python -m pip install --verbose --no-build-isolation .
 	cd scripts && $(CUDA_BIN)/python -P check_cuda_build.py
 
 bench: $(VENV)/.installed

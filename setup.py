@@ -70,12 +70,11 @@ class FreshBuildPy(build_py):
 
 def require_tools() -> None:
     """Ends the build with one sentence if a tool is missing."""
-    compilers = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    if not any(shutil.which(compiler) for compiler in compilers):
-        raise SystemExit(
-            f"hyenarec needs a C++20 compiler, and found none ({', '.join(compilers)}): install one "
-            "(Debian/Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++) or name it in CXX."
-        )
+    check = ["sh", str(ROOT / "scripts" / "system_packages.sh"), "--check", "compiler", "headers"]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(check, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(done.stderr.strip())
     for tool, package in (("cmake", "cmake>=3.25"), ("ninja", "ninja")):
         if find_tool(tool) is None:
             raise SystemExit(f"hyenarec needs {tool} to build, and found none: pip install '{package}'.")

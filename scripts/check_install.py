@@ -21,8 +21,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ["CMakeLists.txt", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"]
-SOURCE_FOLDERS = ["build_backend", "cmake", "csrc", "hyenarec"]
-TOOLS = ["cmake", "ninja", "c++", "g++", "gcc", "cc", "as", "ld", "ar", "ranlib", "sh", "uname", "ccache"]
+SOURCE_FOLDERS = ["build_backend", "cmake", "csrc", "hyenarec", "requirements", "scripts"]
+COMPILERS = ("c++", "g++", "gcc", "cc")
+TOOLS = [*COMPILERS, "cmake", "ninja", "as", "ld", "ar", "ranlib", "sh", "dirname", "id", "uname", "ccache"]
 
 
 class CheckFailed(Exception):
@@ -114,7 +115,7 @@ def torch_is_installed(source: Path, folder: Path, torch: str) -> None:
     check_operators(python, folder)
 
     for missing, sentence in (
-        (("c++", "g++", "gcc", "cc"), "hyenarec needs a C++20 compiler, and found none"),
+        (COMPILERS, "hyenarec needs a C++20 compiler with OpenMP, which"),
         (("ninja",), "hyenarec needs ninja to build, and found none: pip install 'ninja'."),
     ):
         path = tool_folder(folder / f"tools-without-{missing[0]}", without=missing)

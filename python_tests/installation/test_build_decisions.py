@@ -12,8 +12,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-needs_cmake = pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake in PATH")
-
 
 def run_cmake(folder: Path, call: str, **environment: str) -> str:
     """Runs one call of cmake/HyenaRecCuda.cmake with no nvcc in sight but what `environment` shows."""
@@ -43,18 +41,15 @@ def make_nvcc(folder: Path, release: str = "13.0") -> Path:
     return nvcc
 
 
-@needs_cmake
 def test_cpu_torch_builds_without_cuda(tmp_path: Path) -> None:
     make_nvcc(tmp_path / "bin")
     assert decide(tmp_path, "", PATH=str(tmp_path / "bin")) == "OFF: torch is a CPU build"
 
 
-@needs_cmake
 def test_cuda_torch_without_nvcc_builds_without_cuda_and_says_so(tmp_path: Path) -> None:
     assert decide(tmp_path, "13.0").startswith("OFF: torch is built for CUDA 13.0, but no nvcc was found")
 
 
-@needs_cmake
 def test_nvcc_is_found_in_path_cuda_home_and_pip_package(tmp_path: Path) -> None:
     nvcc = make_nvcc(tmp_path / "bin")
     assert decide(tmp_path, "13.0", PATH=str(nvcc.parent)) == f"ON: nvcc: {nvcc}"
@@ -64,14 +59,12 @@ def test_nvcc_is_found_in_path_cuda_home_and_pip_package(tmp_path: Path) -> None
     assert decide(tmp_path, "13.0").endswith("site/nvidia/cu13/bin/nvcc")
 
 
-@needs_cmake
 def test_cuda_home_wins_over_path(tmp_path: Path) -> None:
     make_nvcc(tmp_path / "bin")
     decision = decide(tmp_path, "13.0", PATH=str(tmp_path / "bin"), CUDA_HOME=str(tmp_path / "empty"))
     assert decision.startswith("OFF")
 
 
-@needs_cmake
 def test_another_major_version_of_cuda_is_not_used(tmp_path: Path) -> None:
     nvcc = make_nvcc(tmp_path / "bin", release="12.8")
     assert decide(tmp_path, "13.0", PATH=str(nvcc.parent)) == (
@@ -79,7 +72,6 @@ def test_another_major_version_of_cuda_is_not_used(tmp_path: Path) -> None:
     )
 
 
-@needs_cmake
 def test_hyenarec_cuda_overrides(tmp_path: Path) -> None:
     nvcc = make_nvcc(tmp_path / "bin")
     path = str(nvcc.parent)
@@ -91,7 +83,6 @@ def test_hyenarec_cuda_overrides(tmp_path: Path) -> None:
     assert "HYENAREC_CUDA must be 0 or 1, got 'yes'" in decide(tmp_path, "13.0", HYENAREC_CUDA="yes")
 
 
-@needs_cmake
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
@@ -106,7 +97,6 @@ def test_architectures(tmp_path: Path, wanted: str, expected: str) -> None:
     assert run_cmake(tmp_path, call, TORCH_CUDA_ARCH_LIST=wanted) == expected
 
 
-@needs_cmake
 def test_architectures_of_the_gpus_present(tmp_path: Path) -> None:
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
@@ -116,7 +106,6 @@ def test_architectures_of_the_gpus_present(tmp_path: Path) -> None:
     assert run_cmake(tmp_path, call, PATH=str(tool.parent)) == "90-real;86-real"
 
 
-@needs_cmake
 def test_architectures_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     call = "hyenarec_cuda_architectures(list)"
     refusal = run_cmake(tmp_path, call, TORCH_CUDA_ARCH_LIST="Hopper")

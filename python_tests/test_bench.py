@@ -138,7 +138,6 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(
 
 
 def test_the_plot_has_a_line_for_each_model(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     bench.plot([cost("hyenarec", 0.2, 0.05), cost("sasrec", 0.3, 0.15)], tmp_path / "costs.svg")
     drawn = (tmp_path / "costs.svg").read_text()
     assert "HyenaRec" in drawn and "SASRec" in drawn

@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas
+import polars
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -115,12 +117,10 @@ def test_frames_of_every_id_type(kind):
 
 
 def test_pandas_frames():
-    pandas = pytest.importorskip("pandas")
     check(read_histories(pandas.DataFrame(EVENTS, columns=["user", "item", "timestamp"])))
 
 
 def test_polars_frames():
-    polars = pytest.importorskip("polars")
     check(read_histories(polars.DataFrame(EVENTS, schema=["user", "item", "timestamp"], orient="row")))
 
 

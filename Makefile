@@ -51,7 +51,7 @@ define make_environment
 	@'$(call python_of,$(1))' scripts/make_environment.py $(1)
 endef
 
-# Asked for first, too, where tests are made after something else.
+# Before everything else where `test` is one of the goals, as in `make demo test`.
 test-packages:
 	@$(call system_packages,$(VENV),git googletest)
 

@@ -1,7 +1,4 @@
-"""Fetches one file over the network and verifies it.
-
-python3 scripts/fetch.py ADDRESS SHA256 DESTINATION
-"""
+"""Fetches one file and verifies it: `python3 scripts/fetch.py ADDRESS SHA256 DESTINATION`."""
 
 from __future__ import annotations
 

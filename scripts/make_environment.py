@@ -61,10 +61,11 @@ def why_pip_would_fail() -> str | None:
 def main() -> int:
     """1, with one sentence on stderr, if there can be no environment that works."""
     folder = Path(sys.argv[1])
-    if folder.exists() and not has_pip(folder):
+    is_there = folder.exists()
+    if is_there and not has_pip(folder):
         print(f"hyenarec needs pip in {folder}, where it does not run: remove {folder}", file=sys.stderr)
         return 1
-    failure = why_pip_fails(pip_in(folder)) if folder.exists() else why_pip_would_fail()
+    failure = why_pip_fails(pip_in(folder)) if is_there else why_pip_would_fail()
     if failure:
         print(
             f"hyenarec needs Python packages, and pip can't install any (pip install {TRIAL}: {failure}): "
@@ -72,7 +73,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    if folder.exists():
+    if is_there:
         return 0
     return subprocess.run([sys.executable, "-m", "venv", str(folder)], check=False).returncode
 

@@ -95,23 +95,13 @@ look_up() {
       pacman) package=$pacman ;;
       *) package=$apt_get ;;
     esac
-    case $package in
-      python3*) package=$(python_package)${package#python3} ;;
-    esac
-    case $name in
-      compiler) description=$description$(complaint) ;;
-      python)
-        description="Python $(least_python) or later"
-        [ "$PYTHON" = python3 ] || description="$description as $PYTHON"
-        ;;
-    esac
     return 0
   done <requirements/system.txt
   say "system_packages.sh: PIECE must be one of requirements/system.txt, got '$1'"
   exit 2
 }
 
-# What the names of the packages for $PYTHON begin with: python3, or python3.12 if that is another one.
+# What the names of $PYTHON's packages begin with: python3, or python3.12 if that is another one.
 python_package() {
   case ${PYTHON##*/} in
     python3.[0-9]*) echo "${PYTHON##*/}" && return ;;
@@ -120,13 +110,6 @@ python_package() {
   own=$("$PYTHON" -c "$print" 2>/dev/null) || own=
   [ "$own" = "$(python3 -c "$print" 2>/dev/null)" ] && own=
   echo "${own:-python3}"
-}
-
-# What a compiler that will not do says: " (c++: error: ...)"; nothing if there is none.
-complaint() {
-  command -v $(compiler) >/dev/null || return
-  error=$(compile 2>&1 | grep -m 1 error)
-  echo " ($(compiler) fails${error:+: $error})"
 }
 
 # Where GoogleTest is fetched from and to: cpp_tests/CMakeLists.txt unpacks it.
@@ -144,6 +127,9 @@ packages_of() {
   packages=
   for piece in "$@"; do
     look_up "$piece"
+    case $package in
+      python3*) package=$(python_package)${package#python3} ;;
+    esac
     case " $packages " in
       *" $package "*) ;;
       *) packages=${packages:+$packages }$package ;;
@@ -153,6 +139,13 @@ packages_of() {
 }
 
 # --- what is done about a missing piece ----------------------------------------------------------------------------
+
+# What a compiler that will not do says: " (c++ fails: error: ...)"; nothing if there is none.
+complaint() {
+  command -v $(compiler) >/dev/null || return
+  error=$(compile 2>&1 | grep -m 1 error)
+  echo " ($(compiler) fails${error:+: $error})"
+}
 
 # What the user selected is for the user to mend.
 refuse_selection() {
@@ -212,6 +205,13 @@ fail() {
   names=
   for piece in "$@"; do
     look_up "$piece"
+    case $piece in
+      compiler) description=$description$(complaint) ;;
+      python)
+        description="$description $(least_python) or later"
+        [ "$PYTHON" = python3 ] || description="$description as $PYTHON"
+        ;;
+    esac
     names=${names:+$names, }$description
   done
   case $names in

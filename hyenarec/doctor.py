@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hyenarec import ops, reference
-from hyenarec._extension import EXTENSION, __version__
+from hyenarec._extension import BUILD, __version__
 
 Arguments = dict[str, "Tensor | int | float | str"]
 
@@ -204,8 +204,13 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 
 def devices() -> list[torch.device]:
     """The devices that the operators have kernels for and that are present."""
-    cuda = range(torch.cuda.device_count()) if EXTENSION.with_cuda else range(0)
-    return [torch.device("cpu"), *(torch.device("cuda", index) for index in cuda)]
+    gpus = (index for index in range(torch.cuda.device_count()) if runs_on(index))
+    return [torch.device("cpu"), *(torch.device("cuda", index) for index in gpus)]
+
+
+def runs_on(index: int) -> bool:
+    """Whether the operators were compiled for a GPU of this kind."""
+    return BUILD.runs_on(torch.cuda.get_device_capability(index))
 
 
 def self_test_lines() -> Iterator[tuple[bool, str]]:
@@ -237,14 +242,20 @@ def describe() -> Iterator[str]:
     yield f"Python {platform.python_version()} on {platform.platform()}"
     yield f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}"
     cuda = "without CUDA"
-    if EXTENSION.with_cuda:
-        cuda = f"with CUDA {EXTENSION.cuda_version} for {EXTENSION.cuda_architectures}"
-    yield f"extension: compiled against torch {EXTENSION.torch_version} by {EXTENSION.compiler}, {cuda}"
+    if BUILD.with_cuda:
+        cuda = f"with CUDA {BUILD.cuda_version} for {BUILD.cuda_architectures}"
+    yield f"extension: compiled against torch {BUILD.torch_version} by {BUILD.compiler}, {cuda}"
     yield f"CPU: {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
         yield f"GPU {index}: {torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
-    if torch.cuda.device_count() and not EXTENSION.with_cuda:
+        if BUILD.with_cuda and not runs_on(index):
+            yield (
+                f"the operators cannot run on GPU {index}: they were compiled for {BUILD.cuda_architectures}."
+                f' Reinstall from the sources: TORCH_CUDA_ARCH_LIST="{major}.{minor}" '
+                "pip install --no-build-isolation --force-reinstall --no-deps ."
+            )
+    if torch.cuda.device_count() and not BUILD.with_cuda:
         yield (
             "the operators run on the CPU only: they were compiled without CUDA. With nvcc in PATH, "
             "reinstall: HYENAREC_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."

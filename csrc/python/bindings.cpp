@@ -1,29 +1,13 @@
-// hyenarec._C: how this build was made, and the sizes of its Legendre scan. The operators are no part of it:
-// importing it loads libhyenarec_ops.so, which it links, and that registers them with torch.
-//
-// CMakeLists.txt defines HYENAREC_VERSION, HYENAREC_TORCH_VERSION (torch.__version__ compiled against, as in
-// "2.13.0+cpu"), HYENAREC_WITH_CUDA (0 or 1), HYENAREC_CUDA_VERSION (the toolkit's, as in "13.0", or "") and
-// HYENAREC_CUDA_ARCHITECTURES.
-#include <ATen/Version.h>
+// hyenarec._C: what Python asks of the C++ code that is no operator, so far the sizes of the Legendre scan. The operators
+// need no Python: the package loads libhyenarec_ops.so, which registers them with torch, and this module links it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <string>
 
 #include "ops/cpu/section_tables.h"
 
 namespace {
-
-std::string compiler() {
-#if defined(__clang__)
-  return "clang " __clang_version__;
-#elif defined(__GNUC__)
-  return "gcc " __VERSION__;
-#else
-  return "unknown";
-#endif
-}
 
 // What one step of the scan computes with; `transfer` and `contract` are multiply-adds.
 pybind11::dict step_terms(const hyenarec::LegendreTables<float>& tables, int64_t index) {
@@ -67,14 +51,7 @@ pybind11::dict legendre_scan_terms(int64_t horizon, int64_t num_coeffs, int64_t 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Build information and sizes of HyenaRec's extension; importing it registers torch.ops.hyenarec.";
-  m.attr("version") = HYENAREC_VERSION;
-  m.attr("torch_version") = HYENAREC_TORCH_VERSION;
-  m.attr("with_cuda") = static_cast<bool>(HYENAREC_WITH_CUDA);
-  m.attr("cuda_version") = HYENAREC_CUDA_VERSION;
-  m.attr("cuda_architectures") = HYENAREC_CUDA_ARCHITECTURES;
-  m.attr("compiler") = compiler();
-  m.attr("cxx_standard") = static_cast<long>(__cplusplus);
+  m.doc() = "Sizes of HyenaRec's Legendre scan.";
   m.def(
       "legendre_chunk_length", &hyenarec::legendre_chunk_length, pybind11::arg("num_coeffs"),
       "Events of a chunk of the Legendre scan, on a CPU and event by event anywhere.");
@@ -89,5 +66,4 @@ PYBIND11_MODULE(_C, m) {
       "state, local state, moments and next state, and the multiply-adds of its transfer and of its "
       "contraction; "
       "and the moments of each chunk that its section gathers.");
-  m.def("cpu_capability", &at::get_cpu_capability, "The instruction set torch uses on this CPU.");
 }

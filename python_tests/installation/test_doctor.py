@@ -1,5 +1,6 @@
 """`hyenarec doctor` passes what is right and notices what is not."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 
@@ -31,6 +32,20 @@ def test_doctor_passes_this_build_and_tells_how_it_was_made(capsys: pytest.Captu
         for dtype in ("float64", "float32"):
             mine = [line for line in lines if line.startswith(self_test_of(function)) and dtype in line]
             assert mine and all(line.endswith(" ok") for line in mine), function
+
+
+def test_doctor_leaves_a_gpu_alone_that_the_build_cannot_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = dataclasses.replace(doctor.BUILD, cuda_version="13.0", cuda_architectures="90-real")
+    monkeypatch.setattr(doctor, "BUILD", build)
+    capabilities = [(9, 0), (8, 6)]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
+    assert doctor.devices() == [torch.device("cpu"), torch.device("cuda", 0)]
+    told = [line for line in doctor.describe() if "cannot run" in line]
+    assert len(told) == 1
+    assert "cannot run on GPU 1: they were compiled for 90-real" in told[0]
+    assert 'TORCH_CUDA_ARCH_LIST="8.6" pip install' in told[0]
 
 
 def slightly_off(out: Tensor) -> Tensor:

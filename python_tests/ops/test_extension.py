@@ -8,13 +8,34 @@ import pytest
 import torch
 
 import hyenarec
-from hyenarec._extension import EXTENSION, check_build, minor_version
+from hyenarec._extension import BUILD, Build, check_build, minor_version
 
 
 def test_build_fits_this_torch() -> None:
-    assert minor_version(EXTENSION.torch_version) == minor_version(torch.__version__)
-    assert EXTENSION.with_cuda == bool(EXTENSION.cuda_version)
-    assert hyenarec.__version__ == EXTENSION.version
+    assert minor_version(BUILD.torch_version) == minor_version(torch.__version__)
+    assert BUILD.with_cuda == torch._C._dispatch_has_kernel_for_dispatch_key("hyenarec::short_conv", "CUDA")
+    assert hyenarec.__version__ == BUILD.version
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        ("", (9, 0), False),  # without CUDA
+        ("90-real", (9, 0), True),
+        ("90-real", (8, 0), False),
+        ("90-real", (10, 0), False),
+        ("80-real", (8, 6), True),
+        ("86-real", (8, 0), False),
+        ("80-real 90", (8, 9), True),
+        ("80-real 90", (12, 0), True),  # by PTX
+        ("80-real 90", (7, 5), False),
+        ("120-real", (12, 1), True),
+        ("90a-real", (9, 0), True),
+    ],
+)
+def test_knows_which_gpus_it_runs_on(architectures: str, capability: tuple[int, int], runs: bool) -> None:
+    build = Build("0.1.0", "2.13.0+cu130", "13.0" if architectures else "", architectures, "gcc")
+    assert build.runs_on(capability) == runs
 
 
 @pytest.mark.parametrize(
@@ -82,9 +103,15 @@ def test_import_explains_itself(library: bytes | None, message: str, tmp_path: P
     source = Path(hyenarec._extension.__file__).read_text()
     (package / "_extension.py").write_text(source)
     if library is not None:
-        (package / "_C.abi3.so").write_bytes(library)
-    command = [sys.executable, "-c", "import hyenarec._extension"]
+        (package / "lib").mkdir()
+        (package / "lib" / "libhyenarec_ops.so").write_bytes(library)
+    command = [sys.executable, "-c", "import hyenarec._extension"]  # of the current folder
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.returncode != 0
     assert message in result.stderr
     assert "pip install" in result.stderr
+
+
+def test_needs_no_module_of_this_python() -> None:
+    program = "import sys; sys.modules['hyenarec._C'] = None; import hyenarec.train, hyenarec.recommend"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

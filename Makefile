@@ -1,16 +1,22 @@
 # One command each; every target makes what it needs first. `make help` lists them.
 #
-# PYTHON  the interpreter of the virtual environments; of no effect on those that are there
-# TORCH   what pip installs as torch; on Linux the package index gives the build for CUDA, which runs on a CPU, too
+# PYTHON        the interpreter of the virtual environments; of no effect on those that are there
+# TORCH         what pip installs as torch; on Linux the package index gives the build for CUDA, which runs on a CPU, too
+# GPU_TORCH     that of the GPU machine that `make gpu-package` compiles for
+# NEWEST_TORCH  the newest that HyenaRec supports
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-CUDA_TORCH ?= torch==2.14.1
+GPU_TORCH ?= torch==2.11.0
+NEWEST_TORCH ?= torch==2.14.1
 
 VENV := .venv
 CUDA_VENV := .venv-cuda
+NEWEST_VENV := .venv-newest
+GPU_PACKAGE := build/gpu-package
 DEMO := runs/demo
 BIN := $(CURDIR)/$(VENV)/bin
 CUDA_BIN := $(CURDIR)/$(CUDA_VENV)/bin
+NEWEST_BIN := $(CURDIR)/$(NEWEST_VENV)/bin
 
 ifneq ($(words $(CURDIR)),1)
 $(error hyenarec needs a folder without blanks in its path, got '$(CURDIR)')
@@ -18,22 +24,29 @@ endif
 
 BUILD_FILES := CMakeLists.txt setup.py pyproject.toml $(wildcard cmake/* build_backend/*.py requirements/build.txt)
 SOURCES := $(shell find csrc -type f)
+PACKAGE := $(shell find hyenarec -name '*.py')
 CPP_TESTS := $(shell find cpp_tests -type f)
 CPP_FORMATTED := $(shell find csrc cpp_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench cuda-build gpu-check install-check clean test-packages
+.PHONY: help demo test lint bench gpu-package gpu-package-test gpu-rehearsal gpu-check gpu-check-2 cuda-build \
+	install-check clean test-packages
+.DELETE_ON_ERROR:
 .NOTPARALLEL: # what is missing is named before anything is built; compilers run in parallel in any case
 
 help:
-	@echo "make demo           trains on synthetic histories and shows metrics, floors and recommendations"
-	@echo "make test           every test: pytest, then ctest"
-	@echo "make lint           ruff, mypy, clang-format"
-	@echo "make bench          times kernel and FFT operators on this machine; measures what the Legendre scan and the loss promise"
-	@echo "make cuda-build     compiles and imports the CUDA extension in an environment of its own, no GPU needed"
-	@echo "make gpu-check      on a GPU machine: build, tests, sanitizers and timings with its own torch, no network"
-	@echo "make install-check  pip install in every situation that the build supports"
-	@echo "make clean          removes environments and builds"
+	@echo "make demo               trains on synthetic histories and shows metrics, floors and recommendations"
+	@echo "make test               every test: pytest, then ctest"
+	@echo "make lint               ruff, mypy, clang-format"
+	@echo "make bench              times kernel and FFT operators on this machine; measures what the Legendre scan and the loss promise"
+	@echo "make gpu-package        compiles the package for a GPU machine with $(GPU_TORCH) into $(GPU_PACKAGE), no GPU needed"
+	@echo "make gpu-package-test   the operators' tests with that package, on this CPU"
+	@echo "make gpu-check          on a GPU machine, with that package: operators, speed, profile, tests in under ten minutes"
+	@echo "make gpu-check-2        the same for sanitizers, loss, training steps and Nsight Compute"
+	@echo "make gpu-rehearsal      both of them on a CPU with tiny sizes"
+	@echo "make cuda-build         compiles and installs with CUDA against $(NEWEST_TORCH), no GPU needed"
+	@echo "make install-check      pip install in every situation that the build supports"
+	@echo "make clean              removes environments and builds"
 
 # --- environments: a stamp file in each says that it is complete --------------------------------------------------
 
@@ -69,9 +82,14 @@ $(VENV)/.lint-installed: requirements/lint.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -r requirements/lint.txt
 	touch $@
 
-$(CUDA_VENV)/.torch-installed: requirements/build.txt
+$(CUDA_VENV)/.installed: requirements/build.txt requirements/gpu.txt
 	$(call make_environment,$(CUDA_VENV))
-	$(CUDA_BIN)/python -m pip install $(CUDA_TORCH) -r requirements/build.txt
+	$(CUDA_BIN)/python -m pip install $(GPU_TORCH) -r requirements/build.txt -r requirements/gpu.txt
+	touch $@
+
+$(NEWEST_VENV)/.torch-installed: requirements/build.txt
+	$(call make_environment,$(NEWEST_VENV))
+	$(NEWEST_BIN)/python -m pip install $(NEWEST_TORCH) -r requirements/build.txt
 	touch $@
 
 # --- what the targets do ------------------------------------------------------------------------------------------
@@ -96,9 +114,29 @@ lint: $(VENV)/.lint-installed
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FORMATTED)
 
-cuda-build: $(CUDA_VENV)/.torch-installed
-	HYENAREC_CUDA=1 PATH="$(CUDA_BIN):$$PATH" $(CUDA_BIN)/python -m pip install --verbose --no-build-isolation .
-	cd scripts && $(CUDA_BIN)/python -P check_cuda_build.py
+$(GPU_PACKAGE)/package.json: $(CUDA_VENV)/.installed $(BUILD_FILES) $(SOURCES) $(PACKAGE)
+	$(CUDA_BIN)/python scripts/gpu_package.py
+	PYTHONPATH=$(GPU_PACKAGE) $(CUDA_BIN)/python scripts/check_cuda_build.py
+
+gpu-package: $(GPU_PACKAGE)/package.json
+
+# -P: the package, not the source tree's folder of the same name.
+gpu-package-test: $(GPU_PACKAGE)/package.json
+	PYTHONPATH=$(GPU_PACKAGE) OMP_NUM_THREADS=1 $(CUDA_BIN)/python -P -m pytest -n 2 -q -k 'not cuda' python_tests/ops
+
+gpu-rehearsal: $(GPU_PACKAGE)/package.json
+	$(CUDA_BIN)/python benchmarks/gpu_rehearsal.py
+
+# With the GPU machine's own Python and torch: it may have no network. Results go to $$OUT, else to build/gpu-check.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py first
+
+gpu-check-2:
+	$(PYTHON) benchmarks/gpu_check.py second
+
+cuda-build: $(NEWEST_VENV)/.torch-installed
+	HYENAREC_CUDA=1 PATH="$(NEWEST_BIN):$$PATH" $(NEWEST_BIN)/python -m pip install --verbose --no-build-isolation .
+	cd scripts && $(NEWEST_BIN)/python -P check_cuda_build.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/ops.py --output build/ops.json
@@ -108,12 +146,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/catalogue.py --output build/catalogue.json
 	$(BIN)/python benchmarks/training_step.py --output build/training_step.json
 
-# With the machine's own Python and torch: it may have no network.
-gpu-check:
-	$(PYTHON) benchmarks/gpu_check.py
-
-install-check: $(CUDA_VENV)/.torch-installed
+install-check: $(CUDA_VENV)/.installed
 	$(PYTHON) scripts/check_install.py --torch '$(TORCH)' --cuda-python $(CUDA_BIN)/python
 
 clean:
-	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info hyenarec/include hyenarec/lib hyenarec/_C.*
+	rm -rf $(VENV) $(CUDA_VENV) $(NEWEST_VENV) build dist *.egg-info hyenarec/include hyenarec/lib hyenarec/_C.*

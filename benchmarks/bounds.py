@@ -58,8 +58,8 @@ def run_sections(
     """Runs the sections that the command line asks for, each with the repetitions; the exit status.
 
     The device that it asks for becomes torch's default. Prints which bounds hold, and writes all figures
-    where `--output` says; 1 if a bound does not hold. `parents` hold a script's own options, which it reads
-    by itself.
+    where `--output` says; 1 if a bound does not hold, unless `--report-only`. `parents` hold a script's own
+    options, which it reads by itself.
     """
     parser = argparse.ArgumentParser(description=description, parents=parents)
     parser.add_argument("--only", nargs="+", choices=sections, default=list(sections), metavar="SECTION")
@@ -67,6 +67,7 @@ def run_sections(
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=devices, default="cpu")
     parser.add_argument("--output", type=Path, help="where the JSON goes; default: nowhere")
+    parser.add_argument("--report-only", action="store_true", help="exit with 0, whatever holds")
     options = parser.parse_args()
 
     keep_freed_memory()
@@ -88,4 +89,4 @@ def run_sections(
     result["load_average_at_end"] = machine(options.device)["load_average"]
     if options.output:
         write(options.output, result)
-    return 0 if all(bound.holds() for bound in bounds) else 1
+    return 0 if options.report_only or all(bound.holds() for bound in bounds) else 1

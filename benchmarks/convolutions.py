@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -65,10 +66,10 @@ def movielens_lengths(longest: int, events: int) -> Sequences:
     Log-normal with MovieLens-1M's median (96) and mean (165.6), within its range (20 to 2,314).
     """
     generator = torch.Generator().manual_seed(0)
-    median, mean = torch.tensor(96.0), torch.tensor(165.6)
-    spread = (2 * (mean / median).log()).sqrt()
-    normal = torch.randn(1 + events // 20, generator=generator)
-    users = (median.log() + spread * normal).exp().round().clamp(20, min(longest, 2314)).long()
+    median, mean = 96.0, 165.6
+    spread = math.sqrt(2 * math.log(mean / median))
+    normal = torch.randn(1 + events // 20, generator=generator, device="cpu")
+    users = (math.log(median) + spread * normal).exp().round().clamp(20, min(longest, 2314)).long()
     return Sequences(users[: int((users.cumsum(0) <= events).sum())].tolist(), is_packed=True)
 
 

@@ -1,135 +1,38 @@
-"""Checks the CUDA operators on a GPU machine, with its own torch and without network, within ten minutes.
+"""All that a quarter of an hour on a GPU can prove, in two calls of less than ten minutes each.
 
-    python benchmarks/gpu_check.py [--only timings]      (or: make gpu-check)
+    python benchmarks/gpu_check.py first        (or: make gpu-check)
+    python benchmarks/gpu_check.py second       (or: make gpu-check-2)
 
-Builds the package into build/gpu-check, runs the Python tests of the operators on the GPU,
-compute-sanitizer's memcheck and racecheck over a small case of every kernel, the timings of ops.py,
-long_convolution.py, linear_cross_entropy.py, dropout_add_layer_norm.py and of every model's training step in
-bfloat16, and the C++ tests where GoogleTest is there. Logs, timings and `summary.json` go to $OUT, else to
-build/gpu-check, too.
-A step that fails does not stop the others; the exit status is 1 if any failed. Compiling the Legendre scan
-may take most of the ten minutes: started again, the build goes on where it stopped, and `--only` names what
-is still to be done behind it.
+first: the build and the GPU; every operator against its oracle; the long convolution's speed; where its
+time goes; the Python tests on the GPU. second: compute-sanitizer, whether it finds a planted error, then
+memcheck and racecheck; the speed of loss, norm and whole training steps; Nsight Compute on the scan's
+sweeps. The stages come in the order of their worth, each with a time limit, and none stops the next.
+
+With this Python's own torch and no network. The package is what `make gpu-package` made; only without it
+the operators are compiled here, by all cores, with all the time there is. Results go to $OUT, else to
+build/gpu-check: `results.tar.gz`, each stage's log and figures, of both calls, and `summary.json`, how
+the stages ended. A tool that this machine refuses is a result. The exit status is 1 if a stage failed.
+
+`make gpu-rehearsal` runs the same on a CPU, with tiny sizes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
+from source_tree import PACKAGE, ROOT, commit, digest, package_facts
+from stages import FAILED, Outcome, Runner, Stage
 
-ROOT = Path(__file__).resolve().parents[1]
-WORK = ROOT / "build" / "gpu-check"  # build trees and the installed package: large, and of no use elsewhere
-SETUPTOOLS = 77  # pyproject.toml: without build isolation, pip takes the machine's
-BUDGET = 590.0  # seconds for everything
-BUILD_LIMIT = 480  # what is compiled by then is kept for the next run
-PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a step ended; `note` says why where that is not plain."""
-
-    step: str
-    status: str
-    seconds: float
-    note: str = ""
-
-
-class Check:
-    """Runs steps one after another within the budget and remembers how they ended."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.site = WORK / "site"  # for the package: the machine's own packages stay as they are
-        self.started = time.monotonic()
-        self.results: list[Result] = []
-        out.mkdir(parents=True, exist_ok=True)
-
-    def run(
-        self,
-        step: str,
-        command: list[str],
-        limit: float,
-        examine: Callable[[str], str] = lambda log: "",
-        **environment: str,
-    ) -> bool:
-        """Runs a command, its output in <step>.log; False if it fails or takes over `limit` seconds.
-
-        `examine` looks at the log of a command that succeeded and returns what is wrong with it, or "".
-        """
-        start = time.monotonic()
-        limit = min(limit, BUDGET - (start - self.started))
-        if limit <= 0:
-            return self.record(Result(step, FAILED, 0, "no time left"))
-        print(f"== {step}: {' '.join(command)}", flush=True)
-        variables = os.environ | {"PYTHONPATH": str(self.site), "PYTHONUNBUFFERED": "1"} | environment
-        log = self.out / f"{step}.log"
-        with log.open("w") as file:
-            run = partial(subprocess.run, command, cwd=ROOT, env=variables)
-            try:
-                run(stdout=file, stderr=subprocess.STDOUT, timeout=limit, check=True)
-                problem = examine(log.read_text(errors="replace"))
-            except (OSError, subprocess.SubprocessError) as error:
-                problem = str(error)
-        seconds = time.monotonic() - start
-        if not problem:
-            return self.record(Result(step, PASSED, seconds))
-        print("\n".join(log.read_text(errors="replace").splitlines()[-40:]))
-        return self.record(Result(step, FAILED, seconds, problem))
-
-    def skip(self, step: str, why: str) -> None:
-        self.record(Result(step, SKIPPED, 0, why))
-
-    def record(self, result: Result) -> bool:
-        self.results.append(result)
-        print(f"   {result.status} in {result.seconds:.0f} s {result.note}", flush=True)
-        return result.status == PASSED
-
-    def finish(self) -> int:
-        """Writes and prints the summary; the exit status."""
-        summary = {
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "torch": torch.__version__,
-            "steps": [asdict(result) for result in self.results],
-        }
-        (self.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        print("\n== summary")
-        for result in self.results:
-            print(f"{result.status:8} {result.seconds:6.0f} s  {result.step}  {result.note}")
-        return 1 if any(result.status == FAILED for result in self.results) else 0
-
-
-def build(check: Check) -> bool:
-    """The package with CUDA for this machine's GPU, in check.site."""
-    try:
-        setuptools = version("setuptools")
-    except PackageNotFoundError:
-        setuptools = "0"
-    if int(setuptools.split(".")[0]) < SETUPTOOLS:
-        found = f"found {setuptools}" if setuptools != "0" else "found none"
-        return check.record(
-            Result("build", FAILED, 0, f"needs setuptools >= {SETUPTOOLS} beside {sys.executable}, {found}")
-        )
-    shutil.rmtree(check.site, ignore_errors=True)
-    command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"]
-    return check.run("build", [*command, "--target", str(check.site), "."], BUILD_LIMIT, HYENAREC_CUDA="1")
-
+SECONDS = 570.0  # of a call
+WORK = ROOT / "build" / "gpu-check"
 
 # Every test that does more on a GPU than without one.
-CUDA_TESTS = [
+GPU_TESTS = (
     "python_tests/ops",
     "python_tests/test_model.py",
     "python_tests/test_baselines.py",
@@ -137,108 +40,118 @@ CUDA_TESTS = [
     "python_tests/test_stream.py",
     "python_tests/data/test_batches.py",
     "python_tests/training/test_train.py",
-]
+)
+SANITIZER_REFUSALS = ("Device not supported", "cannot be run")
+NCU_REFUSALS = ("ERR_NVGPUCTRPERM", "Failed to initialize the profiler", "LibraryNotLoaded", "cannot be run")
 
 
-def python_tests(check: Check) -> None:
-    # -P: the installed package, not the source tree's folder of the same name.
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *CUDA_TESTS]
-    check.run("python_tests", command, 240)
+def script(name: str, *options: str, device: str, folder: str = "benchmarks") -> list[str]:
+    """A script's command; its JSON, if it writes one, goes into its stage's folder."""
+    return [sys.executable, str(ROOT / folder / f"{name}.py"), "--device", device, *options]
 
 
-def has_googletest() -> bool:
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "CMakeLists.txt").write_text(
-            "cmake_minimum_required(VERSION 3.25)\nproject(probe CXX)\nfind_package(GTest REQUIRED)\n"
-        )
-        command = ["cmake", "-S", folder, "-B", f"{folder}/build"]
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+def output(name: str = "figures") -> list[str]:
+    return ["--output", f"{{folder}}/{name}.json"]
 
 
-def cpp_tests(check: Check) -> None:
-    if not has_googletest():
-        check.skip("cpp_tests", "GoogleTest is not installed")
-        return
-    tree = str(WORK / "cmake")
-    torch_folder = str(Path(torch.__file__).parent)
-    configure = ["cmake", "-S", ".", "-B", tree, f"-DHYENAREC_LIBTORCH={torch_folder}", "-DHYENAREC_TESTS=ON"]
-    python = f"-DPython_EXECUTABLE={sys.executable}"
-    build_tests = ["cmake", "--build", tree, "--parallel", "--target", "cpp_tests"]
-    if not check.run("cpp_configure", [*configure, python], 60, HYENAREC_CUDA="1"):
-        return
-    if check.run("cpp_build", build_tests, 240):
-        check.run("cpp_tests", ["ctest", "--test-dir", tree, "--output-on-failure"], 180)
+def first_call(device: str, tiny: list[str]) -> Iterator[Stage]:
+    """Is it right, how fast is it."""
+    yield Stage("import", script("check_cuda_build", *output(), device=device, folder="scripts"), 40)
+    yield Stage("operators", script("gpu_operators", *output(), device=device), 60)
+    long_convolution = script("long_convolution", *tiny, *output(), device=device)
+    yield Stage("long_convolution", long_convolution, 100, shown=2_600)
+    yield Stage("profile", script("gpu_profile", *tiny, *output(), device=device), 40, shown=2_000)
+    # -P: the package, not the source tree's folder of the same name.
+    pytest = [sys.executable, "-P", "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb", "short"]
+    on_gpu = ["-n", "8", "-k", "cuda or gpu", *GPU_TESTS]
+    on_cpu = ["-n", "2", "-k", "cpu", "python_tests/ops/test_short_conv.py"]
+    tests = [*pytest, "--timeout", "60", *(on_gpu if device == "cuda" else on_cpu)]
+    yield Stage("tests", tests, 150, expects=[" passed"])
 
 
-def lacks(*texts: str) -> Callable[[str], str]:
-    """Says of a log which of these texts are not in it."""
-    return lambda log: "".join(f"the log lacks '{text}'. " for text in texts if text not in log).strip()
-
-
-def sanitizers(check: Check) -> None:
+def second_call(device: str, tiny: list[str]) -> Iterator[Stage]:
+    """Does it touch memory that isn't its own, how fast is the rest, what holds it up."""
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    # Our own kernels only, in whichever process they run; and without torch's cache, so that memcheck knows
-    # where each tensor ends.
-    options = ["--target-processes", "all", "--kernel-name", "kns=hyenarec"]
-    no_cache = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    program = [sys.executable, "-P", "benchmarks/small_cases.py"]
+    # Our own kernels only, in whichever process they run.
+    watched = [sanitizer, "--target-processes", "all", "--kernel-name", "kns=hyenarec"]
+    cases = script("small_cases", "--channels", "40", "--coefficients", "17", "40", device=device)
+    no_cache = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that memcheck knows where each tensor ends
     # "No errors" means something only if these options find an error that is there.
-    planted = [sanitizer, "--tool", "memcheck", *options, *program, "--out-of-bounds"]
-    check.run(
-        "planted_error", planted, 60, lacks("Invalid __global__ read", "short_conv_forward"), **no_cache
+    planted = script("small_cases", "--out-of-bounds", device="cuda")
+    yield Stage(
+        "planted_error",
+        [*watched, "--tool", "memcheck", *planted],
+        45,
+        expects=["Invalid __global__ read", "short_conv_forward"],
+        refusals=SANITIZER_REFUSALS,
+        environment=no_cache,
     )
-    for tool in ("memcheck", "racecheck"):
-        command = [sanitizer, "--tool", tool, "--error-exitcode", "1", *options, *program]
-        check.run(tool, command, 120, lacks("every kernel has run", "SUMMARY: 0 "), **no_cache)
-    check.run("cut_batches", program, 60, HYENAREC_FFT_WORKSPACE_MIB="0")
-
-
-def timings(check: Check) -> None:
-    for step, script, options in (
-        ("timings", "ops", ["--device", "cuda"]),
-        ("long_convolution", "long_convolution", []),
-        ("linear_cross_entropy", "linear_cross_entropy", ["--device", "cuda"]),
-        ("dropout_add_layer_norm", "dropout_add_layer_norm", ["--device", "cuda"]),
+    # Shared memory holds float32 whatever the activations are, so racecheck needs one dtype.
+    for tool, dtypes in (("memcheck", ["float32", "bfloat16"]), ("racecheck", ["float32"])):
+        yield Stage(
+            tool,
+            [*watched, "--tool", tool, "--error-exitcode", "1", *cases, "--dtypes", *dtypes],
+            90,
+            expects=["every kernel has run", "SUMMARY: 0 "],
+            refusals=SANITIZER_REFUSALS,
+            environment=no_cache,
+        )
+    few = ["--repetitions", "5"] if device == "cuda" else ["--repetitions", "1", "--report-only"]
+    for name, sections in (
+        ("linear_cross_entropy", ["speed", "memory"] if device == "cuda" else ["accuracy"]),
+        ("dropout_add_layer_norm", ["float32", "mixed"] if device == "cuda" else ["mixed"]),
     ):
-        # Without -P: a benchmark imports its neighbours, and there is no hyenarec among them.
-        command = [sys.executable, f"benchmarks/{script}.py", *options]
-        check.run(step, [*command, "--output", str(check.out / f"{script}.json")], 180)
-        show(check, step)
-    program = (
-        "import sys; from hyenarec.bench import bench_train; from hyenarec.config import BenchConfig; "
-        "bench_train(BenchConfig(precision='bf16', output=sys.argv[1]))"
+        yield Stage(name, script(name, *few, "--only", *sections, *output(), device=device), 45)
+    yield Stage("bench_train", script("gpu_bench_train", *tiny, *output(), device=device), 90, shown=2_000)
+    # The sweep forward, the one that saves states, and the sweep backward: the scan's hottest kernels.
+    ncu = shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
+    sections = [word for name in NCU_SECTIONS for word in ("--section", name)]
+    kernels = ["--kernel-name", "regex:legendre_scan_(forward|backward)", "--clock-control", "none"]
+    once = script("gpu_profile", "--once", *tiny, device=device)
+    yield Stage(
+        "ncu", [ncu, *kernels, *sections, *once], 60, ["legendre_scan_backward"], NCU_REFUSALS, shown=2_000
     )
-    output = str(check.out / "bench_train.json")
-    check.run("bench_train", [sys.executable, "-P", "-c", program, output], 180)
-    show(check, "bench_train")
 
 
-def show(check: Check, step: str) -> None:
-    log = check.out / f"{step}.log"
-    if log.exists():
-        print(log.read_text(errors="replace"))
+NCU_SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "LaunchStats", "Occupancy", "WarpStateStats")
+CALLS = {"first": first_call, "second": second_call}
 
 
-STEPS = {  # cpp_tests come last: they compile everything once more
-    "python_tests": python_tests,
-    "sanitizers": sanitizers,
-    "timings": timings,
-    "cpp_tests": cpp_tests,
-}
+def build(runner: Runner) -> Outcome:
+    """Compiles the package here. What is done when time is up is there for the next run."""
+    runner.say(
+        "== no package: compiled here, where every second costs; better run `make gpu-package` elsewhere"
+    )
+    return runner.run(Stage("build", [sys.executable, str(ROOT / "scripts" / "gpu_package.py")], SECONDS))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Checks the CUDA operators; see this file's head.")
-    parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP")
+    parser.add_argument("call", choices=CALLS)
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU, with tiny sizes")
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="these stages")
     options = parser.parse_args()
-    check = Check(Path(os.environ.get("OUT") or ROOT / "build" / "gpu-check").resolve())
-    if not torch.cuda.is_available():
-        check.record(Result("gpu", FAILED, 0, "torch sees no GPU on this machine"))
-        return check.finish()
-    if build(check):
-        for step in options.only:
-            STEPS[step](check)
-    return check.finish()
+    work = ROOT / "build" / "gpu-rehearsal" if options.rehearse else WORK
+    stages = list(CALLS[options.call](*(("cpu", ["--tiny"]) if options.rehearse else ("cuda", []))))
+    names = [stage.name for stage in stages]
+    unknown = set(options.only or ()) - set(names)
+    if unknown:
+        parser.error(f"--only must name stages of this call, {', '.join(names)}, got {', '.join(unknown)}")
+
+    environment = {"PYTHONPATH": str(PACKAGE), "PYTHONUNBUFFERED": "1"}
+    out, package = Path(os.environ.get("OUT") or work).resolve(), package_facts()
+    runner = Runner(work / "stages", out, SECONDS, environment, {"commit": commit(), "package": package})
+    if not package:
+        if build(runner).status == FAILED:
+            return runner.finish()
+    elif package["sources"] != digest():
+        runner.say(
+            "== the package was made from other sources than these: `make gpu-package` makes a new one"
+        )
+    for stage in stages:
+        if not options.only or stage.name in options.only:
+            runner.run(stage)
+    return runner.finish()
 
 
 if __name__ == "__main__":

@@ -1,18 +1,23 @@
 """Times the long convolution on a GPU beside what else mixes events over long histories.
 
-    python benchmarks/long_convolution.py [--output figures.json]
+    python benchmarks/long_convolution.py [--device cpu] [--tiny] [--output figures.json]
 
-For sequences of equal lengths and for packed ones with lengths like MovieLens-1M's, forward and forward +
-backward (everything inside, tables contracted with fresh coefficients each call):
+First the bandwidth of a large copy. Then, for sequences of equal lengths and for packed ones with lengths
+like MovieLens-1M's, forward and forward + backward (everything inside, tables contracted with fresh
+coefficients each call), in bfloat16 and then in float32:
 
 - legendre_conv with skip and both gates; hyena_mixer, which also filters and splits its input
-- fft_conv with the same kernel by legendre_kernel; the same in plain torch.fft (equal lengths only)
+- fft_conv with the same kernel by legendre_kernel; the same in plain torch.fft (equal lengths only, and
+  not where its spectra take tens of gigabytes)
 - attention: causal scaled_dot_product_attention with flash in bfloat16, heads of 64 (equal lengths only)
-- copy: a device copy of the bytes that legendre_conv must move (hyena_mixer's are the same)
+- copy: a device copy of the bytes that legendre_conv must move (hyena_mixer's are the same), of 2 GiB at
+  most and scaled
 
-The formulations take turns; figures are medians. At each size legendre_conv and hyena_mixer are first
-compared with the truth in float64 (a direct sum, beyond 1,024 events an FFT), on 16 channels of the first
-sequence. The JSON is written after every row, so that a run that is cut short leaves what it has measured.
+The formulations take turns; figures are medians; what the memory can't hold is left out. At each size
+legendre_conv and hyena_mixer are first compared with the truth in float64 (a direct sum, beyond 1,024
+events an FFT), on 16 channels of the first sequence; if one is wrong, nothing is timed there, and the
+exit status is 1. The JSON is written after every row, so that a run that is cut short leaves what it has
+measured. `--tiny` is for trying the script.
 """
 
 from __future__ import annotations
@@ -37,13 +42,25 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from hyenarec import ops, reference
 
-LENGTHS = (256, 1024, 4096, 16384)
-LONGEST = (200, 2277)  # of packed sequences: MovieLens-1M's at max_len 200, and whole
-CHANNELS = (64, 256, 768)
-EVENTS = (1 << 16, 1 << 20)
+DTYPES = (torch.bfloat16, torch.float32)
 HEAD = 64
 COMPARED = 16  # channels, evenly spread: decays from bursts to the whole horizon
-DEVICE = "cuda"
+MOST_COPIED = 2 << 30  # bytes read and written; a larger copy takes memory and tells nothing new
+MOST_SPECTRA = 1 << 28  # elements of an activation that plain torch.fft is given
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which sizes: all of equal lengths, and packed ones with the longest of so many events."""
+
+    events: tuple[int, ...]
+    channels: tuple[int, ...]
+    lengths: tuple[int, ...]
+    longest: tuple[int, ...]
+
+
+GRID = Grid((1 << 17, 1 << 20), (64, 768), (200, 1024, 16384), (200, 2277))
+TINY = Grid((1 << 10,), (64,), (100, 500), (200,))
 
 Run = Callable[[], object]
 
@@ -65,23 +82,23 @@ class Row:
 
 
 class Problem:
-    """Arguments of one row and the formulations over them."""
+    """Arguments of one row, on torch's default device, and the formulations over them."""
 
     def __init__(self, dtype: torch.dtype, channels: int, lengths: list[int], is_packed: bool) -> None:
         self.dtype, self.channels, self.lengths, self.is_packed = dtype, channels, lengths, is_packed
         self.horizon = max(lengths)
         sizes = (sum(lengths),) if is_packed else (len(lengths), self.horizon)
-        self.x = torch.randn(*sizes, 3 * channels, device=DEVICE, dtype=dtype)
+        self.x = torch.randn(*sizes, 3 * channels, dtype=dtype)
         self.q, self.k, self.v = (part.contiguous() for part in self.x.chunk(3, dim=-1))
         self.grad = torch.randn_like(self.v)
         self.offsets = None
         if is_packed:
-            self.offsets = torch.tensor([0, *lengths], device=DEVICE).cumsum(0)
-        self.coeffs = torch.randn(channels, NUM_COEFFS, device=DEVICE) / self.horizon**0.5
-        self.decay = learned_decay(channels, self.horizon).to(DEVICE)
-        self.skip = torch.randn(channels, device=DEVICE)
-        self.weight = torch.randn(3 * channels, TAPS, device=DEVICE) / TAPS**0.5
-        self.bias = torch.randn(3 * channels, device=DEVICE)
+            self.offsets = torch.tensor([0, *lengths]).cumsum(0)
+        self.coeffs = torch.randn(channels, NUM_COEFFS) / self.horizon**0.5
+        self.decay = learned_decay(channels, self.horizon)
+        self.skip = torch.randn(channels)
+        self.weight = torch.randn(3 * channels, TAPS) / TAPS**0.5
+        self.bias = torch.randn(3 * channels)
 
     def legendre_conv(self, q: Tensor, k: Tensor, v: Tensor, *parameters: Tensor) -> Tensor:
         coeffs, decay, skip = parameters
@@ -109,7 +126,7 @@ class Problem:
 
     def errors(self) -> dict[str, float]:
         """Of COMPARED channels of the first sequence, against the truth in float64."""
-        chosen = torch.arange(COMPARED, device=DEVICE) * self.channels // COMPARED
+        chosen = torch.arange(COMPARED) * self.channels // COMPARED
         columns = torch.cat([chosen + part * self.channels for part in range(3)])  # of q, k, v
         coeffs, decay, skip = (parameter[chosen].double() for parameter in self.parameters())
 
@@ -143,7 +160,8 @@ class Problem:
         }
         if not self.is_packed:
             runs["fft_conv"] = (self.fft_conv, (*parts, *parameters), self.grad)
-            runs["torch_fft"] = (self.torch_fft, (*parts, *parameters), self.grad)
+            if self.v.numel() <= MOST_SPECTRA:
+                runs["torch_fft"] = (self.torch_fft, (*parts, *parameters), self.grad)
             narrow = tuple(part.bfloat16() for part in parts)
             runs["attention"] = (self.attention, narrow, self.grad.bfloat16())
         if is_training:
@@ -157,27 +175,32 @@ class Problem:
         return self.v.numel() * self.dtype.itemsize * (4 + 7 * is_training)
 
 
-def problems() -> Iterator[Problem]:
-    for dtype, events, channels in product((torch.float32, torch.bfloat16), EVENTS, CHANNELS):
-        for length in LENGTHS:
+def problems(grid: Grid) -> Iterator[Problem]:
+    for dtype, events, channels in product(DTYPES, grid.events, grid.channels):
+        for length in grid.lengths:
             yield Problem(dtype, channels, [length] * (events // length), False)
-        for longest in LONGEST:
+        for longest in grid.longest:
             yield Problem(dtype, channels, movielens_lengths(longest, events).lengths, True)
 
 
-def checked_errors(problem: Problem) -> dict[str, float]:
-    """Raises if an operator is wrong: then there is nothing to time."""
-    errors = problem.errors()
-    for name, error in errors.items():
-        if not error < TOLERANCE[problem.dtype]:
-            raise RuntimeError(f"{name} is wrong at horizon {problem.horizon}: relative error {error:.1e}")
-    return errors
+def what_fits(runs: dict[str, Run]) -> dict[str, Run]:
+    """Those for which the memory is large enough, each tried once."""
+    fitting = {}
+    for name, run in runs.items():
+        try:
+            run()
+            fitting[name] = run
+        except torch.OutOfMemoryError:
+            print(f"{name} does not fit into memory")
+            torch.cuda.empty_cache()
+    return fitting
 
 
 def measure(problem: Problem, errors: dict[str, float], is_training: bool, repetitions: int) -> Row:
-    size = problem.copy_bytes(is_training)
-    runs = problem.formulations(is_training) | {"copy": copy_of(size, DEVICE)}
-    times = medians(list(runs.values()), DEVICE, repetitions)
+    device, size = problem.x.device.type, problem.copy_bytes(is_training)
+    runs = what_fits(problem.formulations(is_training))
+    copied = min(size, MOST_COPIED)
+    *times, copy = medians([*runs.values(), copy_of(copied, device)], device, repetitions)
     return Row(
         direction="forward + backward" if is_training else "forward",
         dtype=str(problem.dtype).removeprefix("torch."),
@@ -188,36 +211,59 @@ def measure(problem: Problem, errors: dict[str, float], is_training: bool, repet
         is_packed=problem.is_packed,
         copy_bytes=size,
         errors=errors,
-        milliseconds=dict(zip(runs, times, strict=True)),
+        milliseconds=dict(zip(runs, times, strict=True)) | {"copy": copy * size / copied},
     )
 
 
-def print_row(row: Row) -> None:
-    times = "  ".join(f"{name} {time:8.4f}" for name, time in row.milliseconds.items())
+def bandwidth(device: str, size: int) -> float:
+    """Bytes read and written in a second by a copy of `size` bytes."""
+    [time] = medians([copy_of(size, device)], device, 9)
+    return size / time * 1e3
+
+
+def line(rows: list[Row]) -> str:
+    """One size: hyena_mixer's time over a copy's, and attention's over hyena_mixer's, in both directions."""
+    row = rows[0]
     layout = "packed" if row.is_packed else "equal"
-    print(
-        f"{row.direction:18} {row.dtype:8} D={row.channels:<4} events={row.events:<8} {layout:6} "
-        f"L={row.length:<6} {times} ms  "
-        f"hyena_mixer/copy {row.milliseconds['hyena_mixer'] / row.milliseconds['copy']:.2f}",
-        flush=True,
-    )
+    text = f"{row.dtype:8} D={row.channels:<3} {row.events:>7,} {layout:6} L={row.length:<5}"
+    for row, title in zip(rows, ("forward", "both"), strict=False):
+        times = row.milliseconds
+        text += f" {title} {times['hyena_mixer'] / times['copy']:.2f}"
+        if "attention" in times:
+            text += f" ({times['attention'] / times['hyena_mixer']:.2f})"
+    return text
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Times the long convolution on a GPU; see this file's head.")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="sizes that a CPU takes a moment for")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--output", type=Path, help="where the JSON goes; default: nowhere")
     options = parser.parse_args()
     torch.manual_seed(0)
-    head, rows = machine(DEVICE), []
-    for problem in problems():
-        errors = checked_errors(problem)
-        for is_training in (False, True):
-            rows.append(asdict(row := measure(problem, errors, is_training, options.repetitions)))
-            print_row(row)
-            if options.output:
-                save(options.output, head | {"rows": rows})
-    return 0
+    torch.set_default_device(options.device)
+    head = machine(options.device)
+    head["copied_bytes_a_second"] = bandwidth(options.device, 1 << 20 if options.tiny else MOST_COPIED)
+    head["wrong"], rows, lines = [], [], []
+    for problem in problems(TINY if options.tiny else GRID):
+        errors = problem.errors()
+        wrong = {name: error for name, error in errors.items() if not error < TOLERANCE[problem.dtype]}
+        if wrong:
+            size = [str(problem.dtype), problem.channels, sum(problem.lengths), problem.horizon]
+            head["wrong"].append([*size, wrong])
+            lines.append(f"WRONG {size} {wrong}")
+        else:
+            found = [measure(problem, errors, training, options.repetitions) for training in (False, True)]
+            rows += [asdict(row) for row in found]
+            lines.append(line(found))
+        print(lines[-1], flush=True)
+        if options.output:
+            save(options.output, head | {"rows": rows})
+    copied = head["copied_bytes_a_second"] / 1e12
+    print(f"a copy moves {copied:.2f} TB/s; hyena_mixer / copy (attention / hyena_mixer):")
+    print("\n".join(lines))
+    return 1 if head["wrong"] else 0
 
 
 if __name__ == "__main__":

@@ -5,24 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from source_tree import commit
 
 import hyenarec
-
-
-def commit() -> str:
-    """The commit, with "+changes" if the tree differs from it; "unknown" without git."""
-    folder = Path(__file__).resolve().parent
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
-    try:
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def machine(device: str) -> dict[str, Any]:

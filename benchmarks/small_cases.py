@@ -1,15 +1,18 @@
 """Runs every CUDA kernel once on small inputs: what compute-sanitizer watches.
 
-    compute-sanitizer --tool memcheck python benchmarks/small_cases.py
+    compute-sanitizer --tool memcheck python benchmarks/small_cases.py [--dtypes float32] [--channels 40]
+        [--coefficients 17 40]
 
 With --out-of-bounds it only makes short_conv read beyond a tensor instead, which memcheck must find.
 
-Sizes are chosen so that each kernel has full and ragged tiles, several blocks, and both its vector and scalar
-paths; HYENAREC_FFT_WORKSPACE_MIB=0 makes fft_conv take one sequence and one channel at a time.
+By default each kernel has full and ragged tiles, several blocks, and both its vector and scalar paths; a
+sanitizer takes minutes for all of them, so the options choose. HYENAREC_FFT_WORKSPACE_MIB=0 makes
+fft_conv take one sequence and one channel at a time.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
@@ -20,21 +23,23 @@ from torch import Tensor
 
 from hyenarec import ops
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+CHANNELS = (5, 40)  # 40: rows of 16 bytes in every dtype
+COEFFICIENTS = (9, 17, 33, 40)  # each is compiled for by itself
 
 
 def leaf(*sizes: int, dtype: torch.dtype) -> Tensor:
-    return torch.randn(*sizes, device="cuda", dtype=torch.float64).to(dtype).requires_grad_()
+    return torch.randn(*sizes, dtype=torch.float64).to(dtype).requires_grad_()
 
 
 def backward(out: Tensor) -> None:
     torch.autograd.backward(out, torch.randn_like(out))
 
 
-def run(dtype: torch.dtype) -> None:
+def run(dtype: torch.dtype, all_channels: list[int], all_coefficients: list[int]) -> None:
     """Every operator, forward and backward where it has that, with activations of one dtype."""
     parameters = torch.float64 if dtype == torch.float64 else torch.float32
-    for channels in (5, 40):  # 40: rows of 16 bytes in every dtype
+    for channels in all_channels:
         skip = leaf(channels, dtype=parameters)
         gates = [leaf(3, 50, channels, dtype=dtype) for _ in range(2)]
         u, kernel = leaf(3, 50, channels, dtype=dtype), leaf(channels, 50, dtype=parameters)
@@ -43,17 +48,17 @@ def run(dtype: torch.dtype) -> None:
         for width in (3, 8):
             weight, bias = leaf(channels, width, dtype=parameters), leaf(channels, dtype=parameters)
             backward(ops.short_conv(leaf(3, 50, channels, dtype=dtype), weight, bias))
-            offsets = torch.tensor([0, 0, 7, 8, 150, 150], device="cuda")
+            offsets = torch.tensor([0, 0, 7, 8, 150, 150])
             backward(ops.short_conv(leaf(150, channels, dtype=dtype), weight, bias, offsets))
 
         run_norms(dtype, parameters, channels)
         run_losses(dtype, channels)
-        run_scans(dtype, parameters, channels)
-        run_steps(dtype, parameters, channels)
+        run_scans(dtype, parameters, channels, all_coefficients)
+        run_steps(dtype, parameters, channels, all_coefficients)
 
         if dtype == parameters:
             for coefficients in (17, 75):
-                decay = torch.rand(channels, device="cuda", dtype=dtype).requires_grad_()
+                decay = torch.rand(channels, dtype=dtype).requires_grad_()
                 backward(ops.legendre_kernel(leaf(channels, coefficients, dtype=dtype), decay, 700, 650))
 
 
@@ -61,7 +66,7 @@ def run_norms(dtype: torch.dtype, parameters: torch.dtype, channels: int) -> Non
     """Teams that are a part of a warp, a warp, and a block; the widest rows are more than registers hold."""
     for width in (channels, 20 * channels, 250 * channels):
         weight, bias = leaf(width, dtype=parameters), leaf(width, dtype=parameters)
-        seed = torch.tensor(5, device="cuda")
+        seed = torch.tensor(5)
         for residual in (leaf(30, width, dtype=dtype), leaf(30, width, dtype=torch.float32), None):
             branch = leaf(30, width, dtype=dtype)
             for output in (0, 1):
@@ -72,27 +77,29 @@ def run_norms(dtype: torch.dtype, parameters: torch.dtype, channels: int) -> Non
 def run_losses(dtype: torch.dtype, channels: int) -> None:
     """A warp a row and several; all items and sampled ones; gradients in the forward pass and after it."""
     for items in (7, 3000):
-        target = torch.arange(-1, 199, device="cuda") % items
+        target = torch.arange(-1, 199) % items
         target[::5] = -1
-        sampled = {"candidates": torch.arange(0, items, 3, device="cuda").repeat(2)}
+        sampled = {"candidates": torch.arange(0, items, 3).repeat(2)}
         for options, reduction in product(({"label_smoothing": 0.1}, sampled), ("mean", "none")):
             hidden, weight = leaf(200, channels, dtype=dtype), leaf(items, channels, dtype=dtype)
             bias = leaf(items, dtype=dtype)
             backward(ops.linear_cross_entropy(hidden, weight, bias, target, reduction=reduction, **options))
 
 
-def run_scans(dtype: torch.dtype, parameters: torch.dtype, channels: int) -> None:
-    """The Legendre scan: every compiled number of coefficients, padded, packed, one sequence in segments."""
-    offsets = torch.tensor([0, 0, 7, 8, 150, 150], device="cuda")
+def run_scans(
+    dtype: torch.dtype, parameters: torch.dtype, channels: int, all_coefficients: list[int]
+) -> None:
+    """The Legendre scan: padded, packed, one sequence in segments."""
+    offsets = torch.tensor([0, 0, 7, 8, 150, 150])
     layouts: list[tuple[tuple[int, ...], Tensor | None]] = [
         ((3, 70), None),
         ((150,), offsets),
         ((1, 1000), None),
     ]
-    for coefficients, (sizes, bounds) in product((9, 17, 33, 40), layouts):
+    for coefficients, (sizes, bounds) in product(all_coefficients, layouts):
         horizon = max(142, sizes[-1])
         coeffs, skip = leaf(channels, coefficients, dtype=parameters), leaf(channels, dtype=parameters)
-        decay = torch.rand(channels, device="cuda", dtype=parameters).requires_grad_()
+        decay = torch.rand(channels, dtype=parameters).requires_grad_()
         u, *gates = (leaf(*sizes, channels, dtype=dtype) for _ in range(3))
         backward(ops.legendre_conv(u, coeffs, decay, horizon, skip, *gates, bounds))
         for width in (3, 8):
@@ -102,13 +109,15 @@ def run_scans(dtype: torch.dtype, parameters: torch.dtype, channels: int) -> Non
 
 
 @torch.no_grad()
-def run_steps(dtype: torch.dtype, parameters: torch.dtype, channels: int) -> None:
+def run_steps(
+    dtype: torch.dtype, parameters: torch.dtype, channels: int, all_coefficients: list[int]
+) -> None:
     """Streams at different positions: across ends of chunks, up to the horizon, without and with gates."""
     horizon, length = 140, 70
-    positions = torch.tensor([0, 15, horizon - length], device="cuda")
-    for coefficients in (0, 9, 33, 40):
+    positions = torch.tensor([0, 15, horizon - length])
+    for coefficients in (0, *all_coefficients):
         coeffs, skip = leaf(channels, coefficients, dtype=parameters), leaf(channels, dtype=parameters)
-        decay = torch.rand(channels, device="cuda", dtype=parameters)
+        decay = torch.rand(channels, dtype=parameters)
         weights = ops.legendre_step_weights(coeffs, decay, horizon, skip)
         state = ops.legendre_step_state(coeffs, len(positions))
         u, *gates = (leaf(len(positions), length, channels, dtype=dtype) for _ in range(3))
@@ -118,22 +127,33 @@ def run_steps(dtype: torch.dtype, parameters: torch.dtype, channels: int) -> Non
 
 def read_out_of_bounds() -> None:
     """Shrinks the memory behind a tensor that keeps its shape, and lets short_conv read it."""
-    u = torch.zeros(4, 64, 64, device="cuda")
+    u = torch.zeros(4, 64, 64)
     u.untyped_storage().resize_(1024)
     with contextlib.suppress(RuntimeError):  # the launch fails if the error is found: that is what is wanted
-        ops.short_conv(u, torch.zeros(64, 3, device="cuda"))
+        ops.short_conv(u, torch.zeros(64, 3))
         torch.cuda.synchronize()
 
 
 def main() -> int:
-    if sys.argv[1:] == ["--out-of-bounds"]:
+    parser = argparse.ArgumentParser(description="Runs every CUDA kernel once; see this file's head.")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--channels", nargs="+", type=int, default=list(CHANNELS))
+    parser.add_argument("--coefficients", nargs="+", type=int, default=list(COEFFICIENTS))
+    parser.add_argument("--out-of-bounds", action="store_true")
+    options = parser.parse_args()
+    torch.set_default_device(options.device)
+    if options.out_of_bounds and options.device != "cuda":
+        parser.error("--out-of-bounds needs --device cuda: on a CPU nobody would watch it")
+    if options.out_of_bounds:
         read_out_of_bounds()
         sys.stdout.flush()
         os._exit(0)  # no tidying up: CUDA may not work any more
     torch.manual_seed(0)
-    for dtype in DTYPES:
-        run(dtype)
-    torch.cuda.synchronize()
+    for dtype in options.dtypes:
+        run(getattr(torch, dtype), options.channels, options.coefficients)
+    if options.device == "cuda":
+        torch.cuda.synchronize()
     print("every kernel has run")
     return 0
 

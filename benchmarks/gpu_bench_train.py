@@ -1,0 +1,40 @@
+"""`hyenarec bench train` in bfloat16 on a GPU, for machines without the command line's packages.
+
+    python benchmarks/gpu_bench_train.py [--device cpu] [--tiny] [--output figures.json]
+
+Without GRU4Rec, which takes its events one by one: a GPU's step of long histories would take seconds.
+Each length's figures are written as they come, to `figures-<length>.json` beside what --output names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from hyenarec.bench import bench_train
+from hyenarec.config import LEARNED_NAMES, BenchConfig
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Times training steps; see this file's head.")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="sizes that a CPU takes a moment for")
+    parser.add_argument("--output", type=Path, help="where the JSON goes; default: nowhere")
+    options = parser.parse_args()
+    common: dict[str, Any] = {
+        "device": "auto" if options.device == "cuda" else "cpu",
+        "precision": "bf16",
+        "models": [name for name in LEARNED_NAMES if name != "gru4rec"],
+    }
+    if options.tiny:
+        common |= {"batch_tokens": 128, "num_items": 50, "dim": 16, "repetitions": 1}
+    for length in (64,) if options.tiny else (200, 1024, 4096, 16384):
+        path = options.output and options.output.with_stem(f"{options.output.stem}-{length}")
+        bench_train(BenchConfig(lengths=[length], output=path and str(path), **common))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

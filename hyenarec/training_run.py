@@ -50,6 +50,7 @@ from hyenarec.registry import make_model
 from hyenarec.report import REPORT_FILE
 from hyenarec.run_log import LOG_FILE, TENSORBOARD_FOLDER, RunLog
 from hyenarec.scoring import Recommender
+from hyenarec.transfer import Readback, to_device
 
 CHOICE = "NDCG@10"
 """The validation figure that chooses the weights and stops the training."""
@@ -107,7 +108,7 @@ class TrainingRun:
         self.best: dict[str, Tensor] = {}
         self._interrupt = Interrupt()
         self._stopping = False
-        self._unread: tuple[Tensor, int] | None = None
+        self._unread: tuple[Readback, int] | None = None
         self._log: RunLog | None = None
         self._clock = time.perf_counter()
         if config.resume:
@@ -155,7 +156,7 @@ class TrainingRun:
         with tqdm(total=steps, initial=progress.step, desc=title, disable=quiet, leave=False) as bar:
             for batch in self.batches.batches(progress.epoch, progress.step):
                 events = self.batches.global_targets(progress.epoch, progress.step)
-                outcome = self._step(batch, events)
+                outcome = Readback(self._step(batch, events))
                 self._read()
                 self._unread = outcome, events
                 progress.step += 1
@@ -179,9 +180,8 @@ class TrainingRun:
         Returns:
             `[2]`, over all processes: the summed loss, and above 0 if one of them was asked to stop.
         """
-        device = self.accelerator.device
         sample = self._sample(events, len(batch.targets))
-        batch = (batch.pin_memory() if device.type == "cuda" else batch).to(device, non_blocking=True)
+        batch = batch.to(self.accelerator.device)
         rate = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -213,9 +213,9 @@ class TrainingRun:
         ids = torch.from_numpy(np.union1d(self.batches.step_items(epoch, step), drawn))
         log_q = self._negatives.log_q(ids)
         return Sample(
-            rows=ItemRows(self.model, ids.to(device)),
-            negatives=self._negatives.share(drawn, own_events).to(device),
-            log_q=None if log_q is None else log_q.to(device),
+            rows=ItemRows(self.model, to_device(ids, device)),
+            negatives=to_device(self._negatives.share(drawn, own_events), device),
+            log_q=None if log_q is None else to_device(log_q, device),
         )
 
     def _finish_gradients(self, rows: ItemRows) -> None:

@@ -14,6 +14,7 @@ from hyenarec.config import Windows
 from hyenarec.data.balance import count_steps, deal, deal_epoch
 from hyenarec.data.histories import Histories, Int32Array, Int64Array, offsets_of, ragged_indices
 from hyenarec.data.split import Targets
+from hyenarec.transfer import to_device
 
 EVENTS_PER_BATCH = 2**17
 """Most events of the histories that are scored at one time, so that memory does not grow with `max_len`."""
@@ -35,22 +36,13 @@ class Batch:
     targets: Tensor
     users: Tensor
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch on ``device``."""
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on ``device``; of one that comes from the host nobody waits for the copy."""
         return Batch(
-            items=self.items.to(device, non_blocking=non_blocking),
-            offsets=self.offsets.to(device, non_blocking=non_blocking),
-            targets=self.targets.to(device, non_blocking=non_blocking),
-            users=self.users.to(device, non_blocking=non_blocking),
-        )
-
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, from where copies to a GPU can overlap with work."""
-        return Batch(
-            items=self.items.pin_memory(),
-            offsets=self.offsets.pin_memory(),
-            targets=self.targets.pin_memory(),
-            users=self.users.pin_memory(),
+            items=to_device(self.items, device),
+            offsets=to_device(self.offsets, device),
+            targets=to_device(self.targets, device),
+            users=to_device(self.users, device),
         )
 
 

@@ -25,6 +25,9 @@ class LazyAdamW(torch.optim.AdamW):
     With dense gradients this is `torch.optim.AdamW`; with sparse ones that hold every row it is the same up
     to rounding. A parameter's gradients are either all dense or all sparse.
 
+    A gradient scaler leaves its scale, and whether a gradient overflowed, on the device, where a step that
+    must be skipped writes what there was: neither for AdamW's own parameters nor for rows does a GPU wait.
+
     Args:
         groups: parameters, or groups of them with settings of their own, as every optimiser takes them.
         lr: learning rate.
@@ -37,8 +40,6 @@ class LazyAdamW(torch.optim.AdamW):
         self, groups: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, betas: tuple[float, float]
     ) -> None:
         super().__init__(groups, lr=lr, betas=betas, fused=True)
-        # Of a gradient scaler's two ways take the one that unscales all gradients and skips whole steps.
-        self._step_supports_amp_scaling = False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -67,20 +68,32 @@ class LazyAdamW(torch.optim.AdamW):
         if not state:
             state["step"] = torch.zeros(len(parameter), device=parameter.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        index, grad = gradient.indices()[0], gradient.values()
+        index, grad = gradient.indices()[0], self._unscaled(gradient.values())
         (beta1, beta2), lr = group["betas"], group["lr"]
         step = state["step"].index_select(0, index).add_(1)
         first = state["exp_avg"].index_select(0, index).lerp_(grad, 1 - beta1)
         second = state["exp_avg_sq"].index_select(0, index).mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         for name, rows in (("step", step), ("exp_avg", first), ("exp_avg_sq", second)):
-            state[name].index_copy_(0, index, rows)
+            self._write_rows(state[name], index, rows)
         # 1 - beta^step in float64, for it begins as a small difference; one number a row.
         step = step.double().view(-1, *(1,) * (grad.dim() - 1))
         rate = (lr / (1 - beta1**step)).to(grad.dtype)
         scale = (1 - beta2**step).sqrt_().to(grad.dtype)
         update = first.mul_(rate).div_(second.sqrt_().div_(scale).add_(group["eps"]))
         rows = parameter.index_select(0, index).mul_(1 - lr * group["weight_decay"]).sub_(update)
-        parameter.index_copy_(0, index, rows)
+        self._write_rows(parameter, index, rows)
+
+    def _unscaled(self, gradient: Tensor) -> Tensor:
+        """The gradient without the scale that a gradient scaler has left in it, if there is one."""
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        return gradient if scale is None else gradient / scale
+
+    def _write_rows(self, table: Tensor, index: Tensor, rows: Tensor) -> None:
+        """Puts the rows into the table, unless a gradient scaler has found that a gradient overflowed."""
+        overflowed: Tensor | None = getattr(self, "found_inf", None)
+        if overflowed is not None:
+            rows = torch.where(overflowed > 0, table.index_select(0, index), rows)
+        table.index_copy_(0, index, rows)
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> LazyAdamW:

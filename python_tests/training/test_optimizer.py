@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from host_reads import HostReads
 
 from hyenarec.checkpoint import pack_optimizer, unpack_optimizer
 from hyenarec.config import GRU4RecConfig, ModelConfig, OptimizerConfig, SASRecConfig
@@ -142,6 +143,59 @@ def test_a_row_that_a_gradient_holds_twice_is_stepped_once():
     for parameter in (once, twice):
         LazyAdamW([parameter], **SETTINGS).step()
     assert torch.equal(once, twice)
+
+
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_a_gradient_scaler_changes_nothing_and_its_step_looks_at_no_value(unscaled):
+    parameters = [[parameter_of((ROWS, 3)), parameter_of((ROWS,))] for _ in range(2)]
+    with_scaler, plain = (LazyAdamW(pair, **SETTINGS) for pair in parameters)
+    # A scale that changes: AdamW hardly sees a constant one.
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+    scaler.scale(torch.zeros(()))  # makes its scale
+    rows = torch.tensor([1, 3])
+    for gradient, vector in zip(gradients_of((ROWS, 3)), gradients_of((ROWS,)), strict=True):
+        for (table, dense), scale in zip(parameters, (scaler.get_scale(), 1), strict=True):
+            table.grad, dense.grad = sparse(scale * gradient, rows), scale * vector
+        plain.step()
+        if unscaled:
+            scaler.unscale_(with_scaler)
+        with HostReads() as reads:
+            scaler.step(with_scaler)
+        assert reads.names == []
+        scaler.update()
+        for mine, expected in zip(*parameters, strict=True):
+            torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("unscaled", [False, True])
+@pytest.mark.parametrize("place", ["rows", "dense"])
+def test_a_step_with_an_overflow_leaves_all_as_it_was(unscaled, place):
+    table, dense = parameter_of((ROWS, 3)), parameter_of((ROWS,))
+    optimizer = LazyAdamW([{"params": [table, dense], "weight_decay": 0.1}], **SETTINGS)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.zeros(()))
+    rows = torch.tensor([1, 3])
+    for overflows in (False, True, True):
+        before = [tensor.clone() for tensor in tensors_of(optimizer)]
+        table.grad, dense.grad = sparse(torch.ones(ROWS, 3), rows).coalesce(), torch.ones(ROWS)
+        if overflows:
+            (table.grad.values() if place == "rows" else dense.grad)[0] = math.inf
+        if unscaled:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        if overflows:
+            assert all(map(torch.equal, tensors_of(optimizer), before))
+    assert scaler.get_scale() == 1
+
+
+def tensors_of(optimizer: LazyAdamW) -> list[torch.Tensor]:
+    """The parameters and their state."""
+    return [
+        tensor
+        for parameter in optimizer.param_groups[0]["params"]
+        for tensor in (parameter, *optimizer.state[parameter].values())
+    ]
 
 
 def test_sparse_state_is_saved_and_goes_on_exactly():

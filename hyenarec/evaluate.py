@@ -21,7 +21,8 @@ from torch import Tensor
 from hyenarec.data.histories import ragged_indices
 from hyenarec.data.split import Targets
 from hyenarec.metrics import MISS, PER_USER, Figure, Ints, Ranks, mean_with_interval
-from hyenarec.scoring import Block, Recommender, Tile, device_of, score_blocks, scoring_mode
+from hyenarec.scoring import Block, Places, Recommender, device_of, score_blocks, scoring_mode
+from hyenarec.transfer import to_device
 
 TARGETS_PER_BLOCK = 32
 """Targets compared with a copy of their row of scores at one time; few, so that the copies stay in cache."""
@@ -117,8 +118,8 @@ def evaluate(
         max_len: events of the history that the recommender sees, the last ones.
         exclude_history: leave the items of a user's whole history out of the list; a target in it is a miss.
         ks: lengths of the list.
-        batch_size: users that are scored at one time. A `TiledRecommender` has their scores for
-            `TILE_SCORES / batch_size` items at a time, any other for all V.
+        batch_size: users that are scored at one time. A `TiledRecommender` has their scores for a tile
+            of the items at a time, `TILE_SCORES` scores at most, any other for all V.
         split: name of what is ranked, for the reader.
         seed: of the bootstrap.
         distributed: every process of torch.distributed's default group calls this with the same arguments,
@@ -204,45 +205,34 @@ def _rank_targets(
             raise ValueError(f"targets must lie in 0..V = 0..{num_items}, got {column.max() + 1}")
         known = np.flatnonzero(column >= 0)
         known = known[np.argsort(column[known], kind="stable")]
-        ranks[target[known]] = _ranks_within(block, row[known], column[known])
+        places = Places.of(row[known], column[known], device_of(recommender))
+        ranks[target[known]] = _ranks_within(block, places).cpu().numpy()
     return ranks, num_items
 
 
-def _ranks_within(block: Block, row: Ints, column: Ints) -> Ints:
-    """The rank of each item `column[i]`, in ascending order, in its row; `MISS` where it was left out (-inf).
+def _ranks_within(block: Block, targets: Places) -> Tensor:
+    """The rank of each target in its row, `[targets]` int64; `MISS` where it was left out (-inf).
 
     The catalogue is scored twice, unless it is one tile: first for the score of every target, for that one
     is compared with all tiles. Computed in any way but as part of its own tile it might be rounded otherwise,
-    and miss the items that tie with it.
+    and miss the items that tie with it. No value is looked at, so that a GPU waits for no tile.
     """
     tiles = list(block) if len(block) == 1 else block
     wanted = None
     for tile in tiles:
-        own = _scores_at(tile, row, column)
+        own = tile.scores[targets.index(tile.first, tile.last)]
         # Into one tensor: small ones kept from each tile would lie between the places of the tiles, which the
         # allocator could not use again.
-        wanted = own.new_empty(len(row)) if wanted is None else wanted
-        wanted[_held_by(tile, column)] = own
+        wanted = own.new_empty(len(targets.row)) if wanted is None else wanted
+        wanted[targets.within(tile.first, tile.last)] = own
     assert wanted is not None  # for a catalogue that holds the histories' items has a tile
     ranks = torch.ones_like(wanted, dtype=torch.int64)
-    rows = torch.from_numpy(row).to(wanted.device)
     for tile in tiles:
-        here = _held_by(tile, column)
-        ranks += _at_least(tile.scores, rows, wanted)
-        ranks[here] -= (_scores_at(tile, row, column) >= wanted[here]).long()  # it is no competitor of itself
-    return ranks.masked_fill(wanted.isneginf(), MISS).cpu().numpy()
-
-
-def _held_by(tile: Tile, column: Ints) -> slice:
-    """Which of the columns, in ascending order, are the tile's."""
-    return slice(*np.searchsorted(column, (tile.first, tile.last)))
-
-
-def _scores_at(tile: Tile, row: Ints, column: Ints) -> Tensor:
-    """The scores of those items that the tile holds."""
-    here, device = _held_by(tile, column), tile.scores.device
-    places = (row[here], column[here] - tile.first)
-    return tile.scores[tuple(torch.from_numpy(index).to(device) for index in places)]
+        here = targets.within(tile.first, tile.last)
+        own = tile.scores[targets.index(tile.first, tile.last)]
+        ranks += _at_least(tile.scores, targets.row, wanted)
+        ranks[here] -= (own >= wanted[here]).long()  # it is no competitor of itself
+    return ranks.masked_fill(wanted.isneginf(), MISS)
 
 
 def _at_least(scores: Tensor, rows: Tensor, least: Tensor) -> Tensor:
@@ -262,7 +252,7 @@ def _join_processes(
     everyone[first : first + len(values)] = torch.from_numpy(values)
     everyone[-1] = num_items
     # Each rank is at least 1 in one process and 0 in all others. NCCL needs them on the device.
-    everyone = everyone.to(device)
+    everyone = to_device(everyone, device)
     dist.all_reduce(everyone, op=dist.ReduceOp.MAX)
     joined = everyone.cpu().numpy()
     return joined[:-1], int(joined[-1])

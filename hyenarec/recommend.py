@@ -55,8 +55,8 @@ def recommend(
         k: items a history, from 1 to V; of equal scores the smaller id comes first.
         max_len: events of the history that the recommender sees, the last ones.
         exclude_history: leave out the items of the whole history, not only of the part that is seen.
-        batch_size: histories that are scored at one time. A `TiledRecommender` has them for
-            `TILE_SCORES / batch_size` items at a time, any other for the whole catalogue.
+        batch_size: histories that are scored at one time. A `TiledRecommender` has them for a tile
+            of the items at a time, `TILE_SCORES` scores at most, any other for the whole catalogue.
 
     Raises:
         ValueError: if k is out of range, a history is empty, or scores are not finite.

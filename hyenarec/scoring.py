@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from hyenarec.data.batches import history_batches
 from hyenarec.data.histories import Int32Array, Int64Array, ragged_indices
+from hyenarec.transfer import to_device
 
-TILE_SCORES = 2**21
-"""Most scores that exist at one time, histories of a block times items of a tile: in float32 8 MiB, twice or
-three times that with what is made of them. Few, so that they are read again while they are in cache."""
+TILE_SCORES = {"cpu": 2**21, "cuda": 2**26}
+"""Most scores that exist at one time, by type of device: histories of a block times items of a tile. In
+float32 they are 8 MiB on a CPU, which reads them again while they are in cache, and 256 MiB on a GPU, which
+would be done with a small tile before it is asked for the next. Two or three times that with what is made of
+them."""
 
 
 class Recommender(Protocol):
@@ -83,7 +86,8 @@ class Tile(NamedTuple):
     Attributes:
         first: column of the first item, whose id is `first + 1`.
         last: column behind the last item.
-        scores: `[B, last - first]`, finite, or -inf where an item is left out.
+        scores: `[B, last - first]`, -inf where an item is left out. Whether the others are finite, a block
+            says when all is computed.
     """
 
     first: int
@@ -91,33 +95,33 @@ class Tile(NamedTuple):
     scores: Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Block:
     """Some histories and, tile by tile, the scores after them; each iteration computes the tiles anew.
+
+    Whether all scores are finite is noted where they are computed, so that a GPU waits for no tile. Only when
+    `score_blocks` goes on is it looked at, and an error if they are not: no result of a block counts before.
 
     Attributes:
         rows: int64 `[B]`, which histories they are.
         num_items: V, size of the catalogue.
+        width: most items of a tile.
         score_tile: gives the scores `[B, last - first]` of the columns `first` up to `last`.
         left_out: the scores that are -inf, None for none.
     """
 
     rows: Int64Array
     num_items: int
+    width: int
     score_tile: Callable[[int, int], Tensor]
-    left_out: _Places | None
-
-    @property
-    def width(self) -> int:
-        """Most items of a tile."""
-        return max(TILE_SCORES // len(self.rows), 1)
+    left_out: Places | None
+    _finite: Tensor | None = field(default=None, init=False)
 
     def __len__(self) -> int:
         return -(-self.num_items // self.width)
 
     def __iter__(self) -> Iterator[Tile]:
-        for first in range(0, self.num_items, self.width):
-            last = min(first + self.width, self.num_items)
+        for first, last in self._bounds():
             scores = self.score_tile(first, last)
             shape = (len(self.rows), last - first)
             if scores.shape != shape or not scores.is_floating_point():
@@ -125,10 +129,37 @@ class Block:
                     f"a tile of scores must be floating-point [B, v] with B = {shape[0]}, v = {shape[1]}, "
                     f"got {scores.dtype} {list(scores.shape)}"
                 )
-            _check_finite(scores, self.rows, first)
+            self._note_whether_finite(scores)
             if self.left_out is not None:
-                scores = self.left_out.mask(scores, first, last)
+                # Filled on the device: a number from the host would make a GPU wait.
+                out = scores.new_full((), -torch.inf)
+                scores = scores.index_put(self.left_out.index(first, last), out)
             yield Tile(first, last, scores)
+
+    def require_finite(self) -> None:
+        """Waits for the tiles that were computed, and raises ValueError if a score in them is not finite."""
+        if self._finite is None or bool(self._finite):
+            return
+        for first, last in self._bounds():  # the same numbers again, to say where
+            scores = self.score_tile(first, last)
+            places = scores.isfinite().logical_not().nonzero()
+            if len(places):
+                row, column = places[0].tolist()
+                raise ValueError(
+                    f"scores must be finite, got {scores[row, column]} for item {first + column + 1} "
+                    f"in row {self.rows[row]}"
+                )
+        raise ValueError("scores must be finite and the same each time, got others for the same histories")
+
+    def _bounds(self) -> Iterator[tuple[int, int]]:
+        for first in range(0, self.num_items, self.width):
+            yield first, min(first + self.width, self.num_items)
+
+    def _note_whether_finite(self, scores: Tensor) -> None:
+        # Both extremes are NaN if any score is; one pass, where isfinite takes several.
+        finite = torch.stack(torch.aminmax(scores)).isfinite().all()
+        # In place: what is kept from each tile would lie between the places of the tiles, see `evaluate`.
+        self._finite = finite if self._finite is None else self._finite.logical_and_(finite)
 
 
 def score_blocks(
@@ -154,7 +185,8 @@ def score_blocks(
         The blocks, whose scores are on the recommender's device.
 
     Raises:
-        ValueError: if a history is empty, or the scores are not finite numbers of the right shape.
+        ValueError: if a history is empty, or the scores are not finite numbers of the right shape. Whether
+            those of a block were finite is told when the next block is asked for, or the end.
     """
     empty = np.flatnonzero(np.diff(offsets) < 1)
     if len(empty):
@@ -164,14 +196,18 @@ def score_blocks(
         raise ValueError(f"items must be known ones, from 1 on, got {items.min()}")
     largest = items.max(initial=0)
     tiled = recommender if isinstance(recommender, TiledRecommender) else _Whole(recommender)
+    most_scores = TILE_SCORES.get(device.type, TILE_SCORES["cpu"])
     for batch in history_batches(offsets, items, max_len, batch_size):
         rows = batch.users.numpy()
         batch = batch.to(device)
         state = tiled.encode(batch.items, batch.offsets)
         if largest > tiled.num_items:
             raise ValueError(f"items must lie in 1..V = 1..{tiled.num_items}, got {largest}")
-        left_out = _Places.of_histories(rows, offsets, items, device) if exclude_history else None
-        yield Block(rows, tiled.num_items, partial(tiled.score_tile, state), left_out)
+        left_out = _places_of_histories(rows, offsets, items, device) if exclude_history else None
+        width = max(most_scores // len(rows), 1)
+        block = Block(rows, tiled.num_items, width, partial(tiled.score_tile, state), left_out)
+        yield block
+        block.require_finite()
 
 
 class _Whole:
@@ -197,39 +233,43 @@ class _Whole:
 
 
 @dataclass(frozen=True, eq=False)
-class _Places:
-    """Places in `[B, V]`, in the order of their columns, so that those of a tile are found at once."""
+class Places:
+    """Places in `[B, V]`, in the order of their columns, so that those of a tile are found at once.
+
+    Attributes:
+        row: int64 `[n]`.
+        column: int64 `[n]`, ascending.
+        columns: the same on the host, where a tile's bounds are looked up: no GPU has to wait for that.
+    """
 
     row: Tensor
     column: Tensor
-    columns: Int64Array  # the same where the bounds are looked up, which no GPU has to wait for
+    columns: Int64Array
 
     @staticmethod
-    def of_histories(
-        rows: Int64Array, offsets: Int64Array, items: Int32Array, device: torch.device
-    ) -> _Places:
-        """The items of the whole history of each row."""
-        lengths = offsets[rows + 1] - offsets[rows]
-        columns = items[ragged_indices(offsets[rows], lengths)].astype(np.int64) - 1
-        order = np.argsort(columns, kind="stable")
-        columns = columns[order]
-        row = np.repeat(np.arange(len(rows)), lengths)[order]
-        return _Places(torch.from_numpy(row).to(device), torch.from_numpy(columns).to(device), columns)
+    def of(row: Int64Array, column: Int64Array, device: torch.device) -> Places:
+        """The host's places for scores on a device."""
+        of_row, of_column = (to_device(torch.from_numpy(index), device) for index in (row, column))
+        return Places(of_row, of_column, column)
 
-    def mask(self, scores: Tensor, first: int, last: int) -> Tensor:
-        """A copy of the scores of the columns `first` up to `last` with -inf at the places."""
-        here = slice(*np.searchsorted(self.columns, (first, last)))
-        return scores.index_put((self.row[here], self.column[here] - first), scores.new_tensor(-torch.inf))
+    def within(self, first: int, last: int) -> slice:
+        """Which of the places lie in the columns `first` up to `last`."""
+        return slice(*np.searchsorted(self.columns, (first, last)))
+
+    def index(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Where those lie in a tile of these columns."""
+        here = self.within(first, last)
+        return self.row[here], self.column[here] - first
 
 
-def _check_finite(scores: Tensor, rows: Int64Array, first: int) -> None:
-    # Both extremes are NaN if any score is; one pass, where isfinite takes several.
-    if torch.stack(torch.aminmax(scores)).isfinite().all():
-        return
-    row, column = (int(index) for index in scores.isfinite().logical_not().nonzero()[0])
-    raise ValueError(
-        f"scores must be finite, got {scores[row, column]} for item {first + column + 1} in row {rows[row]}"
-    )
+def _places_of_histories(
+    rows: Int64Array, offsets: Int64Array, items: Int32Array, device: torch.device
+) -> Places:
+    """The items of the whole history of each row."""
+    lengths = offsets[rows + 1] - offsets[rows]
+    columns = items[ragged_indices(offsets[rows], lengths)].astype(np.int64) - 1
+    order = np.argsort(columns, kind="stable")
+    return Places.of(np.repeat(np.arange(len(rows)), lengths)[order], columns[order], device)
 
 
 def device_of(recommender: Recommender) -> torch.device:

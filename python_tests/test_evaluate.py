@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import socket
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -15,16 +17,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from host_reads import HostReads
 from largest_tensor import LargestTensor
 from torch import Tensor, nn
 
 from hyenarec import HyenaRec, ModelConfig, scoring
 from hyenarec.baselines import Markov, Popularity
 from hyenarec.data import Histories, Targets, Vocabulary
-from hyenarec.evaluate import Evaluation, evaluate
+from hyenarec.evaluate import Evaluation, _ranks_within, evaluate
 from hyenarec.metrics import MISS
 from hyenarec.recommend import recommend
-from hyenarec.scoring import scoring_mode
+from hyenarec.scoring import Places, score_blocks, scoring_mode
 
 
 def targets_of(histories: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> Targets:
@@ -129,7 +132,7 @@ def test_ranks_equal_the_slow_oracle(exclude_history: bool, most_targets: int, b
 def test_ranks_in_tiles_equal_the_slow_oracle(
     monkeypatch: pytest.MonkeyPatch, exclude_history: bool, most_targets: int, tile_scores: int
 ) -> None:
-    monkeypatch.setattr(scoring, "TILE_SCORES", tile_scores)
+    monkeypatch.setitem(scoring.TILE_SCORES, "cpu", tile_scores)
     table, histories, wanted = random_case(0, users=40, num_items=25, most_targets=most_targets)
     tiled = TiledTable(table.table)
     result = evaluate(
@@ -169,7 +172,7 @@ def test_tiles_rank_as_the_whole_does(monkeypatch: pytest.MonkeyPatch, tile_scor
             return model.score(items, offsets)
 
     expected = ranks(Whole())
-    monkeypatch.setattr(scoring, "TILE_SCORES", tile_scores)
+    monkeypatch.setitem(scoring.TILE_SCORES, "cpu", tile_scores)
     assert ranks(model) == expected
 
 
@@ -182,14 +185,14 @@ def test_a_rank_is_at_least_1_however_a_tile_is_rounded() -> None:
 
     table = torch.arange(12.0).expand(13, -1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "TILE_SCORES", 6)
+        patch.setitem(scoring.TILE_SCORES, "cpu", 6)
         result = evaluate(Restless(table), targets_of([[1]], [[12]]), max_len=1, exclude_history=False)
     assert result.ranks.values.tolist() == [1]
 
 
 @pytest.mark.parametrize("name", ["HyenaRec", "Markov", "Popularity"])
 def test_memory_does_not_grow_with_the_catalogue(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(scoring, "TILE_SCORES", 2**18)
+    monkeypatch.setitem(scoring.TILE_SCORES, "cpu", 2**18)
     users, num_items = 64, 40_000
     generator = np.random.default_rng(0)
     histories = generator.integers(1, num_items + 1, size=(users, 4)).tolist()
@@ -204,7 +207,7 @@ def test_memory_does_not_grow_with_the_catalogue(monkeypatch: pytest.MonkeyPatch
     with LargestTensor() as largest:
         evaluate(recommender, targets, max_len=4, exclude_history=True)
         recommend(recommender, train, max_len=4, exclude_history=True)
-    assert largest.nbytes <= 8 * scoring.TILE_SCORES < 4 * users * num_items / 4
+    assert largest.nbytes <= 8 * scoring.TILE_SCORES["cpu"] < 4 * users * num_items / 4
 
 
 def test_ties_count_against_us() -> None:
@@ -283,6 +286,88 @@ def test_scores_that_are_not_finite_are_an_error(bad: float) -> None:
     # Far from the target: a comparison with NaN would silently leave the item out and improve the rank.
     with pytest.raises(ValueError, match=r"scores must be finite, got \S+ for item 2 in row 0"):
         evaluate(Constant(1, bad, 2), targets_of([[1]], [[3]]), max_len=1, exclude_history=True)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("tile_scores", [1, 40, 1000])
+def test_the_place_of_a_score_that_is_not_finite_is_named(
+    monkeypatch: pytest.MonkeyPatch, tile_scores: int, bad: float
+) -> None:
+    monkeypatch.setitem(scoring.TILE_SCORES, "cpu", tile_scores)
+    table, _, _ = random_case(0, users=1, num_items=25, most_targets=1)
+    table.table[9, 22] = table.table[9, 24] = bad
+    histories = [[1 + row % 8] for row in range(20)]
+    histories[13] = [9]
+    with pytest.raises(ValueError, match=rf"scores must be finite, got {bad} for item 23 in row 13"):
+        evaluate(
+            TiledTable(table.table),
+            targets_of(histories, [[3]] * 20),
+            max_len=5,
+            exclude_history=True,
+            batch_size=7,
+        )
+
+
+def test_a_score_that_is_finite_the_second_time_is_no_better() -> None:
+    class Unsteady(TiledTable):
+        def score_tile(self, state: Tensor, first: int, last: int) -> Tensor:
+            return super().score_tile(state, first, last) * (math.nan if len(self.calls) == 1 else 1)
+
+    with pytest.raises(ValueError, match="scores must be finite and the same each time"):
+        evaluate(Unsteady(torch.ones(4, 3)), targets_of([[1]], [[3]]), max_len=1, exclude_history=False)
+
+
+@pytest.mark.parametrize("exclude_history", [False, True])
+@pytest.mark.parametrize("tile_scores", [1, 40, 1000])
+def test_scores_are_looked_at_once_a_block(
+    monkeypatch: pytest.MonkeyPatch, tile_scores: int, exclude_history: bool
+) -> None:
+    monkeypatch.setitem(scoring.TILE_SCORES, "cpu", tile_scores)
+    table, histories, wanted = random_case(0, users=40, num_items=25, most_targets=6)
+    with HostReads() as reads:
+        evaluate(
+            TiledTable(table.table),
+            targets_of(histories, wanted),
+            max_len=5,
+            exclude_history=exclude_history,
+            batch_size=7,
+        )
+    assert reads.names == ["aten.is_nonzero.default"] * 6
+
+
+def test_ranks_come_from_a_device_whose_values_nobody_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(scoring.TILE_SCORES, "meta", 80)
+    model = HyenaRec(ModelConfig(num_items=25, dim=8, num_blocks=1, max_len=5)).to("meta")
+    offsets, items = np.array([0, 2, 3]), np.array([4, 5, 6], dtype=np.int32)
+    with scoring_mode(model):
+        blocks = score_blocks(model, offsets, items, max_len=5, batch_size=7, exclude_history=True)
+        block = next(blocks)
+        assert (block.width, len(block)) == (40, 1)
+        block = dataclasses.replace(block, width=9)
+        targets = Places.of(np.array([0, 1, 1]), np.array([2, 9, 24]), torch.device("meta"))
+        ranks = _ranks_within(block, targets)
+    assert ranks.device.type == "meta" and (ranks.shape, ranks.dtype) == ((3,), torch.int64)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_waits_no_longer_for_more_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_with_equal_items(500).cuda()
+    _, histories, _ = random_case(3, users=40, num_items=500, most_targets=1)
+    targets = targets_of(histories, [[1 + row] for row in range(40)])
+
+    def waits(tile_scores: int) -> int:
+        monkeypatch.setitem(scoring.TILE_SCORES, "cuda", tile_scores)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                evaluate(model, targets, max_len=5, exclude_history=True, batch_size=8)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing" in str(warning.message) for warning in caught)
+
+    waits(300)  # what is made once may wait
+    assert waits(300) == waits(8 * 500) <= 2 * 5
 
 
 def test_malformed_input_is_named() -> None:

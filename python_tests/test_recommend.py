@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class Ties:
 def test_of_equal_scores_the_smaller_id_comes_first(
     monkeypatch: pytest.MonkeyPatch, tile_scores: int, k: int
 ) -> None:
-    monkeypatch.setattr(scoring, "TILE_SCORES", tile_scores)
+    monkeypatch.setitem(scoring.TILE_SCORES, "cpu", tile_scores)
     recommender = Ties(NUM_ITEMS + 1, NUM_ITEMS)
     best = recommend(recommender, histories_of(ROWS), k=k, max_len=1, exclude_history=True, batch_size=3)
     for row, items in zip(ROWS, best.items.tolist(), strict=True):
@@ -91,6 +92,18 @@ def test_of_equal_scores_the_smaller_id_comes_first(
         left = [item for item in range(1, NUM_ITEMS + 1) if item not in row]
         expected = sorted(left, key=lambda item, scores=scores: (-scores[item - 1], item))[:k]
         assert items == expected + [0] * (k - len(expected))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("tile_scores", [1, 1000])
+def test_scores_that_are_not_finite_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, tile_scores: int, bad: float
+) -> None:
+    monkeypatch.setitem(scoring.TILE_SCORES, "cpu", tile_scores)
+    recommender = Ties(NUM_ITEMS + 1, NUM_ITEMS)
+    recommender.table[9, 10] = bad
+    with pytest.raises(ValueError, match=rf"scores must be finite, got {bad} for item 11 in row 2"):
+        recommend(recommender, histories_of(ROWS), k=1, max_len=1, exclude_history=True, batch_size=3)
 
 
 def test_a_list_ends_where_the_catalogue_does() -> None:

@@ -39,6 +39,10 @@ feed-forward layers; all from the last hidden row to the gradient at it; clippin
 MODULES = ("mixer", "ffn")
 """The parts that are modules: the models call them so."""
 
+BATCH_TOKENS = {"cpu": 2**14, "cuda": 2**17}
+"""Events of a step by type of device, unless the settings say. On a GPU fewer would measure how fast Python
+asks for work."""
+
 WARM_UP = 2
 """Steps before the first measured one: plans, allocations, clocks. The first makes the optimiser's state."""
 
@@ -62,7 +66,7 @@ class Step:
         self.loss = NextItemLoss(self.model)
         self.optimizer = make_optimizer(self.model, OptimizerConfig())
         generator = torch.Generator().manual_seed(config.seed)
-        number = max(config.batch_tokens // length, 1)
+        number = max(events_of_a_step(config) // length, 1)
         self.offsets = (torch.arange(number + 1) * length).to(self.device)
         self.events = number * length
         items = torch.randint(1, config.num_items + 1, (2, self.events), generator=generator)
@@ -263,6 +267,13 @@ def measure(config: BenchConfig, length: int) -> list[Cost]:
 def device_of(config: BenchConfig) -> torch.device:
     """Where the settings want the steps to run."""
     return torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
+
+
+def events_of_a_step(config: BenchConfig) -> int:
+    """Events a step is to have: as the settings say, or as many as show what the device can do."""
+    if config.batch_tokens is not None:
+        return config.batch_tokens
+    return BATCH_TOKENS[device_of(config).type]
 
 
 # --- memory ---

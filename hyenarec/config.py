@@ -435,7 +435,8 @@ class BenchConfig:
         models: names of models that learn.
         lengths: events of a sequence, of a model's `max_len` then; None: 200, 1024 and 4096, on a GPU also
             16384.
-        batch_tokens: events a step; a longer sequence is a step by itself.
+        batch_tokens: events a step; a longer sequence is a step by itself. None: 16384, on a GPU 131072:
+            fewer would measure there how fast Python asks for work.
         num_items: size of the catalogue.
         dim: D, channels of an event; all else of a model is its own default.
         repetitions: steps of each model at each length; the median counts.
@@ -448,7 +449,7 @@ class BenchConfig:
 
     models: Sequence[str] = LEARNED_NAMES
     lengths: Sequence[int] | None = None
-    batch_tokens: int = 16384
+    batch_tokens: int | None = None
     num_items: int = 3416
     dim: int = 64
     repetitions: int = 5
@@ -465,8 +466,10 @@ class BenchConfig:
             _require(model in LEARNED_NAMES, "models", f"of {options}", model)
         for length in self.lengths or ():
             _require_count("lengths", length)
-        for name in ("batch_tokens", "num_items", "dim", "repetitions"):
+        for name in ("num_items", "dim", "repetitions"):
             _require_count(name, getattr(self, name))
+        if self.batch_tokens is not None:
+            _require_count("batch_tokens", self.batch_tokens)
         _require_count("seed", self.seed, least=0)
         _require_choice("device", Device, self.device)
         _require_choice("precision", Literal["no", "bf16"], self.precision)

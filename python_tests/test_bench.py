@@ -33,6 +33,7 @@ def test_every_model_that_learns_is_measured() -> None:
         ({"models": []}, r"models must be at least one of .*, got \[\]"),
         ({"lengths": [200, 0]}, "lengths must be an integer of at least 1, got 0"),
         ({"repetitions": 0}, "repetitions must be an integer of at least 1, got 0"),
+        ({"batch_tokens": 0}, "batch_tokens must be an integer of at least 1, got 0"),
         ({"precision": "fp16"}, "precision must be one of 'no', 'bf16', got 'fp16'"),
     ],
 )
@@ -60,6 +61,18 @@ def test_the_command_measures_every_model_and_writes_the_figures(
         assert each["seconds"] > 0 and list(each["parts"]) == list(PARTS)
         assert all(seconds > 0 for part, seconds in each["parts"].items() if part not in ("ffn", "other"))
         assert (each["parts"]["ffn"] > 0) == (each["model"] != "gru4rec")
+
+
+@pytest.mark.parametrize(
+    ("device", "has_gpu", "events"),
+    [("auto", False, 16384), ("cpu", True, 16384), ("auto", True, 131072)],
+)
+def test_a_gpu_gets_larger_steps_unless_they_are_given(
+    monkeypatch: pytest.MonkeyPatch, device: Any, has_gpu: bool, events: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert bench.events_of_a_step(BenchConfig(device=device)) == events
+    assert bench.events_of_a_step(BenchConfig(device=device, batch_tokens=64)) == 64
 
 
 @pytest.mark.parametrize("name", LEARNED)

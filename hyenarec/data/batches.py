@@ -24,6 +24,9 @@ EVENTS_PER_BATCH = 2**17
 class Batch:
     """B sequences end to end: sequence ``b`` is ``items[offsets[b]:offsets[b + 1]]``, oldest event first.
 
+    The longest sequence comes first. A GPU begins with the first ones: were a long one among the last, most
+    of the GPU would have nothing left to do before that one ends.
+
     Attributes:
         items: int64 ``[total]``, ids 1..V.
         offsets: int64 ``[B + 1]``.
@@ -161,9 +164,7 @@ class TrainingBatches:
         return order[offsets[step] : offsets[step + 1]]
 
     def _share(self, windows: Int64Array) -> Int64Array:
-        """This rank's part of a step's windows."""
-        if self._world_size == 1:
-            return windows
+        """This rank's part of a step's windows, the longest first."""
         windows = windows[np.argsort(-self._lengths[windows], kind="stable")]
         share: Int64Array = windows[deal(self._lengths[windows], self._world_size) == self._rank]
         return share

@@ -108,6 +108,16 @@ def test_a_batch_has_no_padding():
         assert batch.items.min() >= 1 and batch.targets.min() >= 1
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_the_longest_window_of_a_batch_comes_first(world_size):
+    lengths_of_batches = []
+    for rank in range(world_size):
+        batches = TrainingBatches(random_histories(), 40, 200, seed=1, rank=rank, world_size=world_size)
+        lengths_of_batches += [batch.offsets.diff().tolist() for batch in batches.batches(0)]
+    assert max(map(len, lengths_of_batches)) > 3
+    assert all(lengths == sorted(lengths, reverse=True) for lengths in lengths_of_batches)
+
+
 def test_a_window_above_the_budget_is_alone():
     long, short = list(range(1, 102)), [[1, 2, 3, 4, 5, 6]] * 12
     batches = TrainingBatches(make([long, *short]), max_len=100, batch_tokens=20, seed=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -108,6 +108,7 @@ class Block:
         width: most items of a tile.
         score_tile: gives the scores `[B, last - first]` of the columns `first` up to `last`.
         left_out: the scores that are -inf, None for none.
+        finite: bool scalar on the recommender's device, whether all scores that were computed so far are.
     """
 
     rows: Int64Array
@@ -115,7 +116,7 @@ class Block:
     width: int
     score_tile: Callable[[int, int], Tensor]
     left_out: Places | None
-    _finite: Tensor | None = field(default=None, init=False)
+    finite: Tensor
 
     def __len__(self) -> int:
         return -(-self.num_items // self.width)
@@ -129,7 +130,10 @@ class Block:
                     f"a tile of scores must be floating-point [B, v] with B = {shape[0]}, v = {shape[1]}, "
                     f"got {scores.dtype} {list(scores.shape)}"
                 )
-            self._note_whether_finite(scores)
+            # Both extremes are NaN if any score is; one pass, where isfinite takes several.
+            finite = torch.stack(torch.aminmax(scores)).isfinite().all()
+            # Only a recommender that is no module may have its scores on another device.
+            self.finite &= finite.to(self.finite.device)
             if self.left_out is not None:
                 # Filled on the device: a number from the host would make a GPU wait.
                 out = scores.new_full((), -torch.inf)
@@ -138,7 +142,7 @@ class Block:
 
     def require_finite(self) -> None:
         """Waits for the tiles that were computed, and raises ValueError if a score in them is not finite."""
-        if self._finite is None or bool(self._finite):
+        if bool(self.finite):
             return
         for first, last in self._bounds():  # the same numbers again, to say where
             scores = self.score_tile(first, last)
@@ -154,12 +158,6 @@ class Block:
     def _bounds(self) -> Iterator[tuple[int, int]]:
         for first in range(0, self.num_items, self.width):
             yield first, min(first + self.width, self.num_items)
-
-    def _note_whether_finite(self, scores: Tensor) -> None:
-        # Both extremes are NaN if any score is; one pass, where isfinite takes several.
-        finite = torch.stack(torch.aminmax(scores)).isfinite().all()
-        # In place: what is kept from each tile would lie between the places of the tiles, see `evaluate`.
-        self._finite = finite if self._finite is None else self._finite.logical_and_(finite)
 
 
 def score_blocks(
@@ -205,7 +203,8 @@ def score_blocks(
             raise ValueError(f"items must lie in 1..V = 1..{tiled.num_items}, got {largest}")
         left_out = _places_of_histories(rows, offsets, items, device) if exclude_history else None
         width = max(most_scores // len(rows), 1)
-        block = Block(rows, tiled.num_items, width, partial(tiled.score_tile, state), left_out)
+        finite = torch.ones((), dtype=torch.bool, device=device)
+        block = Block(rows, tiled.num_items, width, partial(tiled.score_tile, state), left_out, finite)
         yield block
         block.require_finite()
 

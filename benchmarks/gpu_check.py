@@ -38,8 +38,10 @@ GPU_TESTS = (
     "python_tests/test_baselines.py",
     "python_tests/test_evaluate.py",
     "python_tests/test_stream.py",
+    "python_tests/test_transfer.py",
     "python_tests/data/test_batches.py",
     "python_tests/training/test_train.py",
+    "python_tests/training/test_waits.py",
 )
 SANITIZER_REFUSALS = ("Device not supported", "cannot be run")
 NCU_REFUSALS = ("ERR_NVGPUCTRPERM", "Failed to initialize the profiler", "LibraryNotLoaded", "cannot be run")
@@ -63,9 +65,9 @@ def first_call(device: str, tiny: list[str]) -> Iterator[Stage]:
     yield Stage("profile", script("gpu_profile", *tiny, *output(), device=device), 40, shown=2_000)
     # -P: the package, not the source tree's folder of the same name.
     pytest = [sys.executable, "-P", "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb", "short"]
-    on_gpu = ["-n", "8", "-k", "cuda or gpu", *GPU_TESTS]
-    on_cpu = ["-n", "2", "-k", "cpu", "python_tests/ops/test_short_conv.py"]
-    tests = [*pytest, "--timeout", "60", *(on_gpu if device == "cuda" else on_cpu)]
+    # On a CPU those of one operator run, and all others are at least imported.
+    chosen = ["-n", "8", "-k", "cuda or gpu"] if device == "cuda" else ["-n", "2", "-k", "test_short_conv"]
+    tests = [*pytest, "--timeout", "60", *chosen, *GPU_TESTS]
     yield Stage("tests", tests, 150, expects=[" passed"])
 
 

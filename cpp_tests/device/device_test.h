@@ -59,6 +59,16 @@ class Buffer {
   std::unique_ptr<T[]> data_;
 };
 
+// The sum over groups of what each has left: what torch does after a kernel that sums by groups, in double.
+template <typename T>
+std::vector<double> sum_over_groups(const Buffer<T>& partial, int64_t groups) {
+  const int64_t size = partial.size() / groups;
+  std::vector<double> sums(static_cast<size_t>(size));
+  for (int64_t i = 0; i < partial.size(); ++i)
+    sums[static_cast<size_t>(i % size)] += static_cast<double>(partial[i]);
+  return sums;
+}
+
 // norm(actual - expected) / norm(expected); infinite if a number is not finite.
 inline double relative_error(const std::vector<double>& actual, const std::vector<double>& expected) {
   EXPECT_EQ(actual.size(), expected.size());

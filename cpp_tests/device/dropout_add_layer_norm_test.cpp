@@ -60,22 +60,21 @@ Solution solve(const oracle::Case& expected, int64_t run, BlockOrder order) {
   const auto shape = norm_shape(count, channels, kVector, kHeld, run, sizeof(T));
   Buffer<branch_t> grad_branch(size);
   Buffer<T> partial(std::vector<double>(static_cast<size_t>(shape.groups * 2 * channels), 0));
-  Buffer<T> grad_weight(channels), grad_bias(channels);
   launch(
       shape.launch, order, dropout_add_layer_norm_backward<branch_t, sum_t, kVector, kHeld>,
       NormBackward<branch_t, sum_t>{
           count, channels, shape.run, grad_normed.data(), stride, grad_sum.data(), stride, sum.data(),
           channels, mean.data(), rstd.data(), weight.data(), dropout, grad_branch.data(),
           grad_residual.data(), partial.data()});
-  launch(
-      short_conv_sum_shape(channels, 1), order, short_conv_sum_groups<T>, shape.groups, channels, 1,
-      partial.data(), grad_weight.data(), grad_bias.data());
-
+  const auto sums = sum_over_groups(partial, shape.groups);  // [2, channels]
   Solution solution{
-      normed.values(), grad_branch.values(), grad_residual.values(), grad_weight.values(),
-      grad_bias.values()};
-  const auto sums = sum.values();
-  solution.out.insert(solution.out.end(), sums.begin(), sums.end());
+      normed.values(),
+      grad_branch.values(),
+      grad_residual.values(),
+      {sums.begin(), sums.begin() + channels},
+      {sums.begin() + channels, sums.end()}};
+  const auto summed = sum.values();
+  solution.out.insert(solution.out.end(), summed.begin(), summed.end());
   return solution;
 }
 

@@ -75,15 +75,17 @@ Gradients backward(const Inputs<scalar_t>& in, int64_t run, BlockOrder order) {
   const auto shape = short_conv_shape(in.rows.rows, in.channels, kVector, run, sizeof(T));
   Buffer<scalar_t> grad_u(in.rows.rows * in.channels);
   Buffer<T> partial(shape.groups * (in.width + 1) * in.channels);
-  Buffer<T> grad_weight(in.channels * in.width), grad_bias(in.has_bias ? in.channels : 0);
   launch(
       shape.launch, order, short_conv_backward<scalar_t, kVector, kTaps>, in.rows, in.channels, in.width,
       shape.channel_tiles, shape.run, in.grad.data(), in.stride, in.u.data(), in.stride, in.weight.data(),
       grad_u.data(), partial.data());
-  launch(
-      short_conv_sum_shape(in.channels, in.width), order, short_conv_sum_groups<T>, shape.groups, in.channels,
-      in.width, partial.data(), grad_weight.data(), in.has_bias ? grad_bias.data() : nullptr);
-  return {grad_u.values(), grad_weight.values(), grad_bias.values()};
+  const auto sums = sum_over_groups(partial, shape.groups);  // [width + 1, channels]
+  std::vector<double> grad_weight;
+  for (int64_t d = 0; d < in.channels; ++d) {
+    for (int64_t lag = 0; lag < in.width; ++lag)
+      grad_weight.push_back(sums[static_cast<size_t>(lag * in.channels + d)]);
+  }
+  return {grad_u.values(), grad_weight, {sums.end() - in.channels, sums.end()}};
 }
 
 template <typename scalar_t, int kVector, int kTaps>

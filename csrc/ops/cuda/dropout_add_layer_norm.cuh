@@ -9,15 +9,14 @@
 #pragma once
 
 #include "../philox.h"
-#include "device.cuh"
-#include "short_conv.cuh"
+#include "row_vectors.cuh"
 
 namespace hyenarec {
 
 constexpr int kNormThreads = 128;      // of a block of several teams
 constexpr int kNormMostThreads = 256;  // of a team
 constexpr int kNormHeld = 16;  // channels of a row that a thread holds, if their vectors are no larger
-// Blocks of the backward kernel, at most: what the second stage adds up per channel.
+// Blocks of the backward kernel, at most: each leaves its sums, which torch adds up.
 constexpr int64_t kNormMostGroups = 512;
 
 // The launch of both kernels: a row of threads a team; a block goes over `run` rows with each of its teams.

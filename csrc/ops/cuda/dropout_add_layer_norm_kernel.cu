@@ -1,6 +1,6 @@
 // dropout_add_layer_norm on CUDA: one launch forward; backward one that writes the gradients of branch and residual and
-// sums those of weight and bias by groups of rows, and one that adds the groups up in a fixed order: no atomics,
-// deterministic. The seed stays on the GPU.
+// sums those of weight and bias by groups of rows, which torch adds up in a fixed order: no atomics, deterministic. The
+// seed stays on the GPU.
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -173,11 +173,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cuda(
     rows.partial = needs_sums ? partial.mutable_data_ptr<T>() : nullptr;
     launch(shape.launch, dropout_add_layer_norm_backward<branch_t, sum_t, vector(), kHeld>, rows);
     if (!needs_sums) return;
-    // The groups' shares lie as those of a filter with one tap and its bias do.
-    launch(
-        short_conv_sum_shape(channels, 1), short_conv_sum_groups<T>, shape.groups, channels, 1,
-        partial.const_data_ptr<T>(), needs_grad[2] ? grad_weight.mutable_data_ptr<T>() : nullptr,
-        needs_grad[3] ? grad_bias.mutable_data_ptr<T>() : nullptr);
+    const auto totals = partial.sum(0, /*keepdim=*/false, at::kDouble);
+    if (needs_grad[2]) grad_weight.copy_(totals[0]);
+    if (needs_grad[3]) grad_bias.copy_(totals[1]);
   });
   return results();
 }

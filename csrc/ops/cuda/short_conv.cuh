@@ -9,14 +9,14 @@
 // grad_u).
 #pragma once
 
-#include "device.cuh"
+#include "row_vectors.cuh"
 
 namespace hyenarec {
 
 constexpr int kShortConvThreads = 128;
 // Rows a thread keeps in flight: loads that don't wait for each other.
 constexpr int kShortConvAhead = 4;
-// Row groups that sums over rows are split into, at most: what the second stage adds up per channel.
+// Row groups that sums over rows are split into, at most: each leaves its share, which torch adds up.
 constexpr int64_t kShortConvMaxGroups = 256;
 
 // Rows and where sequences begin: at multiples of `length`, or at offsets[0 .. sequences] if offsets isn't
@@ -79,25 +79,6 @@ inline ShortConvShape short_conv_shape(
   shape.launch = {
       shape.channel_tiles * shape.groups, dim3(lanes, runs), kShortConvThreads * vector * sum_bytes};
   return shape;
-}
-
-// kVector channels of one row, starting at `source`, in the accumulation type.
-template <typename scalar_t, int kVector>
-__device__ inline Vector<accumulate_t<scalar_t>, kVector> load_channels(const scalar_t* source) {
-  const auto raw = *reinterpret_cast<const Vector<scalar_t, kVector>*>(source);
-  Vector<accumulate_t<scalar_t>, kVector> result;
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) result.value[i] = static_cast<accumulate_t<scalar_t>>(raw.value[i]);
-  return result;
-}
-
-template <typename scalar_t, int kVector>
-__device__ inline void store_channels(
-    scalar_t* target, const Vector<accumulate_t<scalar_t>, kVector>& value) {
-  Vector<scalar_t, kVector> raw;
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) raw.value[i] = static_cast<scalar_t>(value.value[i]);
-  *reinterpret_cast<Vector<scalar_t, kVector>*>(target) = raw;
 }
 
 // The rows a thread has seen last, newest first: value[lag] is the row `lag` steps back (forward) or ahead
@@ -239,24 +220,6 @@ __global__ void __launch_bounds__(kShortConvThreads) short_conv_forward(
       });
 }
 
-// Writes the block's sum of `mine` over its runs (threadIdx.y), in their order, to target[0 .. lanes *
-// kVector).
-template <typename T, int kVector>
-__device__ inline void store_group_sum(
-    const Vector<T, kVector>& mine, T* shared, T* target, int64_t channels_left) {
-  const int width = blockDim.x * kVector;
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) shared[threadIdx.y * width + threadIdx.x * kVector + i] = mine.value[i];
-  __syncthreads();
-  for (int column = threadIdx.y * blockDim.x + threadIdx.x; column < width;
-       column += blockDim.x * blockDim.y) {
-    T sum = T(0);
-    for (unsigned int run = 0; run < blockDim.y; ++run) sum += shared[run * width + column];
-    if (column < channels_left) target[column] = sum;
-  }
-}
-
 // grad_u[row, d] = sum_lag weight[d, lag] grad[row + lag, d] within the sequence: the same slide, downwards.
 // Without grad_u (nullptr) only the rest is done.
 // On the way, with the same window: partial[group, lag, d] = sum_row u[row, d] grad[row + lag, d], the row
@@ -318,33 +281,6 @@ __global__ void __launch_bounds__(kShortConvThreads) short_conv_backward(
       store_group_sum(grad_taps.value[lag], shared, target + lag * channels, channels - tile_channel);
   }
   store_group_sum(grad_bias, shared, target + width * channels, channels - tile_channel);
-}
-
-// The second stage, one thread a number: grad_weight[d, lag] and grad_bias[d] (each nullptr if not wanted) from
-// the groups' shares, in order. Sums in double: it costs nothing here.
-template <typename T>
-__global__ void __launch_bounds__(kShortConvThreads) short_conv_sum_groups(
-    int64_t groups,
-    int64_t channels,
-    int width,
-    const T* __restrict__ partial,
-    T* __restrict__ grad_weight,
-    T* __restrict__ grad_bias) {
-  const int64_t number = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t numbers = (width + 1) * channels;
-  if (number >= numbers) return;
-  double sum = 0;
-  for (int64_t group = 0; group < groups; ++group)
-    sum += static_cast<double>(partial[group * numbers + number]);
-  const int64_t lag = number / channels, channel = number % channels;
-  if (lag < width) {
-    if (grad_weight != nullptr) grad_weight[channel * width + lag] = static_cast<T>(sum);
-  } else if (grad_bias != nullptr) {
-    grad_bias[channel] = static_cast<T>(sum);
-  }
-}
-inline LaunchShape short_conv_sum_shape(int64_t channels, int width) {
-  return {ceil_div((width + 1) * channels, kShortConvThreads), dim3(kShortConvThreads), 0};
 }
 
 }  // namespace hyenarec

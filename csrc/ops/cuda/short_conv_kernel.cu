@@ -1,5 +1,5 @@
 // short_conv on CUDA: one launch forward; backward one that writes grad_u and sums the parameters' gradients
-// by groups of rows, and one that adds the groups up in a fixed order: no atomics, deterministic.
+// by groups of rows, which torch adds up in a fixed order: no atomics, deterministic.
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -107,11 +107,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_cuda(
           input.tensor.const_data_ptr<scalar_t>(), input.stride, taps.const_data_ptr<param_t>(),
           needs_grad[0] ? grad_u.mutable_data_ptr<scalar_t>() : nullptr, partial.mutable_data_ptr<param_t>());
       if (!needs_sums) return;
-      launch(
-          short_conv_sum_shape(channels, width), short_conv_sum_groups<param_t>, shape.groups, channels,
-          width, partial.const_data_ptr<param_t>(),
-          needs_grad[1] ? grad_weight.mutable_data_ptr<param_t>() : nullptr,
-          needs_grad[2] ? grad_bias.mutable_data_ptr<param_t>() : nullptr);
+      const auto sums = partial.sum(0, /*keepdim=*/false, at::kDouble);
+      if (needs_grad[1]) grad_weight.copy_(sums.narrow(0, 0, width).t());
+      if (needs_grad[2]) grad_bias.copy_(sums[width]);
     });
   });
   return {grad_u, grad_weight, grad_bias};

@@ -1,15 +1,12 @@
 #include "cufft_plan.h"
 
 #include <ATen/ops/empty.h>
-#include <c10/cuda/CUDAStream.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/util/Exception.h>
-#include <c10/util/hash.h>
 
-#include <algorithm>
-#include <list>
 #include <mutex>
-#include <unordered_map>
-#include <utility>
+
+#include "lru_cache.h"
 
 namespace hyenarec {
 namespace {
@@ -19,12 +16,6 @@ void check(cufftResult status, const char* call, const CufftPlanKey& key) {
       status == CUFFT_SUCCESS, "fft_conv: ", call, " failed with cuFFT error ", static_cast<int>(status),
       " for ", key.batch, " transforms of length ", key.length, " on cuda:", static_cast<int>(key.device));
 }
-
-struct KeyHash {
-  size_t operator()(const CufftPlanKey& key) const {
-    return c10::get_hash(static_cast<int>(key.device), key.length, key.batch, static_cast<int>(key.type));
-  }
-};
 
 }  // namespace
 
@@ -100,41 +91,12 @@ class CufftPlan {
   std::mutex mutex_;
 };
 
-namespace {
-
-// Least recently used plans are dropped first.
-class PlanCache {
- public:
-  std::shared_ptr<CufftPlan> get(const CufftPlanKey& key) {
-    std::shared_ptr<CufftPlan> dropped;  // dies after the lock: destroying a plan may wait for the GPU
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (const auto found = index_.find(key); found != index_.end()) {
-      plans_.splice(plans_.begin(), plans_, found->second);
-      return found->second->second;
-    }
-    plans_.emplace_front(key, std::make_shared<CufftPlan>(key));
-    index_.emplace(key, plans_.begin());
-    if (plans_.size() > kCufftPlanCacheSize) {
-      index_.erase(plans_.back().first);
-      dropped = std::move(plans_.back().second);
-      plans_.pop_back();
-    }
-    return plans_.front().second;
-  }
-
- private:
-  using Plans = std::list<std::pair<CufftPlanKey, std::shared_ptr<CufftPlan>>>;  // last used first
-  std::mutex mutex_;
-  Plans plans_;
-  std::unordered_map<CufftPlanKey, Plans::iterator, KeyHash> index_;
-};
-
-}  // namespace
-
 std::shared_ptr<CufftPlan> get_cufft_plan(const CufftPlanKey& key) {
   // Never destroyed: at exit the CUDA driver may be gone before static objects are.
-  static auto& cache = *new PlanCache;
-  return cache.get(key);
+  static auto& cache = *new LruCache<CufftPlanKey, CufftPlan>(kCufftPlanCacheSize);
+  const bool is_captured =
+      c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+  return cache.get(key, is_captured, [&] { return std::make_shared<CufftPlan>(key); });
 }
 
 void execute_cufft_plan(CufftPlan& plan, void* data) { plan.execute(data); }

@@ -4,6 +4,7 @@
 #include <c10/core/Device.h>
 #include <cufft.h>
 
+#include <compare>
 #include <cstdint>
 #include <memory>
 
@@ -17,13 +18,13 @@ struct CufftPlanKey {
   int64_t batch;
   cufftType type;  // CUFFT_R2C, CUFFT_C2R, CUFFT_D2Z or CUFFT_Z2D
 
-  bool operator==(const CufftPlanKey&) const = default;
+  auto operator<=>(const CufftPlanKey&) const = default;
 };
 
 class CufftPlan;
 
 // The plan of `key`, from the cache or made now (milliseconds; not while a CUDA graph is captured). The cache
-// keeps the kCufftPlanCacheSize plans used last; one that is dropped lives until its last user lets go of it.
+// keeps the kCufftPlanCacheSize plans used last, and those that a CUDA graph holds.
 constexpr size_t kCufftPlanCacheSize = 1024;
 std::shared_ptr<CufftPlan> get_cufft_plan(const CufftPlanKey& key);
 

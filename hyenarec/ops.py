@@ -143,7 +143,8 @@ def legendre_conv(
         pre_gate: shape and dtype of `u`; differentiable. None: ones.
         post_gate: shape and dtype of `u`; differentiable. None: ones.
         offsets: [S + 1], int64, on the device of `u`: sequence s is `u[offsets[s]:offsets[s + 1]]`, of at
-            most `horizon` events. They go from 0 to total and never decrease; empty sequences are fine.
+            most `horizon` events. They go from 0 to total and never decrease; empty sequences are fine. Any
+            order of the sequences is right; on a GPU the longest first is fastest.
 
     Returns:
         Shape and dtype of `u`. An output does not depend on later inputs, nor on other sequences.
@@ -191,7 +192,8 @@ def hyena_mixer(
         horizon: number of lags that the polynomials' interval [-1, 1] spans, >= 1: the longest sequence.
         skip: [D], dtype of `short_weight`; differentiable.
         offsets: [S + 1], int64, on the device of `x`: sequence s is `x[offsets[s]:offsets[s + 1]]`, of at
-            most `horizon` events. They go from 0 to total and never decrease; empty sequences are fine.
+            most `horizon` events. They go from 0 to total and never decrease; empty sequences are fine. Any
+            order of the sequences is right; on a GPU the longest first is fastest.
 
     Returns:
         [B, L, D] or [total, D], dtype of `x`. An output does not depend on later inputs, nor on other

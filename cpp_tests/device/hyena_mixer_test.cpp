@@ -3,6 +3,7 @@
 #include "scan_run.h"
 
 #include "ops/cuda/hyena_mixer.cuh"
+#include "ops/cuda/legendre_conv.cuh"
 
 namespace {
 
@@ -144,5 +145,34 @@ INSTANTIATE_TEST_SUITE_P(
     HyenaMixerDevice,
     testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "hyena_mixer")),
     [](const auto& info) { return case_name(info.param); });
+
+// What the blocks of the backward sweep ask for: at most what one gets on every GPU since Ampere (99 KiB on
+// 8.6 and 8.9), whatever the number of coefficients; and as many warps as have been asked for where that is
+// fast.
+template <typename Source>
+void check_shared_memory() {
+  using T = accumulate_t<typename Source::Scalar>;
+  const ScanWork work{1000, 100, 100, nullptr, 10, 64, 4, 1, 1};
+  for (int64_t n = 1; n <= kScanMaxCoeffs; ++n) {
+    const auto shape = scan_backward_shape<Source>(work, n, 4, n, 1000);
+    EXPECT_LE(shape.launch.shared_bytes, size_t{99 * 1024}) << n << " coefficients";
+    EXPECT_GE(shape.slab, 1);
+    const auto warps = static_cast<int64_t>(shape.launch.threads.y);
+    if (n <= kScanUnrolledCoeffs && sizeof(T) == sizeof(float)) {
+      EXPECT_EQ(warps, 4) << n << " coefficients";
+    }
+    // All that the kernel lays out in it.
+    const int64_t numbers =
+        kScanTapRows + warps * (kScanTimeSums<Source> + 2 * n) + (warps > 1 ? shape.slab * n : 0);
+    EXPECT_EQ(shape.launch.shared_bytes, static_cast<size_t>(numbers * kScanLanes) * sizeof(T));
+  }
+}
+
+TEST(LegendreScanBackwardDevice, FitsTheSharedMemoryOfEveryGpu) {
+  check_shared_memory<ConvSource<float>>();
+  check_shared_memory<ConvSource<double>>();
+  check_shared_memory<MixerSource<BFloat16, 4>>();
+  check_shared_memory<MixerSource<double, 8>>();
+}
 
 }  // namespace

@@ -94,7 +94,7 @@ class Streams {
         flat_.tail_chunk,
         shapes_.data(),
         flat_.matrices.data(),
-        flat_.transfer.data(),
+        flat_.contraction.data(),
         nullptr,
         nullptr};
     launch(

@@ -70,7 +70,8 @@ TEST(LruCache, KeepsForEverWhatItIsToldTo) {
   for (int key = 10; key < 20; ++key) maker.get(cache, key);
   EXPECT_FALSE(maker.is_new(cache, 1));
   EXPECT_FALSE(maker.is_new(cache, 2));
-  // Once kept, kept: also after a use that would not ask for it. And these two don't count among the two others.
+  // Once kept, kept: also after a use that would not ask for it. And these two don't count among the two
+  // others.
   EXPECT_FALSE(maker.is_new(cache, 18));
   EXPECT_FALSE(maker.is_new(cache, 19));
   EXPECT_TRUE(maker.is_new(cache, 17));

@@ -1,4 +1,5 @@
-// The launches of a Legendre scan in the order in which legendre_scan_launch.h makes them, without a GPU.
+// The launches of a Legendre scan in the order in which legendre_scan_launch.cuh makes them, without a GPU;
+// what torch does between them, in plain loops.
 #pragma once
 
 #include "device_test.h"
@@ -25,16 +26,11 @@ struct Sequences {
     offsets = other.empty() ? expected["offsets"].as<int64_t>() : other;
     count = static_cast<int64_t>(offsets.size()) - 1;
     rows = sizes[0];
-    for (int64_t i = 0; i < count; ++i) order.push_back(i);
-    const auto size = [&](int64_t i) {
-      return offsets[static_cast<size_t>(i) + 1] - offsets[static_cast<size_t>(i)];
-    };
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return size(a) > size(b); });
   }
   int64_t longest() const { return std::min(offsets.empty() ? length : rows, horizon); }
 
   int64_t rows = 0, length = 0, horizon = 1, count = 0;
-  std::vector<int64_t> offsets, order;
+  std::vector<int64_t> offsets;
 };
 
 // How the work is cut: what the launcher chooses from sizes and the GPU.
@@ -65,16 +61,12 @@ class Scan {
       : cut_(cut),
         channels_(channels),
         given_(expected["coeffs"].sizes[1]),
-        n_(kN <= kScanUnrolledCoeffs ? kN : given_),
+        n_(kN <= kScanUnrolledCoeffs ? kN : std::max<int64_t>(given_, 1)),
         pitch_(ceil_div(channels, kScanLanes) * kScanLanes),
         coeffs_(expected["coeffs"].values),
         decay_(expected["decay"].values),
         skip_(expected.has("skip") ? expected["skip"].values : std::vector<double>()),
-        shapes_(0),
-        near_(kScanChunk * pitch_),
-        fades_(kScanFades * pitch_),
-        transfers_(0),
-        carry_(0) {
+        contracted_(0) {
     const int64_t chunks = ceil_div(sequences.longest(), kScanChunk);
     const int64_t segment = cut.segment_chunks > 0 ? cut.segment_chunks : chunks;
     flat_ = make_scan_tables<T>(
@@ -83,8 +75,8 @@ class Scan {
     for (size_t i = 0; i < shapes_.size(); ++i)
       shapes_[i] = {flat_.shapes[3 * i], flat_.shapes[3 * i + 1], flat_.shapes[3 * i + 2]};
     tables_ = {
-        static_cast<int>(n_), static_cast<int>(scan_pitch(n_)), sequences.horizon,     flat_.tail_chunk,
-        shapes_.data(),       aligned(flat_.matrices),          flat_.transfer.data(), aligned(flat_.tail),
+        static_cast<int>(n_), static_cast<int>(scan_pitch(n_)), sequences.horizon,        flat_.tail_chunk,
+        shapes_.data(),       aligned(flat_.matrices),          flat_.contraction.data(), aligned(flat_.tail),
         aligned(flat_.jumps)};
     const int64_t groups = ceil_div(sequences.count, cut.warps);
     work_ = {
@@ -92,75 +84,65 @@ class Scan {
         sequences.length,
         sequences.horizon,
         sequences.offsets.empty() ? nullptr : sequences.offsets.data(),
-        sequences.order.empty() ? nullptr : sequences.order.data(),
         sequences.count,
         channels,
         segment,
         ceil_div(chunks, segment),
         std::min(groups, cut.most_blocks)};
-    const int64_t entries = scan_entries(n_, flat_.most_moments), tiles = pitch_ / kScanLanes;
-    transfers_ = std::vector<T>(static_cast<size_t>(chunks * tiles * entries * kScanLanes), T(NAN));
-    parameters_ = {static_cast<int>(pitch_), near_.data(), fades_.data(), transfers_.data(), entries};
-
-    launch(
-        scan_prepare_shape(pitch_), cut.order, legendre_scan_prepare<T>, channels, pitch_, given_,
-        sequences.horizon, segment, coeffs_.data(), decay_.data(), skip_.size() > 0 ? skip_.data() : nullptr,
-        near_.data(), fades_.data());
-    if (chunks > 1)
-      launch(
-          scan_contract_shape(tiles, chunks - 1), cut.order, legendre_scan_contract<T>, work_, tables_, tiles,
-          entries, given_, coeffs_.data(), transfers_.data());
+    contract(shapes_.back().transfer);
   }
 
   template <typename Source>
   void forward(const Source& source) {
     find_carry(source);
     launch(
-        shape(), cut_.order, legendre_scan_forward<Source, kN, false>, work_, tables_, parameters_, source,
-        carry_.data(), static_cast<T*>(nullptr));
+        sweep_shape(), cut_.order, legendre_scan_forward<Source, kN, false>, work_, tables_, parameters_,
+        source, carry_.data(), static_cast<T*>(nullptr));
   }
 
   template <typename Source>
   ParameterGradients backward(const Source& source, const ScanWanted& wanted) {
-    constexpr int kTimeSums = kScanTimeSums<Source>;
     Buffer<T> states(scan_slots(work_.rows, work_.sequences, kScanChunk) * n_ * pitch_);
     if (wanted.kernel || wanted.output) {
       find_carry(source);
       launch(
-          shape(), cut_.order, legendre_scan_forward<Source, kN, true>, work_, tables_, parameters_, source,
-          carry_.data(), states.data());
+          sweep_shape(), cut_.order, legendre_scan_forward<Source, kN, true>, work_, tables_, parameters_,
+          source, carry_.data(), states.data());
     }
     if (work_.segments > 1) {
       carry_ = scratch();
       launch(
-          shape(), cut_.order, legendre_scan_adjoint_carry<Source, kN>, work_, tables_, parameters_, source,
-          carry_.data());
+          sweep_shape(), cut_.order, legendre_scan_adjoint_carry<Source, kN>, work_, tables_, parameters_,
+          source, carry_.data());
       launch(
           shape(), cut_.order, legendre_scan_combine<T, kN, true>, work_, tables_, parameters_,
           carry_.data());
     }
     const auto backward = scan_backward_shape<Source>(work_, n_, cut_.warps, cut_.slab, cut_.most_blocks);
-    const int64_t rows = kTimeSums + n_, blocks = backward.work.row_groups * work_.segments;
+    const int64_t rows = scan_sum_rows<Source>(n_), blocks = backward.work.row_groups * work_.segments;
     Buffer<T> partial(blocks * rows * pitch_);
     launch(
         backward.launch, cut_.order, legendre_scan_backward<Source, kN>, backward.work, tables_, parameters_,
         source, wanted, backward.slab, states.data(), carry_.data(), partial.data());
     if (!wanted.kernel) return {};
 
-    Buffer<double> sums(rows * pitch_);
-    launch(
-        scan_sum_shape(blocks, rows, pitch_), cut_.order, legendre_scan_sum<T>, blocks, rows, pitch_,
-        partial.data(), sums.data());
-    Buffer<T> coeffs(channels_ * given_), decay(channels_), skip(skip_.size());
-    launch(
-        scan_finish_shape(channels_, given_), cut_.order, legendre_scan_finish<T>, channels_, pitch_, given_,
-        work_.horizon, kTimeSums, sums.data(), near_.data(), decay_.data(), coeffs.data(), decay.data(),
-        skip.size() > 0 ? skip.data() : nullptr);
-    std::vector<double> source_sums;
-    for (int64_t row = kScanSourceSums; row < kTimeSums; ++row) {
-      for (int64_t d = 0; d < channels_; ++d) source_sums.push_back(sums[row * pitch_ + d]);
+    const auto sums = sum_over_groups(partial, blocks);
+    ParameterGradients grads{{}, row_of(sums, scan_sum_row(kScanDecaySum, n_)), {}, {}};
+    if (skip_.size() > 0) grads.skip = row_of(sums, 0);
+    for (int64_t i = 0; i < Source::kSums; ++i) {
+      const auto row = row_of(sums, scan_sum_row(kScanSourceSums + i, n_));
+      grads.source_sums.insert(grads.source_sums.end(), row.begin(), row.end());
     }
-    return {coeffs.values(), decay.values(), skip.values(), source_sums};
+    for (int64_t d = 0; d < channels_; ++d) {
+      for (int64_t k = 0; k < given_; ++k) {
+        double sum = 0;
+        for (int64_t row = 0; row < kScanChunk + n_; ++row)
+          sum +=
+              flat_.gradient[static_cast<size_t>(row * n_ + k)] * sums[static_cast<size_t>(row * pitch_ + d)];
+        grads.coeffs.push_back(sum);
+      }
+    }
+    return grads;
   }
 
   const ScanWork& work() const { return work_; }
@@ -171,6 +153,28 @@ class Scan {
 
  private:
   LaunchShape shape() const { return scan_shape(work_, cut_.warps); }
+  LaunchShape sweep_shape() const { return scan_sweep_shape<T>(work_, cut_.warps); }
+
+  // The first rows of the tables' `contraction` times coeffs.
+  void contract(int64_t rows) {
+    contracted_ = Buffer<T>(rows * pitch_);
+    for (int64_t d = 0; d < pitch_; ++d) {
+      for (int64_t row = 0; row < rows; ++row) {
+        T sum = T(0);
+        for (int64_t k = 0; k < given_ && d < channels_; ++k)
+          sum += flat_.contraction[static_cast<size_t>(row * n_ + k)] * coeffs_[d * given_ + k];
+        contracted_[(d / kScanLanes * rows + row) * kScanLanes + d % kScanLanes] = sum;
+      }
+    }
+    parameters_ = {
+        static_cast<int>(pitch_), rows, contracted_.data(), decay_.data(),
+        skip_.size() > 0 ? skip_.data() : nullptr};
+  }
+
+  // Of sums [rows, pitch].
+  std::vector<double> row_of(const std::vector<double>& sums, int64_t row) const {
+    return {sums.begin() + row * pitch_, sums.begin() + row * pitch_ + channels_};
+  }
 
   std::vector<T> scratch() const {
     return std::vector<T>(static_cast<size_t>(segment_slots() * n_ * pitch_), T(NAN));
@@ -180,7 +184,7 @@ class Scan {
     if (work_.segments == 1) return;
     carry_ = scratch();
     launch(
-        shape(), cut_.order, legendre_scan_carry<Source, kN>, work_, tables_, parameters_, source,
+        sweep_shape(), cut_.order, legendre_scan_carry<Source, kN>, work_, tables_, parameters_, source,
         carry_.data());
     launch(
         shape(), cut_.order, legendre_scan_combine<T, kN, false>, work_, tables_, parameters_, carry_.data());
@@ -200,8 +204,8 @@ class Scan {
   HostScanTables<T> flat_;
   std::vector<ScanChunkShape> shapes_;
   std::vector<std::unique_ptr<T, decltype(&std::free)>> aligned_;
-  Buffer<T> near_, fades_;
-  std::vector<T> transfers_, carry_;
+  Buffer<T> contracted_;
+  std::vector<T> carry_;
   ScanTables<T> tables_;
   ScanWork work_;
   ScanChannels<T> parameters_;

@@ -23,7 +23,8 @@ namespace hyenarec {
 //               float32, like all parameters
 // short_bias    [3D]; nullopt: none
 // coeffs        [D, N]; decay [D]; horizon; skip [D]: see legendre_conv.h
-// offsets       [S + 1], int64: see legendre_conv.h
+// offsets       [S + 1], int64: see legendre_conv.h. Any order is right; on a GPU the longest sequences first is
+//               fastest
 // All on one device. Returns [B, L, D] or [total, D], contiguous, dtype of x; 16-bit inputs are accumulated in
 // float32.
 // Differentiable in every tensor but offsets (once). Throws c10::Error naming the argument that is wrong.

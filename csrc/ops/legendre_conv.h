@@ -27,7 +27,7 @@ namespace hyenarec {
 // post_gate  like u in shape and dtype; nullopt: ones
 // offsets    [S + 1], int64; sequence s is u[offsets[s] : offsets[s + 1]], of at most `horizon` events,
 //            offsets[0] = 0, offsets[S] = total, non-decreasing (values are checked on the CPU only). Empty
-//            sequences are fine
+//            sequences are fine. Any order of the sequences is right; on a GPU the longest first is fastest
 // All on one device. Returns a contiguous tensor like u; 16-bit inputs are accumulated in float32.
 // Differentiable in every tensor but offsets (once). Throws c10::Error naming the argument that is wrong.
 HYENAREC_API at::Tensor legendre_conv(

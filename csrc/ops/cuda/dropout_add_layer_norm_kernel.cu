@@ -1,6 +1,6 @@
-// dropout_add_layer_norm on CUDA: one launch forward; backward one that writes the gradients of branch and residual and
-// sums those of weight and bias by groups of rows, which torch adds up in a fixed order: no atomics, deterministic. The
-// seed stays on the GPU.
+// dropout_add_layer_norm on CUDA: one launch forward; backward one that writes the gradients of branch and
+// residual and sums those of weight and bias by groups of rows, which torch adds up in a fixed order: no
+// atomics, deterministic. The seed stays on the GPU.
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>

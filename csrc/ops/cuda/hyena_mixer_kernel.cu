@@ -95,11 +95,11 @@ std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states_cuda(
   return {out, detail::empty_legendre_states(x, coeffs, horizon, offsets).zero_()};
 }
 
-// sums [3 (kTaps + 1), at least channels]: the gradients of each part's taps, then of its bias, into grad_weight
+// sums [3 (kTaps + 1), channels]: the gradients of each part's taps, then of its bias, into grad_weight
 // [3 channels, width] and grad_bias [3 channels], each if it is wanted.
 void split_sums(
     const at::Tensor& sums, int64_t channels, const at::Tensor& grad_weight, const at::Tensor& grad_bias) {
-  const auto parts = sums.view({3, sums.size(0) / 3, sums.size(1)}).narrow(2, 0, channels);
+  const auto parts = sums.unflatten(0, {3, sums.size(0) / 3});
   if (grad_weight.numel() > 0)
     grad_weight.view({3, channels, -1}).copy_(parts.narrow(1, 0, grad_weight.size(1)).transpose(1, 2));
   if (grad_bias.numel() > 0) grad_bias.view({3, channels}).copy_(parts.select(1, -1));

@@ -14,8 +14,8 @@
 
 namespace hyenarec {
 
-// Lets the kernel have as much shared memory as blocks of the current device can have. Once and for all: to ask for
-// what each launch needs might take away what another thread has just asked for.
+// Lets the kernel have as much shared memory as blocks of the current device can have. Once and for all: to
+// ask for what each launch needs might take away what another thread has just asked for.
 inline void allow_all_shared_memory(const void* kernel) {
   static std::mutex mutex;
   static std::set<std::pair<const void*, int>> allowed;

@@ -5,8 +5,7 @@
 // Sums over time and sequences: the near kernel's and decay's stay with their thread until the end; for the
 // coefficients' far part, each chunk's products adjoint[p] moment[q] are added over the block's sequences in
 // shared memory and contracted with the transfer table there, so that it is read once a block. Each block
-// writes its sums, and two small launches add the blocks up in a fixed order, in double: the same bits in
-// every run.
+// writes its sums; torch adds the blocks up, in double and in a fixed order: the same bits in every run.
 #pragma once
 
 #include "legendre_scan.cuh"
@@ -19,40 +18,54 @@ struct ScanWanted {
   bool kernel;  // of coeffs, decay and skip
 };
 
-// Rows of sums a block leaves, of pitch channels each: near kernel, decay, those of the source, coeffs.
+// Sums over time that a thread keeps in shared memory: near kernel, decay, those of the source. With those of
+// coeffs behind the near kernel's they are the rows of sums that a block leaves, of pitch channels each.
 constexpr int kScanDecaySum = kScanChunk;
 constexpr int kScanSourceSums = kScanChunk + 1;
 template <typename Source>
 constexpr int kScanTimeSums = kScanSourceSums + Source::kSums;
+template <typename Source>
+constexpr int64_t scan_sum_rows(int64_t num_coeffs) {
+  return kScanTimeSums<Source> + num_coeffs;
+}
+// Where a sum over time lies among them.
+__host__ __device__ inline int64_t scan_sum_row(int64_t time_sum, int64_t num_coeffs) {
+  return time_sum < kScanChunk ? time_sum : time_sum + num_coeffs;
+}
 
-// Shared memory, each number for 32 lanes.
+// What a block adds up. In shared memory each number is there for 32 lanes.
 template <typename T>
-struct ScanSharedSums {
-  T* time_sums;  // [warps, time_sum_rows]
+struct ScanBlockSums {
+  T* time_sums;  // [warps, kScanTimeSums]
   T* factors;    // [warps, 2 N]: adjoint, then moments
-  T* products;   // [slab, N]: products of `slab` moments q with all p < N - q
-  T* coeffs;     // [N]
+  T* products;   // [slab, N]: products of `slab` moments q with all p < N - q. A single warp needs none
+  T* rows;       // the block's rows of sums, this lane's, `pitch` apart; null: nothing is to be summed
+  int pitch;
+
+  __device__ T& coeffs(int k) const { return rows[(kScanChunk + k) * pitch]; }
 };
 struct ScanBackwardShape {
   ScanWork work;
   int slab;
   LaunchShape launch;
 };
-// Two blocks a multiprocessor, so that one computes while the other waits: 255 registers a thread, and 96 KiB of
-// shared memory if that is possible with fewer moments at a time, then with fewer warps. At most `most_blocks`
-// blocks a tile: each leaves its sums.
+// Two blocks a multiprocessor, so that one computes while the other waits: 255 registers a thread, and 96 KiB
+// of shared memory, which one block gets on every GPU since Ampere, by fewer moments at a time, then by fewer
+// warps. At most `most_blocks` blocks a tile: each leaves its sums.
 constexpr int kScanBackwardBlocks = 2;
+constexpr int64_t kScanBackwardBytes = 96 * 1024;
 template <typename Source>
 ScanBackwardShape scan_backward_shape(
     const ScanWork& work, int64_t num_coeffs, int warps, int64_t slab, int64_t most_blocks) {
   using T = accumulate_t<typename Source::Scalar>;
   const auto bytes = [&] {
+    const int64_t products = warps > 1 ? slab * num_coeffs : 0;
     return kScanLanes * static_cast<int64_t>(sizeof(T)) *
-           (warps * (kScanTimeSums<Source> + 2 * num_coeffs) + (slab + 1) * num_coeffs);
+           (kScanTapRows + warps * (kScanTimeSums<Source> + 2 * num_coeffs) + products);
   };
-  constexpr int64_t kBytes = 96 * 1024;
-  while (bytes() > kBytes && slab > 1) slab = ceil_div(slab, 2);
-  while (bytes() > kBytes && warps > 1) warps = warps / 2;
+  while (bytes() > kScanBackwardBytes && slab > 1) slab = ceil_div(slab, 2);
+  while (bytes() > kScanBackwardBytes && warps > 1) warps = warps / 2;
+  if (warps == 1) slab = num_coeffs;
   ScanBackwardShape shape{work, static_cast<int>(slab), {}};
   shape.work.row_groups = smaller(ceil_div(work.sequences, warps), larger(most_blocks / work.segments, 1));
   shape.launch = scan_shape(shape.work, warps);
@@ -60,46 +73,51 @@ ScanBackwardShape scan_backward_shape(
   return shape;
 }
 
+// products[q, p] for the moments first <= q < last, summed over the block's warps, which take them in turn.
+template <typename T>
+__device__ inline void add_products(int first, int last, int n, const ScanBlockSums<T>& sums) {
+  const int warps = static_cast<int>(blockDim.y), lane = static_cast<int>(threadIdx.x);
+  for (int entry = static_cast<int>(threadIdx.y); entry < (last - first) * n; entry += warps) {
+    const int q = first + entry / n, p = entry % n;
+    if (p + q >= n) continue;
+    T sum = T(0);
+    for (int i = 0; i < warps; ++i) {
+      const T* factors = sums.factors + i * 2 * n * kScanLanes + lane;
+      sum += factors[p * kScanLanes] * factors[(n + q) * kScanLanes];
+    }
+    sums.products[entry * kScanLanes + lane] = sum;
+  }
+}
+
 // One chunk's share of the coefficients' gradient, by the whole block: sum over sequences of adjoint[p]
 // moment[q], contracted with transfer[q, p, k]. Warps take the products in turn, then the coefficients.
 template <typename T>
 __device__ inline void add_coefficient_sums(
-    const ScanTables<T>& tables, int64_t chunk, int n, int slab, const ScanSharedSums<T>& shared) {
+    const ScanTables<T>& tables, int64_t chunk, int n, int slab, const ScanBlockSums<T>& sums) {
   const int warps = static_cast<int>(blockDim.y), warp = static_cast<int>(threadIdx.y);
-  const int lane = static_cast<int>(threadIdx.x);
   const ScanChunkShape shape = tables.shapes[chunk];
   const int moments = static_cast<int>(shape.num_moments);
+  const bool is_alone = warps == 1;
+  const T* const mine = (is_alone ? sums.factors : sums.products) + threadIdx.x;
   __syncthreads();  // all factors are there, and the products of the chunk before have been read
-  const T* transfer_q = tables.transfer + shape.transfer;
   for (int first = 0; first < moments; first += slab) {
     const int last = first + slab < moments ? first + slab : moments;
-    for (int entry = warp; entry < (last - first) * n; entry += warps) {
-      const int q = first + entry / n, p = entry % n;
-      if (p + q >= n) continue;
-      T sum = T(0);
-      for (int i = 0; i < warps; ++i) {
-        const T* factors = shared.factors + i * 2 * n * kScanLanes + lane;
-        sum += factors[p * kScanLanes] * factors[(n + q) * kScanLanes];
-      }
-      shared.products[entry * kScanLanes + lane] = sum;
+    if (!is_alone) {
+      add_products(first, last, n, sums);
+      __syncthreads();
     }
-    __syncthreads();
     for (int k = warp; k < n; k += warps) {
+      const T before = sums.coeffs(k);
       T sum = T(0);
-      const T* row = transfer_q;
       for (int q = first; q < last && q <= k; ++q) {
-        const T* products = shared.products + (q - first) * n * kScanLanes + lane;
-        // transfer[q, p, k] is number k - p - q of n - p - q.
-        int64_t at = k - q;
-        for (int p = 0; p <= k - q; ++p) {
-          sum += row[at] * products[p * kScanLanes];
-          at += n - p - q - 1;
-        }
-        row += (n - q) * (n - q + 1) / 2;
+        const T* transfer = tables.contraction + (shape.transfer + scan_entries(n, q)) * n + k;
+        const T* products = is_alone ? mine : mine + (q - first) * n * kScanLanes;
+        T part = T(0);
+        for (int p = 0; p <= k - q; ++p) part += transfer[p * n] * products[p * kScanLanes];
+        sum += is_alone ? part * mine[(n + q) * kScanLanes] : part;
       }
-      shared.coeffs[k * kScanLanes + lane] += sum;
+      sums.coeffs(k) = before + sum;
     }
-    for (int q = first; q < last; ++q) transfer_q += (n - q) * (n - q + 1) / 2;
     if (last < moments) __syncthreads();  // before these products are written over
   }
 }
@@ -206,7 +224,7 @@ struct ScanBackward {
     end_of_phase();
     if (!is_last) {
       transposed_restrict<kN>(
-          thread.tables.restriction_change(chunk), thread.pitch(), thread.fade(kScanChunkDecay), adjoint, n);
+          thread.tables.restriction_change(chunk), thread.pitch(), thread.chunk_decay(), adjoint, n);
       if (wanted.kernel) {
         T sum = T(0);
 #pragma unroll kScanUnroll < kN>
@@ -216,11 +234,20 @@ struct ScanBackward {
     }
     thread.evaluate_adjoint(chunk, dy, adjoint);
   }
+
+  // Of decay, the near kernel's share included.
+  __device__ T whole_decay_sum() const {
+    T sum = decay_sum;
+    for (int lag = 1; lag < kScanChunk; ++lag)
+      sum -= static_cast<T>(lag) * thread.near(lag) * near_sums[lag * kScanLanes];
+    return sum;
+  }
 };
 
 // All gradients. states: at the start of every chunk but a sequence's first; carry: the adjoint at the start
-// of segments, null with one segment; partial [row_groups, segments, kScanTimeSums + N, pitch], null if
-// nothing is to be summed. Beyond legendre_scan.cuh's, a source has
+// of segments, null with one segment; partial [row_groups, segments, scan_sum_rows, pitch], null if nothing
+// is to be summed: the near kernel's rows are gradients of its polynomial, before the fades. Beyond
+// legendre_scan.cuh's, a source has
 //   Memory                                      what a thread keeps from chunk to chunk
 //   kSums, store_sums(memory, to)               sums over time of its own
 //   begin(memory)                               at the start
@@ -243,22 +270,27 @@ __global__ void __launch_bounds__(kScanThreads, kScanBackwardBlocks) legendre_sc
   using T = accumulate_t<typename Source::Scalar>;
   constexpr int kTimeSums = kScanTimeSums<Source>;
   const ScanPlace place = scan_place(work);
-  const ScanThread<T, kN> thread{tables, channels, place.tile, place.channel};
-  const int n = thread.coeffs();
+  const bool is_channel = place.channel < work.channels;
   const int warps = static_cast<int>(blockDim.y), warp = static_cast<int>(threadIdx.y);
   const int lane = static_cast<int>(threadIdx.x);
-  const bool is_channel = place.channel < work.channels;
+  HYENAREC_SHARED_MEMORY(T, taps);
+  make_taps(channels, work, place, taps);
+  const ScanThread<T, kN> thread{tables, channels, place, taps};
+  const int n = thread.coeffs();
 
-  HYENAREC_SHARED_MEMORY(T, memory);
-  T* const factors = memory + warps * kTimeSums * kScanLanes;
-  T* const products = factors + warps * 2 * n * kScanLanes;
-  const ScanSharedSums<T> shared{memory, factors, products, products + slab * n * kScanLanes};
-  T* const time_sums = shared.time_sums + warp * kTimeSums * kScanLanes + lane;
+  T* const shared_sums = taps + kScanTapRows * kScanLanes;
+  T* const factors = shared_sums + warps * kTimeSums * kScanLanes;
+  const int64_t block = place.group * work.segments + place.segment;
+  const ScanBlockSums<T> sums{
+      shared_sums, factors, factors + warps * 2 * n * kScanLanes,
+      wanted.kernel ? partial + block * scan_sum_rows<Source>(n) * channels.pitch + place.channel : nullptr,
+      channels.pitch};
+  T* const time_sums = sums.time_sums + warp * kTimeSums * kScanLanes + lane;
   for (int i = 0; i < kTimeSums; ++i) time_sums[i * kScanLanes] = T(0);
-  for (int k = warp; k < n; k += warps) shared.coeffs[k * kScanLanes + lane] = T(0);
+  for (int k = warp; k < n && wanted.kernel; k += warps) sums.coeffs(k) = T(0);
 
   ScanBackward<Source, kN> walker{
-      source, thread, wanted, time_sums, shared.factors + warp * 2 * n * kScanLanes + lane, {}, T(0), {}};
+      source, thread, wanted, time_sums, factors + warp * 2 * n * kScanLanes + lane, {}, T(0), {}};
   source.begin(walker.memory);
   const int64_t unit = work.segment_chunks * kScanChunk;
   // All warps of the block make the same steps: what they add up, they add up together.
@@ -288,7 +320,7 @@ __global__ void __launch_bounds__(kScanThreads, kScanBackwardBlocks) legendre_sc
       } else if (wanted.kernel) {
         walker.clear_factors();
       }
-      if (wanted.kernel && chunk + 1 < most) add_coefficient_sums(tables, chunk, n, slab, shared);
+      if (wanted.kernel && chunk + 1 < most) add_coefficient_sums(tables, chunk, n, slab, sums);
     }
     if (is_channel && mine.first < mine.last) source.end_segment(walker.memory);
     if (is_channel && place.segment == 0) {
@@ -298,90 +330,15 @@ __global__ void __launch_bounds__(kScanThreads, kScanBackwardBlocks) legendre_sc
   }
 
   if (!wanted.kernel) return;
-  time_sums[kScanDecaySum * kScanLanes] = walker.decay_sum;
+  time_sums[kScanDecaySum * kScanLanes] = walker.whole_decay_sum();
   source.store_sums(walker.memory, time_sums + kScanSourceSums * kScanLanes);
   __syncthreads();
-  T* target = partial + (place.group * work.segments + place.segment) * (kTimeSums + n) * channels.pitch +
-              place.channel;
   for (int row = warp; row < kTimeSums; row += warps) {
     T sum = T(0);
-    for (int i = 0; i < warps; ++i) sum += shared.time_sums[(i * kTimeSums + row) * kScanLanes + lane];
-    target[row * channels.pitch] = sum;
+    for (int i = 0; i < warps; ++i) sum += sums.time_sums[(i * kTimeSums + row) * kScanLanes + lane];
+    if (row < kScanChunk) sum *= thread.fade(row);
+    sums.rows[scan_sum_row(row, n) * channels.pitch] = sum;
   }
-  for (int k = warp; k < n; k += warps)
-    target[(kTimeSums + k) * channels.pitch] = shared.coeffs[k * kScanLanes + lane];
-}
-
-// sums[row, channel] over the blocks, in order, in double. A block has one row and 32 channels; its up to
-// eight warps take the blocks in turn, then the warps' sums are added.
-template <typename T>
-__global__ void __launch_bounds__(kScanTableThreads) legendre_scan_sum(
-    int64_t blocks, int64_t rows, int64_t pitch, const T* __restrict__ partial, double* __restrict__ sums) {
-  HYENAREC_SHARED_MEMORY(double, shared);
-  const int64_t tiles = pitch / kScanLanes;
-  const int64_t number = blockIdx.x / tiles * pitch + blockIdx.x % tiles * kScanLanes + threadIdx.x;
-  double sum = 0;
-#pragma unroll 4
-  for (int64_t block = threadIdx.y; block < blocks; block += blockDim.y)
-    sum += static_cast<double>(partial[block * rows * pitch + number]);
-  shared[threadIdx.y * kScanLanes + threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y > 0) return;
-  sum = 0;
-  for (unsigned int i = 0; i < blockDim.y; ++i) sum += shared[i * kScanLanes + threadIdx.x];
-  sums[number] = sum;
-}
-inline LaunchShape scan_sum_shape(int64_t blocks, int64_t rows, int64_t pitch) {
-  const auto warps = static_cast<unsigned int>(smaller(blocks, kScanTableThreads / kScanLanes));
-  return {rows * (pitch / kScanLanes), dim3(kScanLanes, warps), warps * kScanLanes * sizeof(double)};
-}
-
-// coeffs' and decay's gradients from the sums of legendre_scan_sum, skip's too: the far parts are there, the
-// near kernel's goes through its formula. A thread has one channel of one of the `given` coefficients, of decay
-// or of skip. Null: not wanted.
-template <typename T>
-__global__ void __launch_bounds__(kScanTableThreads) legendre_scan_finish(
-    int64_t channels,
-    int64_t pitch,
-    int64_t given,
-    int64_t horizon,
-    int64_t coeffs_row,
-    const double* __restrict__ sums,
-    const T* __restrict__ near,
-    const T* __restrict__ decay,
-    T* __restrict__ grad_coeffs,
-    T* __restrict__ grad_decay,
-    T* __restrict__ grad_skip) {
-  const int64_t number = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t row = number / channels, channel = number % channels;
-  const int64_t lags = smaller(kScanChunk, horizon);
-  const double* near_sums = sums + channel;
-  if (row < given && grad_coeffs != nullptr) {
-    const double rate = static_cast<double>(decay[channel]);
-    double sum = sums[(coeffs_row + row) * pitch + channel];
-    for (int64_t lag = 0; lag < lags; ++lag) {
-      const double place = legendre_position(lag, horizon);
-      double current = 1.0, previous = 0.0;
-      for (int64_t k = 0; k < row; ++k) {
-        const double next = legendre_next(k, place, current, previous);
-        previous = current;
-        current = next;
-      }
-      sum += near_sums[lag * pitch] * exp(-rate * static_cast<double>(lag)) * current;
-    }
-    grad_coeffs[channel * given + row] = static_cast<T>(sum);
-  } else if (row == given && grad_decay != nullptr) {
-    const T* taps = near + channel / kScanLanes * kScanChunk * kScanLanes + channel % kScanLanes;
-    double sum = sums[kScanDecaySum * pitch + channel];
-    for (int64_t lag = 1; lag < lags; ++lag)
-      sum -= static_cast<double>(lag) * static_cast<double>(taps[lag * kScanLanes]) * near_sums[lag * pitch];
-    grad_decay[channel] = static_cast<T>(sum);
-  } else if (row == given + 1 && grad_skip != nullptr) {
-    grad_skip[channel] = static_cast<T>(near_sums[0]);
-  }
-}
-inline LaunchShape scan_finish_shape(int64_t channels, int64_t given) {
-  return {ceil_div((given + 2) * channels, kScanTableThreads), dim3(kScanTableThreads), 0};
 }
 
 }  // namespace hyenarec

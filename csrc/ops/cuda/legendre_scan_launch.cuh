@@ -1,13 +1,14 @@
 // Launching the Legendre scan from torch: how the work is cut, the scratch, the order of the launches.
 #pragma once
 
-#include <ATen/ops/argsort.h>
-#include <ATen/ops/diff.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
 
 #include <optional>
 #include <type_traits>
 
+#include "exact_product.h"
 #include "launch.cuh"
 #include "legendre_scan_backward.cuh"
 #include "rows.h"
@@ -53,7 +54,7 @@ struct OptionalRows {
 };
 
 struct ScanGradients {
-  at::Tensor coeffs, decay, skip, source_sums;  // source_sums [kSums, channels rounded up], double
+  at::Tensor coeffs, decay, skip, source_sums;  // source_sums [kSums, channels], double
 };
 
 // One call of an operator with parameters of type T: coeffs [D, N], decay [D], skip [D] or none.
@@ -86,7 +87,7 @@ class ScanCall {
     const int64_t chunks = ceil_div(longest, kScanChunk);
     cut(chunks, channels, horizon);
     get_tables(longest, horizon);
-    prepare(chunks, horizon);
+    contract(chunks);
   }
 
   // Source: see legendre_scan.cuh.
@@ -96,12 +97,12 @@ class ScanCall {
       constexpr int kN = coeff_count();
       const auto carry = find_carry<Source, kN>(source);
       launch(
-          shape(), legendre_scan_forward<Source, kN, false>, work_, tables_, parameters_, source, data(carry),
-          nullptr);
+          sweep_shape(), legendre_scan_forward<Source, kN, false>, work_, tables_, parameters_, source,
+          data(carry), nullptr);
     });
   }
 
-  // The source's gradients, and those of the parameters that are given as defined tensors.
+  // The source's gradients, and those of the parameters into tensors that aren't empty.
   template <typename Source>
   ScanGradients backward(const Source& source, const ScanWanted& wanted, ScanGradients grads) {
     choose_scan_coeffs<kFast>(given_, [&](auto coeff_count) {
@@ -111,24 +112,25 @@ class ScanCall {
         states = scratch(scan_slots(work_.rows, work_.sequences, kScanChunk) * num_coeffs_);
         const auto carry = find_carry<Source, kN>(source);
         launch(
-            shape(), legendre_scan_forward<Source, kN, true>, work_, tables_, parameters_, source,
+            sweep_shape(), legendre_scan_forward<Source, kN, true>, work_, tables_, parameters_, source,
             data(carry), data(states));
       }
       const auto carry = find_adjoint_carry<Source, kN>(source);
       const auto sweep = scan_backward_shape<Source>(work_, num_coeffs_, warps_, most_moments_, kMostBlocks);
-      const int64_t rows = kScanTimeSums<Source> + num_coeffs_;
+      const int64_t rows = scan_sum_rows<Source>(num_coeffs_);
       const int64_t blocks = sweep.work.row_groups * work_.segments;
       const auto partial = wanted.kernel ? scratch(blocks * rows) : at::Tensor();
       launch(
           sweep.launch, legendre_scan_backward<Source, kN>, sweep.work, tables_, parameters_, source, wanted,
           sweep.slab, data(states), data(carry), data(partial));
-      if (wanted.kernel) finish<Source>(partial, blocks, rows, grads);
+      if (wanted.kernel) finish<Source>(partial.view({blocks, rows, pitch_}), grads);
     });
     return grads;
   }
 
   const ScanWork& work() const { return work_; }
   LaunchShape shape() const { return scan_shape(work_, warps_); }
+  LaunchShape sweep_shape() const { return scan_sweep_shape<T>(work_, warps_); }
   int64_t pitch() const { return pitch_; }
   // Scratch of `rows` rows for each segment's slot.
   at::Tensor segment_scratch(int64_t rows) const {
@@ -155,19 +157,9 @@ class ScanCall {
     // Warps of a block share what they read of a chunk's tables; a GPU with few warps has them everywhere.
     warps_ = kScanThreads / kScanLanes;
     while (warps_ > 1 && (all_warps < warps_ * processors || sequences_.count < warps_)) warps_ /= 2;
-    if (sequences_.offsets.defined())
-      order_ = at::argsort(at::diff(sequences_.offsets), /*stable=*/true, /*dim=*/0, /*descending=*/true);
     work_ = {
-        sequences_.rows,
-        sequences_.length,
-        horizon,
-        sequences_.offsets_data(),
-        order_.defined() ? order_.template const_data_ptr<int64_t>() : nullptr,
-        sequences_.count,
-        channels,
-        segment,
-        segments,
-        ceil_div(sequences_.count, warps_)};
+        sequences_.rows, sequences_.length, horizon,  sequences_.offsets_data(),         sequences_.count,
+        channels,        segment,           segments, ceil_div(sequences_.count, warps_)};
   }
 
   void get_tables(int64_t longest, int64_t horizon) {
@@ -184,28 +176,22 @@ class ScanCall {
         static_cast<int>(row),
         horizon,
         kept.tail_chunk,
-        static_cast<const ScanChunkShape*>(kept.shapes.const_data_ptr()),
-        data(kept.matrices),
-        data(kept.transfer),
-        data(kept.tail),
-        data(kept.jumps)};
+        reinterpret_cast<const ScanChunkShape*>(kept.shapes),
+        static_cast<const T*>(kept.matrices),
+        static_cast<const T*>(kept.contraction),
+        static_cast<const T*>(kept.tail),
+        static_cast<const T*>(kept.jumps)};
   }
 
-  void prepare(int64_t chunks, int64_t horizon) {
-    near_ = scratch(kScanChunk);
-    fades_ = scratch(kScanFades);
-    const int64_t entries = scan_entries(num_coeffs_, most_moments_),
-                  passed = std::max<int64_t>(chunks - 1, 0);
-    transfers_ = scratch(passed * entries);
-    launch(
-        scan_prepare_shape(pitch_), legendre_scan_prepare<T>, work_.channels, pitch_, given_, horizon,
-        work_.segment_chunks, data(coeffs_), data(decay_), data(skip_), data(near_), data(fades_));
-    parameters_ = {static_cast<int>(pitch_), data(near_), data(fades_), data(transfers_), entries};
-    if (passed > 0) {
-      launch(
-          scan_contract_shape(tiles_, passed), legendre_scan_contract<T>, work_, tables_, tiles_, entries,
-          given_, data(coeffs_), data(transfers_));
-    }
+  // Coeffs times the tables, as the sweeps read it. No sequence has more than `chunks` chunks, and from the
+  // last of them nothing is transferred.
+  void contract(int64_t chunks) {
+    const int64_t rows = kept_tables_->first_rows[static_cast<size_t>(chunks - 1)];
+    const auto table = kept_tables_->contraction_matrix().narrow(0, 0, rows).narrow(1, 0, given_);
+    const int64_t missing = pitch_ - work_.channels;
+    const auto padded = missing > 0 ? at::constant_pad_nd(coeffs_, {0, 0, 0, missing}) : coeffs_;
+    contracted_ = exact_product(table, padded.view({tiles_, kScanLanes, given_}).transpose(1, 2));
+    parameters_ = {static_cast<int>(pitch_), rows, data(contracted_), data(decay_), data(skip_)};
   }
 
   // The states at the segments' starts; undefined with one segment.
@@ -213,7 +199,7 @@ class ScanCall {
   at::Tensor find_carry(const Source& source) const {
     if (work_.segments == 1) return {};
     auto carry = segment_scratch(num_coeffs_);
-    launch(shape(), legendre_scan_carry<Source, kN>, work_, tables_, parameters_, source, data(carry));
+    launch(sweep_shape(), legendre_scan_carry<Source, kN>, work_, tables_, parameters_, source, data(carry));
     combine<kN, false>(carry);
     return carry;
   }
@@ -222,7 +208,8 @@ class ScanCall {
     if (work_.segments == 1) return {};
     auto carry = segment_scratch(num_coeffs_);
     launch(
-        shape(), legendre_scan_adjoint_carry<Source, kN>, work_, tables_, parameters_, source, data(carry));
+        sweep_shape(), legendre_scan_adjoint_carry<Source, kN>, work_, tables_, parameters_, source,
+        data(carry));
     combine<kN, true>(carry);
     return carry;
   }
@@ -231,17 +218,18 @@ class ScanCall {
     launch(shape(), legendre_scan_combine<T, kN, kAdjoint>, work_, tables_, parameters_, data(carry));
   }
 
+  // The parameters' gradients from the blocks' sums [blocks, rows, pitch].
   template <typename Source>
-  void finish(const at::Tensor& partial, int64_t blocks, int64_t rows, ScanGradients& grads) const {
-    const auto sums = at::empty({rows, pitch_}, coeffs_.options().dtype(at::kDouble));
-    launch(
-        scan_sum_shape(blocks, rows, pitch_), legendre_scan_sum<T>, blocks, rows, pitch_, data(partial),
-        sums.template mutable_data_ptr<double>());
-    launch(
-        scan_finish_shape(work_.channels, given_), legendre_scan_finish<T>, work_.channels, pitch_, given_,
-        work_.horizon, kScanTimeSums<Source>, sums.template const_data_ptr<double>(), data(near_),
-        data(decay_), data(grads.coeffs), data(grads.decay), data(grads.skip));
-    grads.source_sums = sums.narrow(0, kScanSourceSums, Source::kSums);
+  void finish(const at::Tensor& partial, ScanGradients& grads) const {
+    const auto sums = partial.sum(0, /*keepdim=*/false, at::kDouble).narrow(1, 0, work_.channels);
+    const int64_t near_and_coeffs = kScanChunk + num_coeffs_;
+    if (grads.coeffs.numel() > 0) {
+      const auto table = kept_tables_->gradient_matrix().narrow(1, 0, given_);
+      grads.coeffs.copy_(at::mm(sums.narrow(0, 0, near_and_coeffs).t(), table));
+    }
+    if (grads.decay.numel() > 0) grads.decay.copy_(sums[scan_sum_row(kScanDecaySum, num_coeffs_)]);
+    if (grads.skip.numel() > 0) grads.skip.copy_(sums[0]);
+    grads.source_sums = sums.narrow(0, scan_sum_row(kScanSourceSums, num_coeffs_), Source::kSums);
   }
 
   // `rows` rows of the channels, rounded up to whole warps.
@@ -257,7 +245,7 @@ class ScanCall {
   const int64_t given_;
   int64_t num_coeffs_ = 0, tiles_ = 0, pitch_ = 0, most_moments_ = 0;
   int warps_ = 1;
-  at::Tensor order_, near_, fades_, transfers_;
+  at::Tensor contracted_;
   std::shared_ptr<const DeviceScanTables> kept_tables_;
   ScanWork work_;
   ScanTables<T> tables_;

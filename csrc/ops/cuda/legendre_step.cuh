@@ -1,14 +1,13 @@
 // Device code of legendre_step: one event after another of each stream, a thread a channel.
 //
 // A step is a handful of operations on each number of the state, which it must read anyway: N + C / 2 rows of
-// D numbers a stream, in coalesced accesses, against which the launch itself is what costs. So the kernel is
-// written to be read. Only at the end of a chunk do the threads of a block need each other, for the
-// polynomials at the chunk's events.
+// D numbers a stream, in coalesced accesses. So the kernel is written to be read. Only at the end of a chunk
+// do the threads of a block need each other, for the polynomials at the chunk's events.
 #pragma once
 
 #include "../legendre_math.h"
 #include "device.cuh"
-#include "legendre_scan.cuh"
+#include "legendre_scan_layout.cuh"
 
 namespace hyenarec {
 
@@ -110,7 +109,7 @@ __device__ inline void step_finish_chunk(
   const int64_t pitch = channel.pitch, event = threadIdx.x;
   if (is_inside) step_leave_chunk(work, tables, channel, index);
   const ScanChunkShape shape = tables.shapes[index];
-  const T* transfer = tables.transfer + shape.transfer;
+  const T* transfer = tables.contraction + shape.transfer * work.num_coeffs;
   const double place = legendre_position(event, work.chunk);
   double current = 1, previous = 0;
   for (int64_t q = 0; q < shape.num_moments; ++q) {
@@ -127,7 +126,8 @@ __device__ inline void step_finish_chunk(
     for (int64_t j = 0; j < work.chunk; ++j) moment += basis[j] * channel.events[j * pitch];
     for (int64_t p = 0; p < work.num_coeffs - q; ++p) {
       T sum = T(0);
-      for (int64_t n = p + q; n < work.num_coeffs; ++n) sum += *transfer++ * channel.coeffs[n * pitch];
+      for (int64_t n = p + q; n < work.num_coeffs; ++n) sum += transfer[n] * channel.coeffs[n * pitch];
+      transfer += work.num_coeffs;
       channel.coefficients[p * pitch] += sum * moment;
     }
   }

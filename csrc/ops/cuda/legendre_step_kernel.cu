@@ -29,9 +29,9 @@ ScanTables<T> data_of(const DeviceScanTables& tables, int64_t horizon, int64_t n
       static_cast<int>(scan_pitch(num_coeffs)),
       horizon,
       tables.tail_chunk,
-      reinterpret_cast<const ScanChunkShape*>(tables.shapes.const_data_ptr<int64_t>()),
-      tables.matrices.const_data_ptr<T>(),
-      tables.transfer.const_data_ptr<T>(),
+      reinterpret_cast<const ScanChunkShape*>(tables.shapes),
+      static_cast<const T*>(tables.matrices),
+      static_cast<const T*>(tables.contraction),
       nullptr,
       nullptr};
 }

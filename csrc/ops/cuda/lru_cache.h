@@ -11,9 +11,9 @@
 
 namespace hyenarec {
 
-// Values by key, made when first asked for; from any thread. A value that is dropped lives until its last user lets go
-// of it. What a captured CUDA graph holds of a value it will use at times nobody knows here: such a value is kept for
-// ever, beside the `most` others.
+// Values by key, made when first asked for; from any thread. A value that is dropped lives until its last
+// user lets go of it. A CUDA graph uses what it was captured with at each replay, and says nothing of its end:
+// such a value is kept for ever, beside the `most` others.
 template <typename Key, typename Value>
 class LruCache {
  public:

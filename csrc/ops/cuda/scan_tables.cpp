@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../legendre_table_builder.h"
 #include "../legendre_tables.h"
 
 namespace hyenarec {
@@ -35,6 +36,28 @@ std::vector<double> combined(const std::vector<double>& a, const std::vector<dou
   return c;
 }
 
+// P_0 .. P_{n-1} at the first `lags` lags, row by row; zeros from the horizon on.
+std::vector<double> near_polynomials(int64_t horizon, int64_t lags, int64_t n) {
+  std::vector<double> rows(lags * n, 0.0);
+  for (int64_t lag = 0; lag < std::min(lags, horizon); ++lag)
+    detail::fill_polynomials(legendre_position(lag, horizon), n, rows.data() + lag * n);
+  return rows;
+}
+
+// Appends a row for each moment q and p < n - q: transfer[q, p, ..], zeros below p + q.
+template <typename T>
+void append_transfer(const LegendreChunk<T>& chunk, int64_t n, std::vector<T>& to) {
+  const auto transfer = transfer_in_order(chunk, n);
+  auto from = transfer.begin();
+  for (int64_t q = 0; q < chunk.num_moments; ++q) {
+    for (int64_t first = q; first < n; ++first) {  // p + q
+      to.resize(to.size() + first, T(0));
+      to.insert(to.end(), from, from + (n - first));
+      from += n - first;
+    }
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -49,15 +72,19 @@ HostScanTables<T> make_scan_tables(
   const auto tables = legendre_tables<T>(horizon, chunk, n, length);
   HostScanTables<T> flat;
   flat.chunks = (length + chunk - 1) / chunk;
+  flat.gradient = near_polynomials(horizon, chunk, n);
+  append_rows(flat.gradient.data(), chunk, n, n, flat.contraction);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < n; ++j) flat.gradient.push_back(i == j ? 1.0 : 0.0);
+  }
   for (int64_t i = 0; i < flat.chunks; ++i) {
     const auto& part = tables->chunks[i];
-    flat.shapes.insert(
-        flat.shapes.end(), {part.num_local, part.num_moments, static_cast<int64_t>(flat.transfer.size())});
+    const auto first_row = static_cast<int64_t>(flat.contraction.size()) / n;
+    flat.shapes.insert(flat.shapes.end(), {part.num_local, part.num_moments, first_row});
     flat.most_moments = std::max(flat.most_moments, part.num_moments);
     append_padded(part.local, n, n, pitch, flat.matrices);
     append_padded(part.restriction_change, n, n, pitch, flat.matrices);
-    const auto transfer = transfer_in_order(part, n);
-    flat.transfer.insert(flat.transfer.end(), transfer.begin(), transfer.end());
+    append_transfer(part, n, flat.contraction);
   }
   if (!tables->tail.empty() && horizon / chunk < flat.chunks) {
     flat.tail_chunk = horizon / chunk;

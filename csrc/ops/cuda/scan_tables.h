@@ -6,14 +6,17 @@
 
 namespace hyenarec {
 
-// See ScanTables in legendre_scan.cuh for what the arrays mean and how they are laid out.
+// See ScanTables in legendre_scan_layout.cuh for what the arrays mean and how they are laid out.
 template <typename T>
 struct HostScanTables {
   int64_t chunks = 0;  // that are covered
   int64_t tail_chunk = -1;
   int64_t most_moments = 0;  // of any chunk
   std::vector<int64_t> shapes;
-  std::vector<T> matrices, transfer, tail, jumps;
+  std::vector<T> matrices, contraction, tail, jumps;
+  // [chunk + N, N]: the gradient of coeffs from that of the near kernel's polynomials at the lags, then the
+  // coefficients' own sums. The near lags' rows of `contraction` above the identity.
+  std::vector<double> gradient;
 };
 
 // For sequences of up to `length` events, chunks of `chunk`, rows of `pitch` numbers; jumps over segments of

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hyenarec.bench import bench_train
 from hyenarec.config import LEARNED_NAMES, BenchConfig
 
@@ -23,6 +25,8 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="sizes that a CPU takes a moment for")
     parser.add_argument("--output", type=Path, help="where the JSON goes; default: nowhere")
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs a GPU, and torch sees none")
     common: dict[str, Any] = {
         "device": "auto" if options.device == "cuda" else "cpu",
         "precision": "bf16",

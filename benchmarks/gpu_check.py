@@ -8,10 +8,11 @@ time goes; the Python tests on the GPU. second: compute-sanitizer, whether it fi
 memcheck and racecheck; the speed of loss, norm and whole training steps; Nsight Compute on the scan's
 sweeps. The stages come in the order of their worth, each with a time limit, and none stops the next.
 
-With this Python's own torch and no network. The package is what `make gpu-package` made; only without it
-the operators are compiled here, by all cores, with all the time there is. Results go to $OUT, else to
-build/gpu-check: `results.tar.gz`, each stage's log and figures, of both calls, and `summary.json`, how
-the stages ended. A tool that this machine refuses is a result. The exit status is 1 if a stage failed.
+With this Python's own torch and no network. The package is what `make gpu-package` made; only without one
+that fits the operators are compiled here, by all cores, with all the time there is. Results go to $OUT,
+else to build/gpu-check: `results.tar.gz`, each stage's log and figures, of both calls, and
+`summary.json`, how the stages ended. A tool that this machine refuses is a result. The exit status is 1
+if a stage failed.
 
 `make gpu-rehearsal` runs the same on a CPU, with tiny sizes.
 """
@@ -26,7 +27,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from source_tree import PACKAGE, ROOT, commit, digest, package_facts
-from stages import FAILED, Outcome, Runner, Stage
+from stages import FAILED, Runner, Stage
+
+sys.path.insert(0, str(ROOT / "build_backend"))
+from hyenarec_environment import find_torch, torch_version
 
 SECONDS = 570.0  # of a call
 WORK = ROOT / "build" / "gpu-check"
@@ -67,8 +71,14 @@ def first_call(device: str, tiny: list[str]) -> Iterator[Stage]:
     pytest = [sys.executable, "-P", "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb", "short"]
     # On a CPU those of one operator run, and all others are at least imported.
     chosen = ["-n", "8", "-k", "cuda or gpu"] if device == "cuda" else ["-n", "2", "-k", "test_short_conv"]
-    tests = [*pytest, "--timeout", "60", *chosen, *GPU_TESTS]
-    yield Stage("tests", tests, 150, expects=[" passed"])
+    # A test that hangs in a kernel can only be ended with its worker, which pytest-xdist replaces.
+    patience = ["--timeout", "60", "--timeout-method", "thread"]
+    few_threads = {
+        "OMP_NUM_THREADS": "2",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }  # eight workers share the cores
+    tests = [*pytest, *patience, *chosen, *GPU_TESTS]
+    yield Stage("tests", tests, 150, expects=[" passed"], environment=few_threads)
 
 
 def second_call(device: str, tiny: list[str]) -> Iterator[Stage]:
@@ -89,10 +99,15 @@ def second_call(device: str, tiny: list[str]) -> Iterator[Stage]:
         environment=no_cache,
     )
     # Shared memory holds float32 whatever the activations are, so racecheck needs one dtype.
-    for tool, dtypes in (("memcheck", ["float32", "bfloat16"]), ("racecheck", ["float32"])):
+    # By itself memcheck ends everything at the first error, and counts what libraries try out at their start.
+    all_errors = ["--destroy-on-device-error", "kernel", "--report-api-errors", "no"]
+    for tool, options, dtypes in (
+        ("memcheck", all_errors, ["float32", "bfloat16"]),
+        ("racecheck", [], ["float32"]),
+    ):
         yield Stage(
             tool,
-            [*watched, "--tool", tool, "--error-exitcode", "1", *cases, "--dtypes", *dtypes],
+            [*watched, "--tool", tool, *options, "--error-exitcode", "1", *cases, "--dtypes", *dtypes],
             90,
             expects=["every kernel has run", "SUMMARY: 0 "],
             refusals=SANITIZER_REFUSALS,
@@ -119,12 +134,21 @@ NCU_SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "LaunchStats", "Occupa
 CALLS = {"first": first_call, "second": second_call}
 
 
-def build(runner: Runner) -> Outcome:
-    """Compiles the package here. What is done when time is up is there for the next run."""
-    runner.say(
-        "== no package: compiled here, where every second costs; better run `make gpu-package` elsewhere"
-    )
-    return runner.run(Stage("build", [sys.executable, str(ROOT / "scripts" / "gpu_package.py")], SECONDS))
+def package_problem() -> str:
+    """Why the package cannot be used with this Python's torch, or ""."""
+    if not (PACKAGE / "hyenarec" / "lib" / "libhyenarec_ops.so").exists():
+        return "there is no package"
+    torch, facts = find_torch(), package_facts()
+    if torch is not None and "torch" in facts:
+        own, packaged = (version.split(".")[:2] for version in (torch_version(torch), facts["torch"]))
+        if own != packaged:
+            return f"the package is for torch {facts['torch']}, this is torch {torch_version(torch)}"
+    return ""
+
+
+def out_folder(work: Path) -> Path:
+    """Where results go."""
+    return Path(os.environ.get("OUT") or work).resolve()
 
 
 def main() -> int:
@@ -132,6 +156,7 @@ def main() -> int:
     parser.add_argument("call", choices=CALLS)
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, with tiny sizes")
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="these stages")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of them together")
     options = parser.parse_args()
     work = ROOT / "build" / "gpu-rehearsal" if options.rehearse else WORK
     stages = list(CALLS[options.call](*(("cpu", ["--tiny"]) if options.rehearse else ("cuda", []))))
@@ -140,13 +165,20 @@ def main() -> int:
     if unknown:
         parser.error(f"--only must name stages of this call, {', '.join(names)}, got {', '.join(unknown)}")
 
-    environment = {"PYTHONPATH": str(PACKAGE), "PYTHONUNBUFFERED": "1"}
-    out, package = Path(os.environ.get("OUT") or work).resolve(), package_facts()
-    runner = Runner(work / "stages", out, SECONDS, environment, {"commit": commit(), "package": package})
-    if not package:
-        if build(runner).status == FAILED:
+    path = [str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
+    facts = {"commit": commit(), "package": package_facts()}
+    try:
+        runner = Runner(work / "stages", out_folder(work), options.seconds, environment, facts)
+    except OSError as error:
+        parser.error(f"results need folders that can be written, got {error}")
+    problem = package_problem()
+    if problem:
+        runner.say(f"== {problem}: it is compiled here, where every second costs")
+        build = [sys.executable, str(ROOT / "scripts" / "gpu_package.py")]
+        if runner.run(Stage("build", build, options.seconds)).status == FAILED:
             return runner.finish()
-    elif package["sources"] != digest():
+    elif package_facts().get("sources") != digest():
         runner.say(
             "== the package was made from other sources than these: `make gpu-package` makes a new one"
         )

@@ -1,6 +1,6 @@
 """Compares every operator on a GPU with its oracle in float64, forward and backward, beside the CPU.
 
-    python benchmarks/gpu_operators.py [--device cuda] [--output figures.json]
+    python benchmarks/gpu_operators.py [--device cpu] --output figures.json
 
 The cases are those of `hyenarec doctor`, in float32 and bfloat16, and the Legendre scan over one sequence
 that is long enough to be cut into segments. Errors are the largest difference over the largest expected
@@ -11,10 +11,12 @@ status is 1 if an error is larger than `hyenarec doctor` allows.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from report import machine, save
@@ -76,15 +78,22 @@ def cut_tests() -> list[SelfTest]:
 def compare(test: SelfTest, device: torch.device, dtype: torch.dtype) -> Row:
     """The errors of one operator in one dtype."""
     name = str(dtype).removeprefix("torch.")
-    poison(device)
     try:
+        poison(device)
         forward, backward = largest_error(test, device, dtype)
+    except torch.AcceleratorError:
+        raise
     except RuntimeError as error:
-        return Row(test.name, name, None, None, None, None, False, str(error).partition("\n")[0])
+        return failed(test, dtype, error)
     cpu_forward, cpu_backward = largest_error(test, CPU, dtype)
     allowed = TOLERANCES[dtype]
     passed = forward <= allowed and (backward is None or backward <= allowed)  # NaN is wrong
     return Row(test.name, name, forward, backward, cpu_forward, cpu_backward, passed)
+
+
+def failed(test: SelfTest, dtype: torch.dtype, error: RuntimeError) -> Row:
+    message = str(error).partition("\n")[0]
+    return Row(test.name, str(dtype).removeprefix("torch."), None, None, None, None, False, message)
 
 
 def poison(device: torch.device) -> None:
@@ -93,28 +102,47 @@ def poison(device: torch.device) -> None:
         torch.full((elements,), torch.nan, device=device)
 
 
-def rows(device: torch.device) -> Iterator[Row]:
-    """Every operator, those first that the model runs most."""
-    for test in [*cut_tests(), *self_tests()]:
-        for dtype in (torch.float32, torch.bfloat16) if test.activations else (torch.float32,):
-            yield compare(test, device, dtype)
+def comparisons() -> list[tuple[SelfTest, torch.dtype]]:
+    """Every operator in its dtypes, those first that the model runs most."""
+    return [
+        (test, dtype)
+        for test in [*cut_tests(), *self_tests()]
+        for dtype in ((torch.float32, torch.bfloat16) if test.activations else (torch.float32,))
+    ]
+
+
+def go_on_in_a_new_process(first: int) -> NoReturn:
+    """From comparison `first` on: after an illegal access CUDA refuses all that this process asks for."""
+    sys.stdout.flush()
+    own = [word for word in sys.argv if not word.startswith("--first=")]
+    os.execv(sys.executable, [sys.executable, *own, f"--first={first}"])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compares operators with oracles; see this file's head.")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
-    parser.add_argument("--output", type=Path, help="where the JSON goes; default: nowhere")
+    parser.add_argument("--output", type=Path, required=True, help="where the JSON goes")
+    parser.add_argument("--first", type=int, default=0, help="go on there, with the JSON as it is")
     options = parser.parse_args()
-    head, found = machine(options.device), []
-    for row in rows(torch.device(options.device)):
-        found.append(row)
+    head = machine(options.device)
+    rows = json.loads(options.output.read_text())["rows"] if options.first > 0 else []
+    for number, (test, dtype) in enumerate(comparisons()):
+        if number < options.first:
+            continue
+        is_dead = False
+        try:
+            row = compare(test, torch.device(options.device), dtype)
+        except torch.AcceleratorError as error:
+            is_dead, row = True, failed(test, dtype, error)
         print(row, flush=True)
-        if options.output:
-            save(options.output, head | {"rows": [asdict(row) for row in found]})
-    wrong = [row for row in found if not row.passed]
+        rows.append(asdict(row))
+        save(options.output, head | {"rows": rows})
+        if is_dead:
+            go_on_in_a_new_process(number + 1)
+    wrong = [Row(**row) for row in rows if not row["passed"]]
     if wrong:
         print("\n".join(["wrong:", *map(str, wrong)]))
-    print(f"{len(found) - len(wrong)} of {len(found)} comparisons hold")
+    print(f"{len(rows) - len(wrong)} of {len(rows)} comparisons hold")
     return 1 if wrong else 0
 
 

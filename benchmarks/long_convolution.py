@@ -144,6 +144,9 @@ class Problem:
             ),
         }
 
+    def size(self) -> str:
+        return f"{self.dtype} D={self.channels} events={sum(self.lengths)} L={self.horizon}"
+
     def first(self, activation: Tensor) -> Tensor:
         """Its first sequence, [1, L, columns]."""
         return activation[None, : self.lengths[0]] if self.is_packed else activation[:1]
@@ -215,6 +218,16 @@ def measure(problem: Problem, errors: dict[str, float], is_training: bool, repet
     )
 
 
+def row_and_line(problem: Problem, repetitions: int) -> tuple[list[Row], str]:
+    """Both directions, if the operators are right, and what to print."""
+    errors = problem.errors()
+    wrong = {name: error for name, error in errors.items() if not error < TOLERANCE[problem.dtype]}
+    if wrong:
+        return [], f"WRONG {problem.size()}: {wrong}"
+    rows = [measure(problem, errors, is_training, repetitions) for is_training in (False, True)]
+    return rows, line(rows)
+
+
 def bandwidth(device: str, size: int) -> float:
     """Bytes read and written in a second by a copy of `size` bytes."""
     [time] = medians([copy_of(size, device)], device, 9)
@@ -245,25 +258,26 @@ def main() -> int:
     torch.set_default_device(options.device)
     head = machine(options.device)
     head["copied_bytes_a_second"] = bandwidth(options.device, 1 << 20 if options.tiny else MOST_COPIED)
-    head["wrong"], rows, lines = [], [], []
+    head["failed"], rows, lines = [], [], []
     for problem in problems(TINY if options.tiny else GRID):
-        errors = problem.errors()
-        wrong = {name: error for name, error in errors.items() if not error < TOLERANCE[problem.dtype]}
-        if wrong:
-            size = [str(problem.dtype), problem.channels, sum(problem.lengths), problem.horizon]
-            head["wrong"].append([*size, wrong])
-            lines.append(f"WRONG {size} {wrong}")
-        else:
-            found = [measure(problem, errors, training, options.repetitions) for training in (False, True)]
-            rows += [asdict(row) for row in found]
-            lines.append(line(found))
-        print(lines[-1], flush=True)
+        try:
+            found, text = row_and_line(problem, options.repetitions)
+        except torch.AcceleratorError:  # after which CUDA refuses everything
+            raise
+        except RuntimeError as error:
+            found, text = [], f"FAILED {problem.size()}: {error}"
+        if not found:
+            head["failed"].append(text)
+        rows += [asdict(row) for row in found]
+        lines.append(text)
+        print(text, flush=True)
         if options.output:
             save(options.output, head | {"rows": rows})
+        del problem  # before the next one takes memory
     copied = head["copied_bytes_a_second"] / 1e12
     print(f"a copy moves {copied:.2f} TB/s; hyena_mixer / copy (attention / hyena_mixer):")
     print("\n".join(lines))
-    return 1 if head["wrong"] else 0
+    return 1 if head["failed"] else 0
 
 
 if __name__ == "__main__":

@@ -51,10 +51,15 @@ def run(dtype: torch.dtype, all_channels: list[int], all_coefficients: list[int]
             offsets = torch.tensor([0, 0, 7, 8, 150, 150])
             backward(ops.short_conv(leaf(150, channels, dtype=dtype), weight, bias, offsets))
 
+        print(
+            f"{dtype}, {channels} channels: convolutions", flush=True
+        )  # how far a run came that is cut short
         run_norms(dtype, parameters, channels)
         run_losses(dtype, channels)
+        print(f"{dtype}, {channels} channels: norms, losses", flush=True)
         run_scans(dtype, parameters, channels, all_coefficients)
         run_steps(dtype, parameters, channels, all_coefficients)
+        print(f"{dtype}, {channels} channels: scans, steps", flush=True)
 
         if dtype == parameters:
             for coefficients in (17, 75):

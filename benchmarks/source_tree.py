@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +34,7 @@ def digest() -> str:
 
 
 def package_facts() -> dict[str, str]:
-    """What package.json says: commit, sources (its digest), torch; empty without a package."""
-    path = PACKAGE / "package.json"
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    """What package.json says: commit, sources (their digest), torch; empty if it cannot be read."""
+    with suppress(OSError, ValueError):
+        return dict(json.loads((PACKAGE / "package.json").read_text()))
+    return {}

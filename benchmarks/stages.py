@@ -1,9 +1,9 @@
 """Runs stages one after another and keeps all that they leave: for a machine that may be gone at any moment.
 
-A stage is a command with a time limit, in a process group that is killed whole. Its folder
-`<work>/<name>/` holds its log, how it ended and the files that it writes. After every stage, and every
-few seconds during one, the output folder gets `results.tar.gz`, all stages' folders, and `summary.json`,
-how they ended; each is replaced as a whole.
+A stage is a command with a time limit, run in the project's folder, in a process group that is killed
+whole. Its folder `<work>/<name>/` holds its log, how it ended and the files that it writes. After every
+stage, and every few seconds during one, the output folder gets `results.tar.gz`, all stages' folders, and
+`summary.json`, how they ended; each is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -22,10 +23,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from source_tree import ROOT
+
 PASSED, FAILED, REFUSED = "passed", "FAILED", "refused"
 SECONDS_BETWEEN_SAVES = 10.0
 MOST_PRINTED = 10_000  # characters, of everything: what of a long output comes back from a lent machine
 MOST_OF_A_FILE = 2 << 20  # bytes in the archive, which may have 16 MiB packed
+SECONDS_TO_END = 5.0  # for a stage at its limit: pytest, for one, tells then what it has seen
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Runner:
         self.end = time.monotonic() + budget
         self.left_to_print = MOST_PRINTED
         self.ran: list[Outcome] = []
+        self.problems: set[str] = set()  # with keeping results
         for folder in (work, out):
             folder.mkdir(parents=True, exist_ok=True)
         signal.signal(signal.SIGTERM, lambda *_: exit(143))  # so that a stage never outlives this process
@@ -86,14 +91,13 @@ class Runner:
         limit = min(stage.limit, self.end - start)
         log = folder / "log.txt"
         problem = self._run_command(stage, folder, log, start + limit) if limit > 0 else "no time left"
-        text = log.read_text(errors="replace") if log.exists() else ""
+        text = both_ends(log).decode(errors="replace") if log.exists() else ""
         status, note = judge(stage, problem, text)
         outcome = Outcome(
             stage.name, status, round(time.monotonic() - start, 1), note, round(limit, 1), now()
         )
-        (folder / "outcome.json").write_text(json.dumps(asdict(outcome)) + "\n")
         self.ran.append(outcome)
-        self.save()
+        self.save(outcome)
         self.say(f"== {line(outcome)}")
         self.say(ending(text, stage.shown))
         return outcome
@@ -105,13 +109,21 @@ class Runner:
         with log.open("w") as file:
             try:
                 process = subprocess.Popen(
-                    command, stdout=file, stderr=subprocess.STDOUT, env=variables, process_group=0
+                    command,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    cwd=ROOT,
+                    env=variables,
+                    process_group=0,
                 )
             except OSError as error:
                 return f"{command[0]} cannot be run: {error.strerror}"
             try:
                 while process.poll() is None:
                     if time.monotonic() >= end:
+                        os.killpg(process.pid, signal.SIGINT)
+                        with suppress(subprocess.TimeoutExpired):
+                            process.wait(SECONDS_TO_END)
                         return "killed at its limit"
                     with suppress(subprocess.TimeoutExpired):
                         process.wait(min(SECONDS_BETWEEN_SAVES, max(end - time.monotonic(), 0.01)))
@@ -121,13 +133,20 @@ class Runner:
             finally:
                 with suppress(ProcessLookupError):  # whatever it started and left behind
                     os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                with suppress(subprocess.TimeoutExpired):  # a driver may hold it for ever
+                    process.wait(SECONDS_TO_END)
 
-    def save(self) -> None:
-        """Replaces summary and archive."""
-        summary = self.facts | {"stages": outcomes(self.work)}
-        replace(self.out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
-        replace(self.out / "results.tar.gz", archive(self.work))
+    def save(self, outcome: Outcome | None = None) -> None:
+        """Keeps a stage's outcome and replaces summary and archive; a full disk ends no stage."""
+        try:
+            if outcome is not None:
+                replace(self.work / outcome.stage / "outcome.json", in_json(asdict(outcome)))
+            replace(self.out / "summary.json", in_json(self.facts | {"stages": outcomes(self.work)}))
+            replace(self.out / "results.tar.gz", archive(self.work))
+        except OSError as error:
+            if str(error) not in self.problems:
+                self.problems.add(str(error))
+                self.say(f"== results could not be kept: {error}")
 
     def say(self, text: str, reserve: int = 1_500) -> None:
         """Prints a text, or its end, within what may still be printed; the reserve is for the last table."""
@@ -159,43 +178,60 @@ def judge(stage: Stage, problem: str, text: str) -> tuple[str, str]:
 
 def outcomes(work: Path) -> list[dict[str, Any]]:
     """How the stages ended whose folders are there, in the order in which they ended."""
-    found = [json.loads(path.read_text()) for path in work.glob("*/outcome.json")]
+    found = []
+    for path in work.glob("*/outcome.json"):
+        with suppress(ValueError):  # cut short by a full disk
+            found.append(json.loads(path.read_text()))
     return sorted(found, key=lambda outcome: str(outcome["date"]))
 
 
 def archive(work: Path) -> bytes:
-    """All files below a folder, packed; of those that are too large, the end."""
+    """All files below a folder, packed; of those that are too large, both ends."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         for path in sorted(path for path in work.rglob("*") if path.is_file()):
-            content = path.read_bytes()[-MOST_OF_A_FILE:]
-            member = tarfile.TarInfo(str(path.relative_to(work)))
-            member.size, member.mtime = len(content), int(path.stat().st_mtime)
-            tar.addfile(member, io.BytesIO(content))
+            with suppress(FileNotFoundError):  # a stage is writing: an unfinished file has got its name
+                content = both_ends(path)
+                member = tarfile.TarInfo(str(path.relative_to(work)))
+                member.size, member.mtime = len(content), int(path.stat().st_mtime)
+                tar.addfile(member, io.BytesIO(content))
     return packed.getvalue()
+
+
+def both_ends(path: Path) -> bytes:
+    """A file; of one that is too large the beginning, where causes stand, and the end."""
+    with path.open("rb") as file:
+        if path.stat().st_size <= MOST_OF_A_FILE:
+            return file.read()
+        begin = file.read(MOST_OF_A_FILE // 2)
+        file.seek(-MOST_OF_A_FILE // 2, os.SEEK_END)
+        return begin + b"\n... cut ...\n" + file.read()
 
 
 def replace(path: Path, content: bytes) -> None:
     """Writes a file whole: whoever is killed leaves the one before."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_bytes(content)
     unfinished.replace(path)
 
 
 def empty(folder: Path) -> None:
     """Makes a folder, without the files of an earlier run."""
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        path.unlink()
 
 
 def ending(text: str, most: int) -> str:
-    """The last lines of a text, of at most so many characters."""
-    text = text.rstrip()
+    """The last lines of a text, of at most so many characters, and no others than a terminal prints."""
+    text = "".join(c if c.isprintable() or c == "\n" else " " for c in text.rstrip())
     if len(text) <= most:
         return text
     cut = text[len(text) - most :] if most > 0 else ""
     return cut.partition("\n")[2] or cut
+
+
+def in_json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def line(outcome: Outcome) -> str:

@@ -67,7 +67,8 @@ def load_operators() -> Build:
         facts = torch.ops.hyenarec.build_information()
     except (OSError, AttributeError) as error:
         raise ImportError(
-            f"hyenarec's compiled extension does not load with torch {torch.__version__} ({error}); "
+            f"hyenarec's compiled extension does not load with torch {torch.__version__} "
+            f"({error.__cause__ or error}); "
             f"it was probably compiled for another one: {REBUILD}"
         ) from error
     build = Build(**facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ def reset_peak() -> None:
 def in_process_of_its_own(program: Sequence[str], case: dict[str, Any]) -> Any:
     """What a program prints in JSON when it is called with a case in JSON: a peak that is that case's alone.
 
+    It runs with this very package, whatever folder of that name it is started in.
+
     Args:
         program: what Python is to run: a script, or `-m` and a module.
         case: the program's one argument.
@@ -33,8 +36,11 @@ def in_process_of_its_own(program: Sequence[str], case: dict[str, Any]) -> Any:
     Raises:
         RuntimeError: it failed; the message holds what it wrote to its standard error.
     """
-    command = [sys.executable, *program, json.dumps(case)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    safe_path = ["-P"] if program[0] == "-m" else []  # a script's own folder stays: its neighbours are there
+    command = [sys.executable, *safe_path, *program, json.dumps(case)]
+    path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"measuring the memory of {case} failed:\n{done.stderr}")
     return json.loads(done.stdout)

@@ -39,7 +39,7 @@ class Recommender(Protocol):
             offsets: int64 `[B + 1]`; history b is `items[offsets[b]:offsets[b + 1]]`, at least one event.
 
         Returns:
-            Finite floating-point numbers, `[B, V]`; column j belongs to item j + 1.
+            Finite floating-point numbers, `[B, V]`, on a module's own device; column j belongs to item j + 1.
         """
         ...
 
@@ -99,7 +99,7 @@ class Tile(NamedTuple):
 class Block:
     """Some histories and, tile by tile, the scores after them; each iteration computes the tiles anew.
 
-    Whether all scores are finite is noted where they are computed, so that a GPU waits for no tile. Only when
+    Whether all scores are finite is noted where they are computed, so that no tile waits for a GPU's answer. Only when
     `score_blocks` goes on is it looked at, and an error if they are not: no result of a block counts before.
 
     Attributes:

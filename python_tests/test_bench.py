@@ -99,6 +99,15 @@ def test_the_parts_are_those_of_one_step_and_leave_it_as_it_was(name: str) -> No
     assert sum(parts.values()) == len(calls) - 1
 
 
+def test_peak_memory_is_that_of_this_package_in_any_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "hyenarec").mkdir()
+    (tmp_path / "hyenarec" / "__init__.py").write_text("raise ImportError('another package')")
+    monkeypatch.chdir(tmp_path)
+    assert peak_memory(TINY, "sasrec", 8) > 0
+
+
 def test_peak_memory_grows_with_the_step() -> None:
     peaks = [
         peak_memory(BenchConfig(batch_tokens=events, num_items=1000, device="cpu"), "sasrec", 50)

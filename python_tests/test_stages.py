@@ -102,7 +102,7 @@ def test_kills_all_processes_of_a_stage_at_its_limit(stages: ModuleType, runner:
     outcome = runner.run(stages.Stage("slow", python(program), 2))
     assert time.monotonic() - start < 20
     assert (outcome.status, outcome.note) == (stages.FAILED, "killed at its limit")
-    child = int(logs(tmp_path / "out")["slow/log.txt"])
+    child = int(logs(tmp_path / "out")["slow/log.txt"].split()[0])
     assert is_killed(child)
 
 
@@ -168,14 +168,59 @@ def test_prints_at_most_so_much_and_the_table_last(
     assert [entry.split()[-1] for entry in table] == [f"stage_{number}" for number in range(14)]
 
 
-def test_of_a_huge_log_the_archive_has_the_end(
+def test_of_a_huge_log_the_archive_has_both_ends(
     stages: ModuleType, runner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "MOST_OF_A_FILE", 1000)
-    runner.run(stages.Stage("huge", python("print('x' * 5000); print('the end')"), 30))
+    program = "print('the cause'); print('x' * 5000); print('the end')"
+    runner.run(stages.Stage("huge", python(program), 30, expects=["the cause", "the end"]))
     text = logs(tmp_path / "out")["huge/log.txt"]
-    assert len(text) == 1000
+    assert 1000 < len(text) < 1100
+    assert text.startswith("the cause\n")
     assert text.endswith("the end\n")
+
+
+def test_a_full_disk_ends_no_stage(
+    stages: ModuleType, runner: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_space(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stages, "replace", no_space)
+    for name in ("first", "second"):
+        assert runner.run(stages.Stage(name, python("print('ran')"), 30)).status == stages.PASSED
+    told = [line for line in capsys.readouterr().out.splitlines() if "could not be kept" in line]
+    assert len(told) == 1
+    assert "No space left on device" in told[0]
+
+
+def test_an_outcome_that_was_cut_short_does_not_stop_a_later_run(
+    stages: ModuleType, runner: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "work" / "old").mkdir()
+    (tmp_path / "work" / "old" / "outcome.json").write_text('{"stage": "ol')
+    runner.run(stages.Stage("new", python("print('ran')"), 30))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [stage["stage"] for stage in summary["stages"]] == ["new"]
+
+
+def test_a_stage_at_its_limit_may_tell_what_it_has_seen(
+    stages: ModuleType, runner: Any, tmp_path: Path
+) -> None:
+    program = "import time\ntry:\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    print('seen so far')"
+    assert runner.run(stages.Stage("tests", python(program), 2)).note == "killed at its limit"
+    assert logs(tmp_path / "out")["tests/log.txt"] == "seen so far\n"
+
+
+def test_prints_no_control_characters(
+    stages: ModuleType, runner: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = "import sys; sys.stdout.buffer.write(b'\\x1b[31mred\\x00\\xff\\n')"
+    runner.run(stages.Stage("binary", python(program), 30))
+    printed = capsys.readouterr().out
+    assert "red" in printed
+    assert "\x1b" not in printed
+    assert "\x00" not in printed
 
 
 def test_a_runner_that_is_told_to_stop_takes_its_stage_with_it(tmp_path: Path) -> None:

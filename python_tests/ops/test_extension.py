@@ -114,4 +114,5 @@ def test_import_explains_itself(library: bytes | None, message: str, tmp_path: P
 
 def test_needs_no_module_of_this_python() -> None:
     program = "import sys; sys.modules['hyenarec._C'] = None; import hyenarec.train, hyenarec.recommend"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    # -P: the package that is tested, not the source tree's folder of the same name.
+    subprocess.run([sys.executable, "-P", "-c", program], check=True, timeout=120)

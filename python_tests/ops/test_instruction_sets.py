@@ -17,7 +17,7 @@ def test_narrower_vectors(capability: str) -> None:
     here = Path(__file__).parent
     files = [str(here / f"test_{operator}.py") for operator in OPERATORS]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "channels or packed_sections or 16_bits", *files],
+        [sys.executable, "-P", "-m", "pytest", "-q", "-k", "channels or packed_sections or 16_bits", *files],
         env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
         capture_output=True,
         text=True,

@@ -99,8 +99,9 @@ class Tile(NamedTuple):
 class Block:
     """Some histories and, tile by tile, the scores after them; each iteration computes the tiles anew.
 
-    Whether all scores are finite is noted where they are computed, so that no tile waits for a GPU's answer. Only when
-    `score_blocks` goes on is it looked at, and an error if they are not: no result of a block counts before.
+    Whether all scores are finite is noted where they are computed, so that no tile waits for a GPU's answer.
+    Only when `score_blocks` goes on is it looked at, and an error if they are not: no result of a block
+    counts before.
 
     Attributes:
         rows: int64 `[B]`, which histories they are.

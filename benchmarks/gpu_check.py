@@ -32,6 +32,8 @@ from stages import FAILED, Runner, Stage
 sys.path.insert(0, str(ROOT / "build_backend"))
 from hyenarec_environment import find_torch, torch_version
 
+NO_GPU = 3  # exit status of scripts/check_cuda_build.py
+
 SECONDS = 570.0  # of a call
 WORK = ROOT / "build" / "gpu-check"
 
@@ -183,8 +185,12 @@ def main() -> int:
             "== the package was made from other sources than these: `make gpu-package` makes a new one"
         )
     for stage in stages:
-        if not options.only or stage.name in options.only:
-            runner.run(stage)
+        if options.only and stage.name not in options.only:
+            continue
+        outcome = runner.run(stage)
+        if stage.name == "import" and outcome.note == f"exit status {NO_GPU}":
+            runner.say("== torch sees no GPU on this machine: nothing else can be checked")
+            break
     return runner.finish()
 
 

@@ -18,6 +18,8 @@ import torch
 import hyenarec
 from hyenarec._extension import BUILD
 
+NO_GPU = 3  # exit status
+
 
 def operators_without_kernel() -> list[str]:
     """Operators with a kernel for the CPU and none for CUDA."""
@@ -41,7 +43,7 @@ def describe_gpu() -> dict[str, object]:
 
 
 def main() -> int:
-    """Prints what is there; 1 if something is missing."""
+    """Prints what is there; 1 if something is missing, NO_GPU if it is the GPU."""
     parser = argparse.ArgumentParser(description="Checks a CUDA build; see this file's head.")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--output", type=Path, help="where the JSON goes; default: nowhere")
@@ -68,6 +70,8 @@ def main() -> int:
     print("\n".join(problems) or "the CUDA build is complete")
     if options.output is not None:
         options.output.write_text(json.dumps(machine | {"problems": problems}, indent=1) + "\n")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        return NO_GPU
     return 1 if problems else 0
 
 

@@ -50,6 +50,7 @@ GPU_TESTS = (
     "python_tests/training/test_waits.py",
 )
 SANITIZER_REFUSALS = ("Device not supported", "cannot be run")
+NCU_SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "LaunchStats", "Occupancy", "WarpStateStats")
 NCU_REFUSALS = ("ERR_NVGPUCTRPERM", "Failed to initialize the profiler", "LibraryNotLoaded", "cannot be run")
 
 
@@ -66,73 +67,78 @@ def first_call(device: str, tiny: list[str]) -> Iterator[Stage]:
     """Is it right, how fast is it."""
     yield Stage("import", script("check_cuda_build", *output(), device=device, folder="scripts"), 40)
     yield Stage("operators", script("gpu_operators", *output(), device=device), 60)
-    long_convolution = script("long_convolution", *tiny, *output(), device=device)
+    once = ["--repetitions", "1"] if tiny else []
+    long_convolution = script("long_convolution", *tiny, *once, *output(), device=device)
     yield Stage("long_convolution", long_convolution, 100, shown=2_600)
     yield Stage("profile", script("gpu_profile", *tiny, *output(), device=device), 40, shown=2_000)
-    # -P: the package, not the source tree's folder of the same name.
-    pytest = [sys.executable, "-P", "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb", "short"]
-    # On a CPU those of one operator run, and all others are at least imported.
-    chosen = ["-n", "8", "-k", "cuda or gpu"] if device == "cuda" else ["-n", "2", "-k", "test_short_conv"]
-    # A test that hangs in a kernel can only be ended with its worker, which pytest-xdist replaces.
-    patience = ["--timeout", "60", "--timeout-method", "thread"]
-    few_threads = {
-        "OMP_NUM_THREADS": "2",
-        "TORCHINDUCTOR_COMPILE_THREADS": "1",
-    }  # eight workers share the cores
-    tests = [*pytest, *patience, *chosen, *GPU_TESTS]
-    yield Stage("tests", tests, 150, expects=[" passed"], environment=few_threads)
+    yield tests(device)
 
 
 def second_call(device: str, tiny: list[str]) -> Iterator[Stage]:
     """Does it touch memory that isn't its own, how fast is the rest, what holds it up."""
-    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    # Our own kernels only, in whichever process they run.
-    watched = [sanitizer, "--target-processes", "all", "--kernel-name", "kns=hyenarec"]
-    cases = script("small_cases", "--channels", "40", "--coefficients", "17", "40", device=device)
-    no_cache = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that memcheck knows where each tensor ends
-    # "No errors" means something only if these options find an error that is there.
-    planted = script("small_cases", "--out-of-bounds", device="cuda")
-    yield Stage(
-        "planted_error",
-        [*watched, "--tool", "memcheck", *planted],
-        45,
-        expects=["Invalid __global__ read", "short_conv_forward"],
-        refusals=SANITIZER_REFUSALS,
-        environment=no_cache,
-    )
-    # Shared memory holds float32 whatever the activations are, so racecheck needs one dtype.
-    # By itself memcheck ends everything at the first error, and counts what libraries try out at their start.
-    all_errors = ["--destroy-on-device-error", "kernel", "--report-api-errors", "no"]
-    for tool, options, dtypes in (
-        ("memcheck", all_errors, ["float32", "bfloat16"]),
-        ("racecheck", [], ["float32"]),
-    ):
-        yield Stage(
-            tool,
-            [*watched, "--tool", tool, *options, "--error-exitcode", "1", *cases, "--dtypes", *dtypes],
-            90,
-            expects=["every kernel has run", "SUMMARY: 0 "],
-            refusals=SANITIZER_REFUSALS,
-            environment=no_cache,
-        )
-    few = ["--repetitions", "5"] if device == "cuda" else ["--repetitions", "1", "--report-only"]
-    for name, sections in (
-        ("linear_cross_entropy", ["speed", "memory"] if device == "cuda" else ["accuracy"]),
-        ("dropout_add_layer_norm", ["float32", "mixed"] if device == "cuda" else ["mixed"]),
-    ):
-        yield Stage(name, script(name, *few, "--only", *sections, *output(), device=device), 45)
+    yield from sanitizers(device)
+    yield from losses_and_norms(device)
     yield Stage("bench_train", script("gpu_bench_train", *tiny, *output(), device=device), 90, shown=2_000)
-    # The sweep forward, the one that saves states, and the sweep backward: the scan's hottest kernels.
+    yield hardware_counters(device, tiny)
+
+
+def tests(device: str) -> Stage:
+    """pytest on the GPU; on a CPU the tests of one operator, while all others are imported at least."""
+    # -P: the package, not the source tree's folder of the same name.
+    pytest = [sys.executable, "-P", "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb", "short"]
+    chosen = ["-n", "8", "-k", "cuda or gpu"] if device == "cuda" else ["-n", "2", "-k", "test_short_conv"]
+    # A test that hangs in a kernel can only be ended with its worker, which pytest-xdist replaces.
+    patience = ["--timeout", "60", "--timeout-method", "thread"]
+    # Eight workers share the cores.
+    threads = {"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    command = [*pytest, *patience, *chosen, *GPU_TESTS]
+    return Stage("tests", command, 150, expects=[" passed"], environment=threads)
+
+
+def sanitizers(device: str) -> Iterator[Stage]:
+    """compute-sanitizer: "no errors" means something only if it finds an error that is there."""
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+
+    def stage(name: str, tool: str, options: list[str], program: list[str], limit: float, *log: str) -> Stage:
+        # Our own kernels only, in whichever process they run; and without torch's cache of memory, so that it
+        # is known where each tensor ends.
+        watched = [sanitizer, "--target-processes", "all", "--kernel-name", "kns=hyenarec", "--tool", tool]
+        no_cache = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        return Stage(name, [*watched, *options, *program], limit, log, SANITIZER_REFUSALS, no_cache)
+
+    planted = script("small_cases", "--out-of-bounds", device="cuda")
+    yield stage("planted_error", "memcheck", [], planted, 45, "Invalid __global__ read", "short_conv_forward")
+    cases = script("small_cases", "--channels", "40", "--coefficients", "17", "40", device=device)
+    fail = ["--error-exitcode", "1"]
+    # By itself memcheck ends everything at the first error, and counts what libraries try out at their start.
+    go_on = ["--destroy-on-device-error", "kernel", "--report-api-errors", "no"]
+    clean = ("every kernel has run", "SUMMARY: 0 ")
+    both = [*cases, "--dtypes", "float32", "bfloat16"]
+    yield stage("memcheck", "memcheck", [*fail, *go_on], both, 90, *clean)
+    # Shared memory holds float32 whatever the activations are, so racecheck needs one dtype.
+    yield stage("racecheck", "racecheck", fail, [*cases, "--dtypes", "float32"], 90, *clean)
+
+
+def losses_and_norms(device: str) -> Iterator[Stage]:
+    """The speed of the operators beside the scan; on a CPU only that the scripts run."""
+    on_gpu = device == "cuda"
+    options = ["--repetitions", "5"] if on_gpu else ["--repetitions", "1", "--report-only"]
+    for name, sections in (
+        ("linear_cross_entropy", ["speed", "memory"] if on_gpu else ["accuracy"]),
+        ("dropout_add_layer_norm", ["float32", "mixed"] if on_gpu else ["mixed"]),
+    ):
+        yield Stage(name, script(name, *options, "--only", *sections, *output(), device=device), 45)
+
+
+def hardware_counters(device: str, tiny: list[str]) -> Stage:
+    """Nsight Compute on the hottest kernels: the sweep forward, the one that saves states, the one back."""
     ncu = shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
     sections = [word for name in NCU_SECTIONS for word in ("--section", name)]
     kernels = ["--kernel-name", "regex:legendre_scan_(forward|backward)", "--clock-control", "none"]
-    once = script("gpu_profile", "--once", *tiny, device=device)
-    yield Stage(
-        "ncu", [ncu, *kernels, *sections, *once], 60, ["legendre_scan_backward"], NCU_REFUSALS, shown=2_000
-    )
+    command = [ncu, *kernels, *sections, *script("gpu_profile", "--once", *tiny, device=device)]
+    return Stage("ncu", command, 60, ["legendre_scan_backward"], NCU_REFUSALS, shown=2_000)
 
 
-NCU_SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "LaunchStats", "Occupancy", "WarpStateStats")
 CALLS = {"first": first_call, "second": second_call}
 
 
@@ -146,11 +152,6 @@ def package_problem() -> str:
         if own != packaged:
             return f"the package is for torch {facts['torch']}, this is torch {torch_version(torch)}"
     return ""
-
-
-def out_folder(work: Path) -> Path:
-    """Where results go."""
-    return Path(os.environ.get("OUT") or work).resolve()
 
 
 def main() -> int:
@@ -169,9 +170,12 @@ def main() -> int:
 
     path = [str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
-    facts = {"commit": commit(), "package": package_facts()}
+    out, facts = (
+        Path(os.environ.get("OUT") or work).resolve(),
+        {"commit": commit(), "package": package_facts()},
+    )
     try:
-        runner = Runner(work / "stages", out_folder(work), options.seconds, environment, facts)
+        runner = Runner(work / "stages", out, options.seconds, environment, facts)
     except OSError as error:
         parser.error(f"results need folders that can be written, got {error}")
     problem = package_problem()

@@ -111,7 +111,9 @@ def torch_is_installed(source: Path, folder: Path, torch: str) -> None:
     check_operators(python, folder)
 
     run([str(python), "-m", "pip", "install", "-r", str(ROOT / "requirements" / "build.txt")])
-    pip_install(python, source, "--no-build-isolation", "--no-deps")
+    # As where the environment is activated; its cmake is the isolated build's, which need not compile again.
+    activated = {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
+    pip_install(python, source, "--no-build-isolation", "--no-deps", env=activated)
     check_operators(python, folder)
 
     for missing, sentence in (

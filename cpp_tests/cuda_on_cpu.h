@@ -217,10 +217,10 @@ class ThreadPool {
   std::atomic<uint32_t> launch_ = 0, left_ = 0;
 };
 
-// Whether CUDA_ON_CPU_REMOVED_BARRIER, as in "short_conv.cuh:237", names this place.
+// Whether CUDA_ON_CPU_REMOVED_BARRIER, as in "fft_conv/cuda.cuh:37", names this place.
 inline bool is_removed_barrier(const std::string& file, int line) {
   const char* removed = std::getenv("CUDA_ON_CPU_REMOVED_BARRIER");
-  return removed != nullptr && file.substr(file.rfind('/') + 1) + ":" + std::to_string(line) == removed;
+  return removed != nullptr && (file + ":" + std::to_string(line)).ends_with("/" + std::string(removed));
 }
 
 // blockIdx from a running number, x fastest.

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/cuda/device.cuh"
+#include "ops/common/cuda/device.cuh"
 #include "oracle_tables.h"
 
 namespace device_test {

@@ -3,7 +3,7 @@
 // random numbers themselves.
 #include "device_test.h"
 
-#include "ops/cuda/dropout_add_layer_norm.cuh"
+#include "ops/dropout_add_layer_norm/cuda.cuh"
 
 namespace {
 

@@ -5,7 +5,7 @@
 
 #include <numbers>
 
-#include "ops/cuda/fft_conv.cuh"
+#include "ops/fft_conv/cuda.cuh"
 
 namespace {
 

@@ -2,8 +2,8 @@
 // both orders of blocks.
 #include "scan_run.h"
 
-#include "ops/cuda/hyena_mixer.cuh"
-#include "ops/cuda/legendre_conv.cuh"
+#include "ops/hyena_mixer/cuda.cuh"
+#include "ops/legendre_conv/cuda.cuh"
 
 namespace {
 

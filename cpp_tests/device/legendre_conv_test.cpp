@@ -2,7 +2,7 @@
 // segment and several, both orders of blocks.
 #include "scan_run.h"
 
-#include "ops/cuda/legendre_conv.cuh"
+#include "ops/legendre_conv/cuda.cuh"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // legendre_kernel's kernels beside the oracle, both orders of blocks.
 #include "device_test.h"
 
-#include "ops/cuda/legendre_kernel.cuh"
+#include "ops/legendre_kernel/cuda.cuh"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // The taps and fades that the warps of a block make together, beside their formulas.
 #include "device_test.h"
 
-#include "ops/cuda/legendre_scan_channel.cuh"
+#include "ops/legendre_scan/cuda/channel.cuh"
 
 namespace {
 

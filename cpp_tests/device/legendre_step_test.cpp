@@ -2,9 +2,9 @@
 // launch or a few each, and streams at different positions.
 #include "device_test.h"
 
-#include "ops/cuda/legendre_step.cuh"
-#include "ops/cuda/scan_tables.h"
-#include "ops/legendre_tables.h"
+#include "ops/legendre_scan/cuda/host_tables.h"
+#include "ops/legendre_scan/tables.h"
+#include "ops/legendre_step/cuda.cuh"
 
 namespace {
 

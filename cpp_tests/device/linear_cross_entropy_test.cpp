@@ -1,7 +1,7 @@
 // linear_cross_entropy's kernel beside the oracle: the matrix products around it are plain loops here.
 #include "device_test.h"
 
-#include "ops/cuda/linear_cross_entropy.cuh"
+#include "ops/linear_cross_entropy/cuda.cuh"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // The cache of what kernels need beside their arguments: what it keeps and what it drops.
-#include "ops/cuda/lru_cache.h"
+#include "ops/common/lru_cache.h"
 
 #include <gtest/gtest.h>
 

@@ -1,7 +1,7 @@
 // A block's sums of row vectors, one after another through the same shared memory.
 #include "device_test.h"
 
-#include "ops/cuda/row_vectors.cuh"
+#include "ops/common/cuda/row_vectors.cuh"
 
 namespace {
 

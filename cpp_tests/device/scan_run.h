@@ -4,8 +4,8 @@
 
 #include "device_test.h"
 
-#include "ops/cuda/legendre_scan_backward.cuh"
-#include "ops/cuda/scan_tables.h"
+#include "ops/legendre_scan/cuda/backward.cuh"
+#include "ops/legendre_scan/cuda/host_tables.h"
 
 namespace device_test {
 

@@ -1,5 +1,5 @@
 // The tables of a scan on a GPU: what their rows times coefficients mean, from the formulas alone.
-#include "ops/cuda/scan_tables.h"
+#include "ops/legendre_scan/cuda/host_tables.h"
 
 #include <gtest/gtest.h>
 

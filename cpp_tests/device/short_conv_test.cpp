@@ -2,7 +2,7 @@
 // with gaps between them, both orders of blocks.
 #include "device_test.h"
 
-#include "ops/cuda/short_conv.cuh"
+#include "ops/short_conv/cuda.cuh"
 
 namespace {
 

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "ops/cpu/section_tables.h"
+#include "../ops/legendre_scan/cpu/segment_tables.h"
 
 namespace {
 

@@ -1,0 +1,206 @@
+// How a scan's work is cut into tasks: a few sequences by up to four vectors of channels. All sequences of a task
+// are walked in step, chunk by chunk: what depends on chunk and channel only is then at hand for all of them, and
+// neighbouring vectors find each other's rows in the cache.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "../../common/cpu/sequences.h"
+#include "stages.h"
+
+namespace hyenarec::scan {
+
+constexpr int64_t kMaxChunk = 32;
+constexpr int64_t kMaxVectors = 4;  // of a task: four cache lines side by side
+// A task's size. Sequences share what they are multiplied with, events outweigh what the task itself costs: many of the
+// one make up for few of the other, down to the least of each. But the threads of a small machine need a few tasks
+// each, and kMostTaskEvents are enough for any.
+constexpr int64_t kLeastTaskSequences = 4, kLeastTaskEvents = 2048, kMostTaskEvents = 8192, kTasks = 8;
+constexpr int64_t kSequencesTimesEvents = 1 << 16;
+
+// Memory for vectors, aligned for them, reused from task to task.
+class Scratch {
+ public:
+  template <typename V>
+  V* get(int64_t count) {
+    const size_t needed = count * sizeof(V) / sizeof(Line) + 1;
+    if (size_ < needed) {
+      lines_.reset(new Line[needed]);  // not cleared
+      size_ = needed;
+    }
+    return reinterpret_cast<V*>(lines_.get());
+  }
+
+ private:
+  struct alignas(64) Line {
+    unsigned char bytes[64];
+  };
+  std::unique_ptr<Line[]> lines_;
+  size_t size_ = 0;
+};
+
+// Sequences that a task walks in step, longest first.
+struct Group {
+  std::vector<int64_t> sequences;
+  std::vector<int64_t> lengths;
+  int64_t longest() const { return lengths.front(); }
+  // Sequences that go on after event `time`: the first so many.
+  int64_t longer_than(int64_t time) const {
+    return std::partition_point(
+               lengths.begin(), lengths.end(), [&](int64_t length) { return length > time; }) -
+           lengths.begin();
+  }
+};
+
+// Events that make a task of so many sequences large enough in a call with `rows` events.
+inline int64_t enough_events(int64_t sequences, int64_t rows) {
+  const int64_t most = std::clamp(rows / kTasks, kLeastTaskEvents, kMostTaskEvents);
+  return std::clamp(kSequencesTimesEvents / sequences, kLeastTaskEvents, most);
+}
+
+// All sequences that have events, longest first, in groups. They depend on the lengths only, never on the
+// number of threads: neither do sums over them.
+inline std::vector<Group> make_groups(const Sequences& sequences) {
+  std::vector<int64_t> order(sequences.count);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return sequences.size(a) > sequences.size(b);
+  });
+  std::vector<Group> groups;
+  const int64_t least = std::clamp<int64_t>(static_cast<int64_t>(order.size()) / 2, 1, kLeastTaskSequences);
+  bool is_full = true;
+  int64_t members = 0, events = 0;
+  for (const int64_t s : order) {
+    const int64_t length = sequences.size(s);
+    if (length == 0) break;
+    if (is_full) {
+      groups.emplace_back();
+      members = events = 0;
+    }
+    groups.back().sequences.push_back(s);
+    groups.back().lengths.push_back(length);
+    ++members;
+    events += length;
+    is_full = members >= least && events >= enough_events(members, sequences.rows);
+  }
+  return groups;
+}
+
+// A group's sequences by a few neighbouring vectors of channels.
+struct Task {
+  const Group& group;
+  int64_t group_index;
+  int64_t first_vector;
+  int64_t vectors;
+  int64_t last_channels;  // channels of the last vector, the others are full
+};
+
+// Calls visit(vector, number of its channels) for the vectors of a task.
+template <typename V, typename Visit>
+HYENAREC_INLINE void for_each_vector(const Task& task, const Visit& visit) {
+  if (task.vectors == kMaxVectors && task.last_channels == simd::kLanes<V>) {
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kMaxVectors; ++v) visit(v, simd::kLanes<V>);
+  } else {
+    for (int64_t v = 0; v + 1 < task.vectors; ++v) visit(v, simd::kLanes<V>);
+    visit(task.vectors - 1, task.last_channels);
+  }
+}
+
+template <typename V>
+HYENAREC_INLINE int64_t first_channel(const Task& task, int64_t vector) {
+  return (task.first_vector + vector) * simd::kLanes<V>;
+}
+
+// The states that sections hand on, saved by a forward pass for the backward pass: [rows, N, D], a sequence's one
+// after another. value_t is const where they are read.
+template <typename value_t>
+struct SavedStates {
+  value_t* data = nullptr;
+  int64_t num_coeffs = 0, channels = 0;
+  int64_t rows = 0;
+  std::vector<int64_t> first_row;  // of each sequence
+
+  // What section `index` of a sequence hands on.
+  value_t* row(int64_t sequence, int64_t index) const {
+    return data + (first_row[sequence] + index) * num_coeffs * channels;
+  }
+};
+
+// Rows of one chunk for each vector of a task, vector after vector.
+template <typename V>
+struct Tile {
+  V* data;
+  int64_t pitch;
+
+  HYENAREC_INLINE V* of(int64_t vector) const { return data + vector * pitch; }
+};
+
+// Buffers for one chunk of one sequence, on the stack: they stay in the cache.
+template <typename V>
+struct ChunkBuffers {
+  Tile<V> z, y, dy, dz;  // z with zeros before it
+  V folded[kMaxChunk];
+
+  HYENAREC_INLINE explicit ChunkBuffers(int64_t chunk) {
+    const int64_t pitch = chunk + kZerosBefore;
+    for (int64_t i = 0; i < kMaxVectors * pitch; ++i) z_rows_[i] = V{};
+    z = {z_rows_ + kZerosBefore, pitch};
+    y = {y_rows_, chunk};
+    dy = {dy_rows_, chunk};
+    dz = {dz_rows_, chunk};
+  }
+
+ private:
+  V z_rows_[kMaxVectors * (kZerosBefore + kMaxChunk)];
+  V y_rows_[kMaxVectors * kMaxChunk], dy_rows_[kMaxVectors * kMaxChunk], dz_rows_[kMaxVectors * kMaxChunk];
+};
+
+// `pitch` vectors for each sequence and each vector of a task: states, moments, their gradients.
+template <typename V>
+struct StateRows {
+  V* data;
+  int64_t vectors;
+  int64_t pitch;  // N, or as many as are used
+
+  HYENAREC_INLINE V* of(int64_t s, int64_t v) const { return data + (s * vectors + v) * pitch; }
+  HYENAREC_INLINE Members<V> members(int64_t v) const { return {of(0, v), vectors * pitch}; }
+  HYENAREC_INLINE int64_t size(int64_t sequences) const { return sequences * vectors * pitch; }
+};
+
+template <typename V>
+HYENAREC_INLINE void clear_rest(V* values, int64_t rows, int64_t chunk) {
+  for (int64_t t = rows; t < chunk; ++t) values[t] = V{};
+}
+
+// The chunk that a sweep computes after that of sequence `s` at `begin`: of the next sequence, or `step` events
+// on of the first. `alive` sequences have a chunk at `begin`. Without rows where the sweep ends.
+struct Place {
+  int64_t s, begin, rows;
+};
+HYENAREC_INLINE Place
+next_place(const Group& group, int64_t s, int64_t begin, int64_t alive, int64_t chunk, int64_t step) {
+  if (s + 1 < alive) return {s + 1, begin, std::min(chunk, group.lengths[s + 1] - begin)};
+  const int64_t next = begin + step;
+  return {0, next, next < 0 ? 0 : std::clamp<int64_t>(group.longest() - next, 0, chunk)};
+}
+
+// Calls run(task, scratch) for each task in [0, count), largest first if they come so, on all threads.
+template <typename Run>
+void run_tasks(int64_t count, const Run& run) {
+  std::atomic<int64_t> next{0};
+  const int64_t threads = std::min<int64_t>(count, at::get_num_threads());
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    Scratch scratch;
+    for (int64_t task = next++; task < count; task = next++) run(task, scratch);
+  });
+}
+
+}  // namespace hyenarec::scan

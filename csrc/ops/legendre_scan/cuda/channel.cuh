@@ -1,0 +1,312 @@
+// One channel of the Legendre scan in a thread's registers: a state and a chunk of values, and what the scan
+// does with them (see ../legendre_tables.h).
+#pragma once
+
+#include "../math.h"
+#include "layout.cuh"
+
+namespace hyenarec {
+
+constexpr int kScanMaxCoeffs = 128;  // of the instantiation for any number of them
+constexpr int kScanUnrolledCoeffs = 33;
+// More coefficients than that stay in local memory, in loops that aren't unrolled: correct, not fast.
+template <int kN>
+constexpr int kScanUnroll = kN <= kScanUnrolledCoeffs ? kN : 1;
+
+// Coefficients, and the length of the tables' rows: constants where loops are unrolled.
+template <int kN, typename T>
+__device__ inline int coeffs_of(const ScanTables<T>& tables) {
+  return kN <= kScanUnrolledCoeffs ? kN : tables.num_coeffs;
+}
+template <int kN, typename T>
+__device__ inline int row_pitch_of(const ScanTables<T>& tables) {
+  return kN <= kScanUnrolledCoeffs ? (kN + 3) / 4 * 4 : tables.pitch;
+}
+
+// P_k at the first half of a chunk's events, 2 j / (chunk - 1) - 1; the second half mirrors it, with a minus
+// for odd k.
+template <typename T>
+struct ScanBasis {
+  T value[kScanMaxCoeffs][kScanChunk / 2];
+};
+template <typename T>
+constexpr ScanBasis<T> make_scan_basis() {
+  ScanBasis<T> basis{};
+  for (int j = 0; j < kScanChunk / 2; ++j) {
+    const double place = 2.0 * j / (kScanChunk - 1) - 1.0;
+    double current = 1.0, previous = 0.0;
+    for (int k = 0; k < kScanMaxCoeffs; ++k) {
+      basis.value[k][j] = static_cast<T>(current);
+      const double next = legendre_next(k, place, current, previous);
+      previous = current;
+      current = next;
+    }
+  }
+  return basis;
+}
+static __constant__ const ScanBasis<float> kScanBasisFloat = make_scan_basis<float>();
+static __constant__ const ScanBasis<double> kScanBasisDouble = make_scan_basis<double>();
+template <typename T>
+__device__ inline T scan_basis(int k, int j) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return kScanBasisDouble.value[k][j];
+  } else {
+    return kScanBasisFloat.value[k][j];
+  }
+}
+
+// sum_{p >= first} row[p] state[p].
+template <int kN, typename T>
+__device__ inline T dot_row(const T* __restrict__ row, int first, const T (&state)[kN], int n) {
+  T sum = T(0);
+#pragma unroll kScanUnroll < kN>
+  for (int block = first / 4; block < (n + 3) / 4; ++block) {
+    const auto four = *reinterpret_cast<const Vector<T, 4>*>(row + 4 * block);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int p = 4 * block + i;
+      if (p >= first && p < n) sum += four.value[i] * state[p];
+    }
+  }
+  return sum;
+}
+// state[p] += row[p] factor for p >= first.
+template <int kN, typename T>
+__device__ inline void add_row(const T* __restrict__ row, int first, T factor, T (&state)[kN], int n) {
+#pragma unroll kScanUnroll < kN>
+  for (int block = first / 4; block < (n + 3) / 4; ++block) {
+    const auto four = *reinterpret_cast<const Vector<T, 4>*>(row + 4 * block);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int p = 4 * block + i;
+      if (p >= first && p < n) state[p] += four.value[i] * factor;
+    }
+  }
+}
+
+// state = (1 + decay) (1 + change) state, change upper triangular, in place. Both are near zero where a state
+// must keep its digits over hundreds of chunks: adding the differences does, multiplying by the sums doesn't.
+template <int kN, typename T>
+__device__ inline void restrict_state(
+    const T* __restrict__ change, int pitch, T decay, T (&state)[kN], int n) {
+#pragma unroll kScanUnroll < kN>
+  for (int p = 0; p < n; ++p) {
+    const T difference = dot_row<kN>(change + p * pitch, p, state, n);
+    state[p] += difference + decay * (state[p] + difference);
+  }
+}
+// The transposed of it, in place: from the last row up, each adds to those behind it.
+template <int kN, typename T>
+__device__ inline void transposed_restrict(
+    const T* __restrict__ change, int pitch, T decay, T (&state)[kN], int n) {
+#pragma unroll kScanUnroll < kN>
+  for (int p = n - 1; p >= 0; --p) add_row<kN>(change + p * pitch, p, state[p], state, n);
+#pragma unroll kScanUnroll < kN>
+  for (int p = 0; p < n; ++p) state[p] += decay * state[p];
+}
+
+// A chunk's values as their even and odd parts about its middle: pairs j and 31 - j.
+template <typename T>
+struct ScanHalves {
+  T even[kScanChunk / 2], odd[kScanChunk / 2];
+
+  __device__ void clear() {
+#pragma unroll
+    for (int j = 0; j < kScanChunk / 2; ++j) even[j] = odd[j] = T(0);
+  }
+  // From the values f(j) of the whole chunk.
+  template <typename Values>
+  __device__ void take(const Values& f) {
+#pragma unroll
+    for (int j = 0; j < kScanChunk / 2; ++j) {
+      const T first = f(j), second = f(kScanChunk - 1 - j);
+      even[j] = first + second;
+      odd[j] = first - second;
+    }
+  }
+  __device__ T value(int j) const {
+    return j < kScanChunk / 2 ? even[j] + odd[j] : even[kScanChunk - 1 - j] - odd[kScanChunk - 1 - j];
+  }
+  // += amount P_k.
+  __device__ void add(int k, T amount) {
+#pragma unroll
+    for (int j = 0; j < kScanChunk / 2; ++j) (k % 2 == 0 ? even[j] : odd[j]) += scan_basis<T>(k, j) * amount;
+  }
+  // sum_j P_k(j) value(j), when taken from the values.
+  __device__ T moment(int k) const {
+    T sums[2] = {T(0), T(0)};
+#pragma unroll
+    for (int j = 0; j < kScanChunk / 2; ++j)
+      sums[j % 2] += scan_basis<T>(k, j) * (k % 2 == 0 ? even[j] : odd[j]);
+    return sums[0] + sums[1];
+  }
+};
+
+// A block's numbers of each channel in shared memory, [kScanTapRows, 32 lanes]: the kernel at the lags of a
+// chunk, skip included, then exp(-decay j), j = 0 .. 32, then expm1(-32 decay).
+constexpr int kScanChunkDecay = 2 * kScanChunk + 1;
+constexpr int kScanTapRows = 2 * kScanChunk + 2;
+
+// Makes them, by the whole block, whose warps take the rows in turn.
+template <typename T>
+__device__ inline void make_taps(
+    const ScanChannels<T>& channels, const ScanWork& work, const ScanPlace& place, T* taps) {
+  const bool is_channel = place.channel < work.channels;
+  const T rate = is_channel ? channels.decay[place.channel] : T(0);
+  const T* polynomials = channels.contracted + place.tile * channels.rows * kScanLanes + threadIdx.x;
+  T* const mine = taps + threadIdx.x;
+  for (int j = static_cast<int>(threadIdx.y); j <= kScanChunk; j += static_cast<int>(blockDim.y)) {
+    const T fade = exp(-rate * static_cast<T>(j));
+    mine[(kScanChunk + j) * kScanLanes] = fade;
+    if (j == kScanChunk) {
+      mine[kScanChunkDecay * kScanLanes] = expm1(-rate * static_cast<T>(kScanChunk));
+    } else {
+      const T skip = j == 0 && is_channel && channels.skip != nullptr ? channels.skip[place.channel] : T(0);
+      mine[j * kScanLanes] = polynomials[j * kScanLanes] * fade + skip;
+    }
+  }
+  __syncthreads();
+}
+
+// A thread's view of one channel: tables, parameters, place.
+template <typename T, int kN>
+struct ScanThread {
+  const ScanTables<T>& tables;
+  const ScanChannels<T>& channels;
+  int64_t tile, channel;
+  // This thread's of make_taps(), 32 apart: addresses that differ by constants, one register for all.
+  const T* const taps;
+
+  __device__ ScanThread(
+      const ScanTables<T>& tables_, const ScanChannels<T>& channels_, const ScanPlace& place, const T* taps_)
+      : tables(tables_),
+        channels(channels_),
+        tile(place.tile),
+        channel(place.channel),
+        taps(taps_ + threadIdx.x) {}
+
+  __device__ int coeffs() const { return coeffs_of<kN>(tables); }
+  __device__ int pitch() const { return row_pitch_of<kN>(tables); }
+  __device__ T near(int lag) const { return taps[lag * kScanLanes]; }
+  __device__ T fade(int j) const { return taps[(kScanChunk + j) * kScanLanes]; }
+  // exp(-decay (32 - j)): what takes the chunk's event j to the next chunk's start.
+  __device__ T lift(int j) const { return fade(kScanChunk - j); }
+  // expm1(-32 decay)
+  __device__ T chunk_decay() const { return taps[kScanChunkDecay * kScanLanes]; }
+
+  // Events of the chunk that the horizon cuts.
+  __device__ int tail_rows() const { return static_cast<int>(tables.horizon % kScanChunk); }
+
+  // y[j] = fade_j polynomial(j) of the state at the chunk's start; events beyond the horizon are left alone.
+  __device__ void evaluate(int64_t chunk, const T (&state)[kN], T (&y)[kScanChunk]) const {
+    const int n = coeffs();
+    if (chunk == tables.tail_chunk) {
+      // Seldom, so short code: a loop over events, whose registers can't be indexed.
+#pragma unroll 1
+      for (int row = 0; row < tail_rows(); ++row) {
+        const T value = fade(row) * dot_row<kN>(tables.tail + row * pitch(), 0, state, n);
+#pragma unroll
+        for (int j = 0; j < kScanChunk; ++j) y[j] = j == row ? value : y[j];
+      }
+      return;
+    }
+    ScanHalves<T> halves;
+    halves.clear();
+    const int terms = static_cast<int>(tables.shapes[chunk].num_local);
+    const T* local = tables.local(chunk);
+#pragma unroll kScanUnroll < kN>
+    for (int k = 0; k < n; ++k) {
+      if (k < terms) halves.add(k, dot_row<kN>(local + k * pitch(), k, state, n));
+    }
+#pragma unroll
+    for (int j = 0; j < kScanChunk; ++j) y[j] = fade(j) * halves.value(j);
+  }
+  // The transposed of it: state += what dy of the chunk's outputs says of the state at its start.
+  __device__ void evaluate_adjoint(int64_t chunk, const T (&dy)[kScanChunk], T (&state)[kN]) const {
+    const int n = coeffs();
+    if (chunk == tables.tail_chunk) {
+#pragma unroll 1
+      for (int row = 0; row < tail_rows(); ++row) {
+        T value = T(0);
+#pragma unroll
+        for (int j = 0; j < kScanChunk; ++j) value = j == row ? dy[j] : value;
+        add_row<kN>(tables.tail + row * pitch(), 0, fade(row) * value, state, n);
+      }
+      return;
+    }
+    ScanHalves<T> halves;
+    halves.take([&](int j) { return fade(j) * dy[j]; });
+    const int terms = static_cast<int>(tables.shapes[chunk].num_local);
+    const T* local = tables.local(chunk);
+#pragma unroll kScanUnroll < kN>
+    for (int k = 0; k < n; ++k) {
+      if (k < terms) add_row<kN>(local + k * pitch(), k, halves.moment(k), state, n);
+    }
+  }
+
+  // Calls visit(q, entries) for the chunk's moments q < num_moments; entries[32 p] is the contracted transfer
+  // from moment q to state p, p < N - q.
+  template <typename Visit>
+  __device__ void for_each_moment(int64_t chunk, const Visit& visit) const {
+    const int n = coeffs();
+    const ScanChunkShape shape = tables.shapes[chunk];
+    const int moments = static_cast<int>(shape.num_moments);
+    const T* entries =
+        channels.contracted + (tile * channels.rows + shape.transfer) * kScanLanes + threadIdx.x;
+#pragma unroll kScanUnroll < kN>
+    for (int q = 0; q < n; ++q) {
+      if (q < moments) visit(q, entries + scan_entries(n, q) * kScanLanes);
+    }
+  }
+  // The state at the next chunk's start from that at this one's and the chunk's inputs.
+  __device__ void advance(int64_t chunk, const T (&x)[kScanChunk], T (&state)[kN]) const {
+    const int n = coeffs();
+    if (chunk > 0) restrict_state<kN>(tables.restriction_change(chunk), pitch(), chunk_decay(), state, n);
+    ScanHalves<T> halves;
+    halves.take([&](int j) { return lift(j) * x[j]; });
+    for_each_moment(chunk, [&](int q, const T* entries) {
+      const T moment = halves.moment(q);
+#pragma unroll kScanUnroll < kN>
+      for (int p = 0; p < n - q; ++p) state[p] += entries[p * kScanLanes] * moment;
+    });
+  }
+};
+
+// y[j] += sum_lag near[lag] x[j - lag], and its transposed y[j] += sum_lag near[lag] x[j + lag].
+template <typename Thread, typename T>
+__device__ inline void add_near(const Thread& thread, const T (&x)[kScanChunk], T (&y)[kScanChunk]) {
+#pragma unroll
+  for (int lag = 0; lag < kScanChunk; ++lag) {
+    const T tap = thread.near(lag);
+#pragma unroll
+    for (int j = lag; j < kScanChunk; ++j) y[j] += tap * x[j - lag];
+  }
+}
+template <typename Thread, typename T>
+__device__ inline void add_near_adjoint(const Thread& thread, const T (&x)[kScanChunk], T (&y)[kScanChunk]) {
+#pragma unroll
+  for (int lag = 0; lag < kScanChunk; ++lag) {
+    const T tap = thread.near(lag);
+#pragma unroll
+    for (int j = lag; j < kScanChunk; ++j) y[j - lag] += tap * x[j];
+  }
+}
+
+// Numbers a slot (of a chunk or a segment) holds: [N, pitch of channels].
+template <int kN, typename T>
+__device__ inline void load_state(const T* __restrict__ from, int pitch, T (&state)[kN], int n) {
+#pragma unroll kScanUnroll < kN>
+  for (int p = 0; p < n; ++p) state[p] = from[p * pitch];
+}
+template <int kN, typename T>
+__device__ inline void store_state(T* __restrict__ to, int pitch, const T (&state)[kN], int n) {
+#pragma unroll kScanUnroll < kN>
+  for (int p = 0; p < n; ++p) to[p * pitch] = state[p];
+}
+template <int kN, typename T>
+__device__ inline void clear_state(T (&state)[kN], int n) {
+#pragma unroll kScanUnroll < kN>
+  for (int p = 0; p < n; ++p) state[p] = T(0);
+}
+
+}  // namespace hyenarec

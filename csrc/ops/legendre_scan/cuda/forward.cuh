@@ -1,0 +1,202 @@
+// The sweeps of the linear-time Legendre scan (see ../legendre_tables.h) over sequences, shared by
+// legendre_conv and hyena_mixer.
+//
+// A thread owns one channel of one sequence and walks its chunks of 32 events in order; the lanes of a warp
+// lie along channels, so each row of a chunk is one coalesced access. The chunk and the state stay in
+// registers: the near part is a triangular Toeplitz product from registers, 528 multiply-adds for 32 loaded
+// taps; the polynomials at the chunk's events are constants of the program, symmetric or antisymmetric about
+// its middle, so that moments and evaluation cost 16 multiply-adds a term. A block's warps make taps and
+// fades together and don't talk to each other on the way forward. They hold different sequences and the same
+// channels: what depends on chunk and channel, the coefficients contracted with the transfer table, is read
+// from the second-level cache by the first of them and from the first-level cache by the others.
+//
+// Two strategies, one code. Many sequences: a warp walks a whole sequence. Few and long ones: a sequence is
+// cut into segments of equal numbers of chunks, each walked by a warp of its own, after two small launches
+// have found the state at each segment's start: every segment from a zero state (legendre_scan_carry), then
+// the segments of a sequence one after another (legendre_scan_combine). That reads the inputs once more.
+// The adjoint runs the same way in the other direction.
+//
+// Cost an element, N = 17, horizon 1,024 (9 moments and 9 local terms of 17), multiply-adds: near 16.5,
+// moments and evaluation 9, restriction and local terms 8.4, transfer 3.7, fades 3; together 41. Numbers read
+// an element from tables and taps: about 15. Backward is about three times the arithmetic for 7/4 of the
+// bytes, plus the states (N / 32 of a float32 activation, written and read) and a second look at the inputs.
+// Tensor cores are not used: the near part, the only large product, would need three tf32 products to stay
+// within 1e-5 in float32.
+#pragma once
+
+#include "channel.cuh"
+
+namespace hyenarec {
+
+constexpr int kScanThreads = 128;  // a sweep's block, at most: four sequences
+// Blocks a multiprocessor holds at least: 168 registers a thread. With 128 the compiler spills 0.3 to 1 KB a thread,
+// for all threads together as much as the first-level cache holds.
+constexpr int kScanBlocks = 3;
+
+// How a sweep that needs the taps is launched.
+template <typename T>
+LaunchShape scan_sweep_shape(const ScanWork& work, int warps) {
+  LaunchShape shape = scan_shape(work, warps);
+  shape.shared_bytes = kScanTapRows * kScanLanes * sizeof(T);
+  return shape;
+}
+
+// `Source` knows the activations. It has Source::Scalar and, each for one channel of the `rows` <= 32 rows from
+// `row` on, T = accumulate_t<Scalar>; values of other rows are zero:
+//   load_input(channel, row, before, rows, x)   z, what is convolved; `before` rows of the same sequence
+//                                               precede `row`
+//   load_gradient(..., dy)                      the gradient of the convolution's output, through the gate
+//   gate_and_store(..., y)                      y times the gate to the output
+//   poison_output(channel, row)                 NaN to the output, for a row beyond the horizon
+
+// The states at the start of segments, kept in [scan_slots(.. segment), N, pitch]. Chunks that are walked:
+// those of a segment which has a successor, from a zero state.
+template <typename Source, int kN>
+__global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_carry(
+    ScanWork work,
+    ScanTables<accumulate_t<typename Source::Scalar>> tables,
+    ScanChannels<accumulate_t<typename Source::Scalar>> channels,
+    Source source,
+    accumulate_t<typename Source::Scalar>* __restrict__ carry) {
+  using T = accumulate_t<typename Source::Scalar>;
+  const ScanPlace place = scan_place(work);
+  HYENAREC_SHARED_MEMORY(T, taps);
+  make_taps(channels, work, place, taps);
+  if (place.channel >= work.channels) return;
+  const ScanThread<T, kN> thread{tables, channels, place, taps};
+  const int n = thread.coeffs();
+  for_each_sequence(work, place, [&](const ScanSequence& sequence) {
+    const ScanChunks chunks = chunks_of_segment(work, sequence, place.segment);
+    if (chunks_of(sequence) <= chunks.first + work.segment_chunks) return;
+    T state[kN], x[kScanChunk];
+    clear_state<kN>(state, n);
+    for (int64_t chunk = chunks.first; chunk < chunks.last; ++chunk) {
+      const int64_t row = sequence.begin + chunk * kScanChunk;
+      source.load_input(place.channel, row, chunk * kScanChunk, kScanChunk, x);
+      thread.advance(chunk, x, state);
+    }
+    const int64_t slot = work.slot(sequence, work.segment_chunks * kScanChunk) + place.segment + 1;
+    store_state<kN>(carry + slot * n * channels.pitch + place.channel, channels.pitch, state, n);
+  });
+}
+
+// The same for the adjoint: what the outputs from a segment's start on, within it, say of the state there.
+template <typename Source, int kN>
+__global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_adjoint_carry(
+    ScanWork work,
+    ScanTables<accumulate_t<typename Source::Scalar>> tables,
+    ScanChannels<accumulate_t<typename Source::Scalar>> channels,
+    Source source,
+    accumulate_t<typename Source::Scalar>* __restrict__ carry) {
+  using T = accumulate_t<typename Source::Scalar>;
+  const ScanPlace place = scan_place(work);
+  if (place.segment == 0) return;  // the whole block
+  HYENAREC_SHARED_MEMORY(T, taps);
+  make_taps(channels, work, place, taps);
+  if (place.channel >= work.channels) return;
+  const ScanThread<T, kN> thread{tables, channels, place, taps};
+  const int n = thread.coeffs();
+  for_each_sequence(work, place, [&](const ScanSequence& sequence) {
+    const ScanChunks chunks = chunks_of_segment(work, sequence, place.segment);
+    if (chunks.first >= chunks.last) return;
+    T adjoint[kN], dy[kScanChunk];
+    clear_state<kN>(adjoint, n);
+    for (int64_t chunk = chunks.last - 1; chunk >= chunks.first; --chunk) {
+      const int64_t row = sequence.begin + chunk * kScanChunk;
+      if (chunk + 1 < chunks.last)
+        transposed_restrict<kN>(
+            tables.restriction_change(chunk), thread.pitch(), thread.chunk_decay(), adjoint, n);
+      source.load_gradient(place.channel, row, chunk * kScanChunk, chunk_rows(sequence, chunk), dy);
+      thread.evaluate_adjoint(chunk, dy, adjoint);
+    }
+    const int64_t slot = work.slot(sequence, work.segment_chunks * kScanChunk) + place.segment;
+    store_state<kN>(carry + slot * n * channels.pitch + place.channel, channels.pitch, adjoint, n);
+  });
+}
+
+// carry of each segment alone -> of all segments before it (kAdjoint: from it on). A warp for a sequence and
+// 32 channels.
+template <typename T, int kN, bool kAdjoint>
+__global__ void __launch_bounds__(kScanThreads) legendre_scan_combine(
+    ScanWork work, ScanTables<T> tables, ScanChannels<T> channels, T* __restrict__ carry) {
+  const ScanPlace place = scan_place(work);
+  if (place.channel >= work.channels || place.segment > 0) return;
+  const int n = coeffs_of<kN>(tables), row_pitch = row_pitch_of<kN>(tables);
+  const T decay = expm1(-channels.decay[place.channel] * static_cast<T>(kScanChunk * work.segment_chunks));
+  for_each_sequence(work, place, [&](const ScanSequence& sequence) {
+    const int64_t segments = ceil_div(chunks_of(sequence), work.segment_chunks);
+    T* slots =
+        carry + work.slot(sequence, work.segment_chunks * kScanChunk) * n * channels.pitch + place.channel;
+    T state[kN];
+    clear_state<kN>(state, n);
+    for (int64_t i = 1; i < segments; ++i) {
+      const int64_t segment = kAdjoint ? segments - i : i;
+      // The state before segment 1 is zero, and so is the adjoint behind the last.
+      if (i > 1) {
+        const T* jump = tables.jumps + (kAdjoint ? segment : segment - 1) * n * row_pitch;
+        if (kAdjoint) {
+          transposed_restrict<kN>(jump, row_pitch, decay, state, n);
+        } else {
+          restrict_state<kN>(jump, row_pitch, decay, state, n);
+        }
+      }
+      T* slot = slots + segment * n * channels.pitch;
+#pragma unroll kScanUnroll < kN>
+      for (int p = 0; p < n; ++p) state[p] += slot[p * channels.pitch];
+      store_state<kN>(slot, channels.pitch, state, n);
+    }
+  });
+}
+
+// The output; or with kStates instead the states at the start of chunks, for the backward sweep, into
+// [scan_slots(.. 32), N, pitch].
+template <typename Source, int kN, bool kStates>
+__global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_forward(
+    ScanWork work,
+    ScanTables<accumulate_t<typename Source::Scalar>> tables,
+    ScanChannels<accumulate_t<typename Source::Scalar>> channels,
+    Source source,
+    const accumulate_t<typename Source::Scalar>* __restrict__ carry,
+    accumulate_t<typename Source::Scalar>* __restrict__ states) {
+  using T = accumulate_t<typename Source::Scalar>;
+  const ScanPlace place = scan_place(work);
+  HYENAREC_SHARED_MEMORY(T, taps);
+  make_taps(channels, work, place, taps);
+  if (place.channel >= work.channels) return;
+  const ScanThread<T, kN> thread{tables, channels, place, taps};
+  const int n = thread.coeffs();
+  for_each_sequence(work, place, [&](const ScanSequence& sequence) {
+    const ScanChunks chunks = chunks_of_segment(work, sequence, place.segment);
+    T state[kN], x[kScanChunk], y[kScanChunk];
+    clear_state<kN>(state, n);
+    if (place.segment > 0 && chunks.first < chunks.last) {
+      const int64_t slot = work.slot(sequence, work.segment_chunks * kScanChunk) + place.segment;
+      load_state<kN>(carry + slot * n * channels.pitch + place.channel, channels.pitch, state, n);
+    }
+    for (int64_t chunk = chunks.first; chunk < chunks.last; ++chunk) {
+      const int64_t before = chunk * kScanChunk, row = sequence.begin + before;
+      const int rows = chunk_rows(sequence, chunk);
+      const bool is_last = chunk + 1 == chunks_of(sequence);
+      if (kStates && chunk > 0) {
+        const int64_t slot = work.slot(sequence, kScanChunk) + chunk;
+        store_state<kN>(states + slot * n * channels.pitch + place.channel, channels.pitch, state, n);
+      }
+      if (kStates && is_last) break;
+      source.load_input(place.channel, row, before, rows, x);
+      if (!kStates) {
+#pragma unroll
+        for (int j = 0; j < kScanChunk; ++j) y[j] = T(0);
+        if (chunk > 0) thread.evaluate(chunk, state, y);
+        add_near(thread, x, y);
+        source.gate_and_store(place.channel, row, before, rows, y);
+      }
+      if (!is_last) thread.advance(chunk, x, state);
+    }
+    if (!kStates && place.segment == 0) {
+      for (int64_t i = 0; i < sequence.excess; ++i)
+        source.poison_output(place.channel, sequence.begin + sequence.length + i);
+    }
+  });
+}
+
+}  // namespace hyenarec

@@ -1,0 +1,48 @@
+// legendre_step has no gradient, and says so instead of giving a wrong one.
+#include "legendre_step.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/library.h>
+
+namespace hyenarec {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+void check_no_gradient(const char* name, const at::Tensor& tensor) {
+  TORCH_CHECK(
+      !tensor.requires_grad(), "legendre_step: ", name,
+      " must not require a gradient, since a step has none: call it under torch.no_grad() or "
+      "torch.inference_mode(), or train with legendre_conv");
+}
+
+at::Tensor legendre_step_autograd(
+    at::Tensor& state,
+    const at::Tensor& u,
+    const at::Tensor& position,
+    const at::Tensor& weights,
+    c10::SymInt horizon,
+    const OptionalTensor& pre_gate,
+    const OptionalTensor& post_gate) {
+  if (at::GradMode::is_enabled()) {
+    check_no_gradient("state", state);
+    check_no_gradient("u", u);
+    check_no_gradient("weights", weights);
+    if (pre_gate) check_no_gradient("pre_gate", *pre_gate);
+    if (post_gate) check_no_gradient("post_gate", *post_gate);
+  }
+  torch::autograd::impl::bump_version(state);  // first: it refuses what must not be changed
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return legendre_step(state, u, position, weights, std::move(horizon), pre_gate, post_gate);
+}
+
+}  // namespace
+}  // namespace hyenarec
+
+TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
+  m.impl("legendre_step", hyenarec::legendre_step_autograd);
+  m.impl("legendre_step_weights", torch::autograd::autogradNotImplementedFallback());
+}

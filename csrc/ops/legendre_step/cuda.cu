@@ -1,0 +1,93 @@
+// legendre_step on CUDA: one launch. It neither waits nor allocates anything but its result, so a CUDA graph
+// may hold it.
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <torch/library.h>
+
+#include "../common/cuda/launch.cuh"
+#include "../legendre_scan/cuda/device_tables.h"
+#include "../legendre_scan/tables.h"
+#include "cuda.cuh"
+#include "legendre_step.h"
+
+namespace hyenarec {
+namespace {
+
+// For the whole horizon: positions live on the device.
+std::shared_ptr<const DeviceScanTables> step_tables(
+    const at::Tensor& parameter, int64_t horizon, int64_t num_coeffs) {
+  return get_scan_tables(
+      {parameter.get_device(), parameter.scalar_type(), horizon, legendre_chunk_length(num_coeffs),
+       num_coeffs, scan_pitch(num_coeffs), horizon, 0});
+}
+
+template <typename T>
+ScanTables<T> data_of(const DeviceScanTables& tables, int64_t horizon, int64_t num_coeffs) {
+  return {
+      static_cast<int>(num_coeffs),
+      static_cast<int>(scan_pitch(num_coeffs)),
+      horizon,
+      tables.tail_chunk,
+      reinterpret_cast<const ScanChunkShape*>(tables.shapes),
+      static_cast<const T*>(tables.matrices),
+      static_cast<const T*>(tables.contraction),
+      nullptr,
+      nullptr};
+}
+
+template <typename scalar_t>
+StepEvents<scalar_t> data_of(const at::Tensor& events) {
+  if (!events.defined()) return {nullptr, 0, 0};
+  return {events.const_data_ptr<scalar_t>(), events.stride(0), events.stride(1)};
+}
+
+at::Tensor legendre_step_cuda(
+    at::Tensor& state,
+    const at::Tensor& u,
+    const at::Tensor& position,
+    const at::Tensor& weights,
+    int64_t horizon,
+    const std::optional<at::Tensor>& pre_gate,
+    const std::optional<at::Tensor>& post_gate) {
+  const auto [num_coeffs, chunk] =
+      detail::check_legendre_step_arguments(state, u, position, weights, horizon, pre_gate, post_gate);
+  const c10::cuda::CUDAGuard guard(u.device());
+  auto out = at::empty(u.sizes(), u.options());
+  if (out.numel() == 0) return out;
+
+  TORCH_INTERNAL_ASSERT(chunk <= kLegendreStepThreads);
+  const auto events = detail::legendre_step_events(u);
+  const auto pre = detail::legendre_step_events(pre_gate), post = detail::legendre_step_events(post_gate);
+  const auto positions = position.contiguous(), rows = weights.contiguous();
+  const auto tables = num_coeffs > 0 ? step_tables(weights, horizon, num_coeffs) : nullptr;
+  const LegendreStepWork work{events.size(0), events.size(1), events.size(2), horizon, num_coeffs, chunk};
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "legendre_step", [&] {
+    using T = accumulate_t<scalar_t>;
+    launch(
+        legendre_step_shape<T>(work), legendre_step_forward<scalar_t>, work,
+        tables ? data_of<T>(*tables, horizon, work.num_coeffs) : ScanTables<T>{}, rows.const_data_ptr<T>(),
+        positions.const_data_ptr<int64_t>(), data_of<scalar_t>(events), data_of<scalar_t>(pre),
+        data_of<scalar_t>(post), state.mutable_data_ptr<T>(), out.mutable_data_ptr<scalar_t>());
+  });
+  return out;
+}
+
+at::Tensor legendre_step_weights_cuda(
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    int64_t horizon,
+    const std::optional<at::Tensor>& skip) {
+  detail::check_legendre_step_weights_arguments(coeffs, decay, horizon, skip);
+  const c10::cuda::CUDAGuard guard(coeffs.device());
+  if (coeffs.size(1) > 0) step_tables(coeffs, horizon, coeffs.size(1));
+  return detail::make_legendre_step_weights(coeffs, decay, horizon, skip);
+}
+
+}  // namespace
+}  // namespace hyenarec
+
+TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
+  m.impl("legendre_step_weights", hyenarec::legendre_step_weights_cuda);
+  m.impl("legendre_step", hyenarec::legendre_step_cuda);
+}

@@ -1,0 +1,178 @@
+// Device code of legendre_step: one event after another of each stream, a thread a channel.
+//
+// A step is a handful of operations on each number of the state, which it must read anyway: N + C / 2 rows of
+// D numbers a stream, in coalesced accesses. So the kernel is written to be read. Only at the end of a chunk
+// do the threads of a block need each other, for the polynomials at the chunk's events.
+#pragma once
+
+#include "../common/cuda/device.cuh"
+#include "../legendre_scan/cuda/layout.cuh"
+#include "../legendre_scan/math.h"
+
+namespace hyenarec {
+
+constexpr int kLegendreStepThreads = 64;  // channels of a block; at least the events of a chunk
+
+struct LegendreStepWork {
+  int64_t streams, length, channels, horizon;
+  int64_t num_coeffs, chunk;
+
+  __host__ __device__ int64_t tiles() const { return ceil_div(channels, kLegendreStepThreads); }
+};
+
+// The events [streams, length, channels] of an activation, or of a gate, which may be absent.
+template <typename scalar_t>
+struct StepEvents {
+  using T = accumulate_t<scalar_t>;
+  const scalar_t* data;
+  int64_t stream_stride, event_stride;
+
+  __device__ T at(int64_t stream, int64_t t, int64_t channel) const {
+    if (data == nullptr) return T(1);
+    return static_cast<T>(data[stream * stream_stride + t * event_stride + channel]);
+  }
+};
+
+// One channel of a stream's state and of the weights; rows are `pitch` = channels apart. The layouts are
+// those of ../legendre_step.h.
+template <typename T>
+struct StepChannel {
+  int64_t pitch;
+  T* coefficients;
+  T* events;
+  const T* coeffs;
+  const T* near;
+  const T* fade;
+  const T* drop;
+
+  __device__ StepChannel(
+      const LegendreStepWork& work, T* states, const T* weights, int64_t stream, int64_t channel)
+      : pitch(work.channels),
+        coefficients(states + stream * (work.num_coeffs + work.chunk) * pitch + channel),
+        events(coefficients + work.num_coeffs * pitch),
+        coeffs(weights + channel),
+        near(coeffs + work.num_coeffs * pitch),
+        fade(near + work.chunk * pitch),
+        drop(fade + (work.chunk + 1) * pitch) {}
+};
+
+// What all events so far contribute to event j of the chunk that begins at `start`.
+template <typename T>
+__device__ inline T step_output(
+    const LegendreStepWork& work, const StepChannel<T>& channel, int64_t start, int64_t j) {
+  const int64_t pitch = channel.pitch;
+  T sum = T(0);
+  if (start > 0) {
+    const double place = legendre_position(j, work.horizon - start);
+    double current = 1, previous = 0;
+    for (int64_t n = 0; n < work.num_coeffs; ++n) {
+      sum += static_cast<T>(current) * channel.coefficients[n * pitch];
+      const double next = legendre_next(n, place, current, previous);
+      previous = current;
+      current = next;
+    }
+    sum *= channel.fade[j * pitch];
+  }
+  for (int64_t lag = 0; lag <= j; ++lag) sum += channel.near[lag * pitch] * channel.events[(j - lag) * pitch];
+  return sum;
+}
+
+// Restricts the state to the horizon behind chunk `index`, and multiplies the chunk's events as its end sees
+// them; both in place.
+template <typename T>
+__device__ inline void step_leave_chunk(
+    const LegendreStepWork& work, const ScanTables<T>& tables, const StepChannel<T>& channel, int64_t index) {
+  const int64_t pitch = channel.pitch;
+  const T step = channel.fade[work.chunk * pitch], drop = channel.drop[0];
+  const T* change = tables.restriction_change(index);
+  for (int64_t p = 0; p < work.num_coeffs; ++p) {  // upper triangular: row p needs no row before it
+    T& coefficient = channel.coefficients[p * pitch];
+    T sum = T(0);
+    for (int64_t m = p; m < work.num_coeffs && index > 0; ++m)
+      sum += change[p * tables.pitch + m] * channel.coefficients[m * pitch];
+    coefficient = index > 0 ? coefficient + (drop * coefficient + step * sum) : T(0);
+  }
+  for (int64_t j = 0; j < work.chunk; ++j)
+    channel.events[j * pitch] *= channel.fade[(work.chunk - j) * pitch];
+}
+
+// Takes the finished chunk `index` into the state. All threads of the block take part; those beyond the
+// channels only evaluate polynomials: thread j has P_q at event j.
+template <typename T>
+__device__ inline void step_finish_chunk(
+    const LegendreStepWork& work,
+    const ScanTables<T>& tables,
+    const StepChannel<T>& channel,
+    bool is_inside,
+    int64_t index,
+    T* basis) {
+  const int64_t pitch = channel.pitch, event = threadIdx.x;
+  if (is_inside) step_leave_chunk(work, tables, channel, index);
+  const ScanChunkShape shape = tables.shapes[index];
+  const T* transfer = tables.contraction + shape.transfer * work.num_coeffs;
+  const double place = legendre_position(event, work.chunk);
+  double current = 1, previous = 0;
+  for (int64_t q = 0; q < shape.num_moments; ++q) {
+    __syncthreads();  // the last degree has been used
+    if (event < work.chunk) {
+      basis[event] = static_cast<T>(current);
+      const double next = legendre_next(q, place, current, previous);
+      previous = current;
+      current = next;
+    }
+    __syncthreads();
+    if (!is_inside) continue;
+    T moment = T(0);
+    for (int64_t j = 0; j < work.chunk; ++j) moment += basis[j] * channel.events[j * pitch];
+    for (int64_t p = 0; p < work.num_coeffs - q; ++p) {
+      T sum = T(0);
+      for (int64_t n = p + q; n < work.num_coeffs; ++n) sum += transfer[n] * channel.coeffs[n * pitch];
+      transfer += work.num_coeffs;
+      channel.coefficients[p * pitch] += sum * moment;
+    }
+  }
+}
+
+// Positions aren't checked on CUDA: events beyond the horizon give NaN and leave the state alone.
+template <typename scalar_t>
+__global__ void __launch_bounds__(kLegendreStepThreads) legendre_step_forward(
+    LegendreStepWork work,
+    ScanTables<accumulate_t<scalar_t>> tables,
+    const accumulate_t<scalar_t>* __restrict__ weights,
+    const int64_t* __restrict__ positions,
+    StepEvents<scalar_t> u,
+    StepEvents<scalar_t> pre_gate,
+    StepEvents<scalar_t> post_gate,
+    accumulate_t<scalar_t>* states,
+    scalar_t* __restrict__ out) {
+  using T = accumulate_t<scalar_t>;
+  HYENAREC_SHARED_MEMORY(T, basis);  // [chunk]: one degree at the chunk's events
+  const int64_t stream = blockIdx.x / work.tiles();
+  const int64_t d = blockIdx.x % work.tiles() * kLegendreStepThreads + threadIdx.x;
+  const bool is_inside = d < work.channels;
+  const StepChannel<T> channel(work, states, weights, stream, d);
+  for (int64_t t = 0; t < work.length; ++t) {
+    const int64_t position = positions[stream] + t;
+    const bool is_known = position >= 0 && position < work.horizon;
+    const int64_t j = is_known ? position % work.chunk : 0, start = position - j;
+    if (is_inside) {
+      T output = static_cast<T>(NAN);
+      if (is_known) {
+        channel.events[j * channel.pitch] = u.at(stream, t, d) * pre_gate.at(stream, t, d);
+        output = step_output(work, channel, start, j) * post_gate.at(stream, t, d);
+      }
+      out[(stream * work.length + t) * work.channels + d] = static_cast<scalar_t>(output);
+    }
+    // The same for all threads of the block.
+    const bool is_finished = is_known && j + 1 == work.chunk && position + 1 < work.horizon;
+    if (is_finished && work.num_coeffs > 0)
+      step_finish_chunk(work, tables, channel, is_inside, start / work.chunk, basis);
+  }
+}
+template <typename T>
+LaunchShape legendre_step_shape(const LegendreStepWork& work) {
+  return {
+      work.streams * work.tiles(), dim3(kLegendreStepThreads), static_cast<size_t>(work.chunk) * sizeof(T)};
+}
+
+}  // namespace hyenarec

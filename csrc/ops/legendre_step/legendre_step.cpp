@@ -1,0 +1,200 @@
+#include "legendre_step.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/outer.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "../common/argument_checks.h"
+#include "../common/channels_last.h"
+#include "../legendre_kernel/legendre_kernel.h"
+#include "../legendre_scan/tables.h"
+
+namespace hyenarec {
+
+at::Tensor legendre_step_weights(
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    c10::SymInt horizon,
+    const std::optional<at::Tensor>& skip) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("hyenarec::legendre_step_weights", "")
+                             .typed<decltype(legendre_step_weights)>();
+  return op.call(coeffs, decay, std::move(horizon), skip);
+}
+
+at::Tensor legendre_step_state(const at::Tensor& coeffs, c10::SymInt batch) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("hyenarec::legendre_step_state", "")
+                             .typed<decltype(legendre_step_state)>();
+  return op.call(coeffs, std::move(batch));
+}
+
+at::Tensor legendre_step(
+    at::Tensor& state,
+    const at::Tensor& u,
+    const at::Tensor& position,
+    const at::Tensor& weights,
+    c10::SymInt horizon,
+    const std::optional<at::Tensor>& pre_gate,
+    const std::optional<at::Tensor>& post_gate) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("hyenarec::legendre_step", "")
+                             .typed<decltype(legendre_step)>();
+  return op.call(state, u, position, weights, std::move(horizon), pre_gate, post_gate);
+}
+
+namespace detail {
+
+void check_legendre_step_weights_arguments(
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    const c10::SymInt& horizon,
+    const std::optional<at::Tensor>& skip) {
+  const char* op = "legendre_step_weights";
+  const Argument coeffs_argument{op, "coeffs", coeffs};
+  const auto type = coeffs.scalar_type();
+  TORCH_CHECK(
+      type == c10::kFloat || type == c10::kDouble, op, ": coeffs must be float32 or float64, got ", type);
+  check_rank(coeffs_argument, 2, "[D, N]");
+  const auto check_channels = [&](const Argument& argument) {
+    check_rank(argument, 1, "[D]");
+    check_size(argument, 0, coeffs.sym_size(0), "[D]", "D");
+    check_type(argument, type, "like coeffs");
+    check_device(argument, coeffs_argument);
+  };
+  check_channels({op, "decay", decay});
+  if (skip) check_channels({op, "skip", *skip});
+  check_horizon(op, horizon);
+}
+
+LegendreStepSizes check_legendre_step_arguments(
+    const at::Tensor& state,
+    const at::Tensor& u,
+    const at::Tensor& position,
+    const at::Tensor& weights,
+    const c10::SymInt& horizon,
+    const std::optional<at::Tensor>& pre_gate,
+    const std::optional<at::Tensor>& post_gate) {
+  const char* op = "legendre_step";
+  const Argument u_argument{op, "u", u};
+  check_activation_type(u_argument);
+  TORCH_CHECK(u.dim() == 2 || u.dim() == 3, op, ": u must be [B, D] or [B, L, D], got ", u.sym_sizes());
+
+  const Argument position_argument{op, "position", position};
+  check_rank(position_argument, 1, "[B]");
+  check_size(position_argument, 0, u.sym_size(0), "[B]", "B");
+  check_type(position_argument, c10::kLong, "");
+  check_device(position_argument, u_argument);
+
+  const auto type = parameter_type(u.scalar_type());
+  const Argument weights_argument{op, "weights", weights}, state_argument{op, "state", state};
+  check_rank(weights_argument, 2, "[N + 2 C + 2, D]");
+  check_size(weights_argument, 1, u.sym_size(-1), "[N + 2 C + 2, D]", "D");
+  check_type(weights_argument, type, "beside this u");
+  check_device(weights_argument, u_argument);
+  check_rank(state_argument, 3, "[B, N + C, D]");
+  check_size(state_argument, 0, u.sym_size(0), "[B, N + C, D]", "B");
+  check_size(state_argument, 2, u.sym_size(-1), "[B, N + C, D]", "D");
+  check_type(state_argument, type, "beside this u");
+  check_device(state_argument, u_argument);
+  TORCH_CHECK(state.is_contiguous(), op, ": state must be contiguous, got strides ", state.sym_strides());
+
+  const int64_t state_rows = state.sym_size(1).guard_int(__FILE__, __LINE__);
+  const int64_t weight_rows = weights.sym_size(0).guard_int(__FILE__, __LINE__);
+  const int64_t chunk = weight_rows - state_rows - 2;
+  const int64_t num_coeffs = state_rows - chunk;
+  TORCH_CHECK(
+      num_coeffs >= 0 && chunk == legendre_chunk_length(num_coeffs), op,
+      ": state and weights must be made by "
+      "legendre_step_state and legendre_step_weights for the same number of coefficients, got ",
+      state_rows, " and ", weight_rows, " rows");
+
+  check_horizon(op, horizon);
+  if (pre_gate) check_like({op, "pre_gate", *pre_gate}, u_argument);
+  if (post_gate) check_like({op, "post_gate", *post_gate}, u_argument);
+  return {num_coeffs, chunk};
+}
+
+at::Tensor legendre_step_events(const std::optional<at::Tensor>& tensor) {
+  if (!tensor) return {};
+  return with_unit_channel_stride(tensor->dim() == 2 ? tensor->unsqueeze(1) : *tensor);
+}
+
+at::Tensor make_legendre_step_weights(
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    int64_t horizon,
+    const std::optional<at::Tensor>& skip) {
+  const int64_t chunk = legendre_chunk_length(coeffs.size(1));
+  const int64_t lags = std::min(chunk, horizon);
+  auto near = at::zeros({chunk, coeffs.size(0)}, coeffs.options());
+  near.slice(0, 0, lags).copy_(legendre_kernel(coeffs, decay, horizon, lags).t());
+  if (skip) near.select(0, 0).add_(*skip);
+  // In double, as the kernel is: a stream multiplies its state by them again and again.
+  const auto rates = decay.to(at::kDouble);
+  const auto fade = at::outer(at::arange(chunk + 1, rates.options()), rates.neg()).exp_();
+  const auto drop = rates.mul(static_cast<double>(-chunk)).expm1_().unsqueeze(0);
+  const auto options = coeffs.options();
+  auto weights = at::cat({coeffs.t(), near, fade.to(options), drop.to(options)});
+  // Far below rounding; as denormal numbers, in which fast decays end, they would take ten times as long.
+  const double least = coeffs.scalar_type() == at::kDouble
+                           ? std::numeric_limits<double>::min() / std::numeric_limits<double>::epsilon()
+                           : std::numeric_limits<float>::min() / std::numeric_limits<float>::epsilon();
+  return weights.masked_fill_(weights.abs().lt(least), 0);
+}
+
+}  // namespace detail
+
+namespace {
+
+at::Tensor legendre_step_weights_meta(
+    const at::Tensor& coeffs,
+    const at::Tensor& decay,
+    c10::SymInt horizon,
+    const std::optional<at::Tensor>& skip) {
+  detail::check_legendre_step_weights_arguments(coeffs, decay, horizon, skip);
+  const int64_t num_coeffs = coeffs.sym_size(1).guard_int(__FILE__, __LINE__);
+  return at::empty_symint(
+      {num_coeffs + 2 * legendre_chunk_length(num_coeffs) + 2, coeffs.sym_size(0)}, coeffs.options());
+}
+
+at::Tensor legendre_step_state_composite(const at::Tensor& coeffs, c10::SymInt batch) {
+  const char* op = "legendre_step_state";
+  detail::check_rank({op, "coeffs", coeffs}, 2, "[D, N]");
+  TORCH_SYM_CHECK(batch.sym_ge(0), op, ": batch must be at least 0, got ", batch);
+  const int64_t num_coeffs = coeffs.sym_size(1).guard_int(__FILE__, __LINE__);
+  return at::zeros_symint(
+      {std::move(batch), num_coeffs + legendre_chunk_length(num_coeffs), coeffs.sym_size(0)},
+      coeffs.options());
+}
+
+at::Tensor legendre_step_meta(
+    at::Tensor& state,
+    const at::Tensor& u,
+    const at::Tensor& position,
+    const at::Tensor& weights,
+    c10::SymInt horizon,
+    const std::optional<at::Tensor>& pre_gate,
+    const std::optional<at::Tensor>& post_gate) {
+  detail::check_legendre_step_arguments(state, u, position, weights, horizon, pre_gate, post_gate);
+  return at::empty_symint(u.sym_sizes(), u.options());
+}
+
+}  // namespace
+}  // namespace hyenarec
+
+TORCH_LIBRARY_IMPL(hyenarec, CompositeImplicitAutograd, m) {
+  m.impl("legendre_step_state", hyenarec::legendre_step_state_composite);
+}
+
+TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
+  m.impl("legendre_step_weights", hyenarec::legendre_step_weights_meta);
+  m.impl("legendre_step", hyenarec::legendre_step_meta);
+}

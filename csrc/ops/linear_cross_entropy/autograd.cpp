@@ -1,0 +1,116 @@
+#include "linear_cross_entropy.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <string>
+
+#include "../common/needed_gradients.h"
+
+namespace hyenarec {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using OptionalTensor = std::optional<at::Tensor>;
+
+// What is saved: the arguments, then the gradients of the losses' sum where the forward pass computed them.
+enum Saved { kHidden, kWeight, kBias, kTarget, kCandidates, kLogQ, kGradients };
+
+class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> {
+ public:
+  static constexpr bool is_traceable = true;
+
+  // `needs_grad`: of hidden, weight and bias. (The context knows that in backward only.)
+  static at::Tensor forward(
+      AutogradContext* ctx,
+      const at::Tensor& hidden,
+      const at::Tensor& weight,
+      const OptionalTensor& bias,
+      const at::Tensor& target,
+      const OptionalTensor& candidates,
+      const OptionalTensor& log_q,
+      double label_smoothing,
+      c10::string_view reduction,
+      std::array<bool, 3> needs_grad) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->saved_data["label_smoothing"] = label_smoothing;
+    ctx->saved_data["reduction"] = std::string(reduction);
+    variable_list saved{
+        hidden,
+        weight,
+        bias.value_or(at::Tensor()),
+        target,
+        candidates.value_or(at::Tensor()),
+        log_q.value_or(at::Tensor())};
+    if (reduction == "none") {
+      ctx->save_for_backward(saved);
+      return linear_cross_entropy(
+          hidden, weight, bias, target, candidates, log_q, label_smoothing, reduction);
+    }
+    const auto [losses, of_hidden, of_weight, of_bias] = linear_cross_entropy_with_gradients(
+        hidden, weight, bias, target, candidates, log_q, label_smoothing, needs_grad);
+    saved.insert(saved.end(), {of_hidden, of_weight, of_bias});
+    ctx->save_for_backward(saved);
+    return detail::reduce_losses(losses, target, reduction);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto needed = needed_gradients<3>(ctx, saved);
+    const bool has_gradients = saved.size() > kGradients;
+    auto grad = grads[0];
+    if (ctx->saved_data["reduction"].toStringRef() == "mean")
+      grad = grad.div(detail::number_of_targets(saved[kTarget]));
+    variable_list gradients(9);
+    // To be differentiated again, the gradients must depend on grad through the operator, which refuses that.
+    if (has_gradients && !(at::GradMode::is_enabled() && grad.requires_grad())) {
+      for (size_t i = 0; i < needed.size(); ++i) {
+        if (needed[i]) gradients[i] = saved[kGradients + i].mul(grad).to(saved[i].scalar_type());
+      }
+      return gradients;
+    }
+    const auto [hidden, weight, bias] = linear_cross_entropy_backward(
+        grad.expand_symint(saved[kTarget].sym_sizes()), saved[kHidden], saved[kWeight],
+        optional(saved[kBias]), saved[kTarget], optional(saved[kCandidates]), optional(saved[kLogQ]),
+        ctx->saved_data["label_smoothing"].toDouble(), needed);
+    gradients[kHidden] = if_needed(needed[0], hidden);
+    gradients[kWeight] = if_needed(needed[1], weight);
+    gradients[kBias] = if_needed(needed[2], bias);
+    return gradients;
+  }
+};
+
+at::Tensor linear_cross_entropy_autograd(
+    const at::Tensor& hidden,
+    const at::Tensor& weight,
+    const OptionalTensor& bias,
+    const at::Tensor& target,
+    const OptionalTensor& candidates,
+    const OptionalTensor& log_q,
+    double label_smoothing,
+    c10::string_view reduction) {
+  detail::check_reduction(reduction);
+  const bool enabled = at::GradMode::is_enabled();
+  TORCH_CHECK(
+      !enabled || !log_q || !log_q->requires_grad(),
+      "linear_cross_entropy: log_q must not require a gradient, since it has none");
+  const std::array<bool, 3> needs_grad{
+      enabled && hidden.requires_grad(), enabled && weight.requires_grad(),
+      enabled && bias && bias->requires_grad()};
+  return LinearCrossEntropy::apply(
+      hidden, weight, bias, target, candidates, log_q, label_smoothing, reduction, needs_grad);
+}
+
+}  // namespace
+}  // namespace hyenarec
+
+TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
+  m.impl("linear_cross_entropy", hyenarec::linear_cross_entropy_autograd);
+  m.impl("linear_cross_entropy_with_gradients", torch::autograd::autogradNotImplementedFallback());
+  // Second derivatives raise: "derivative for hyenarec::linear_cross_entropy_backward is not implemented".
+  m.impl("linear_cross_entropy_backward", torch::autograd::autogradNotImplementedFallback());
+}

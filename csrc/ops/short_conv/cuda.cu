@@ -1,0 +1,124 @@
+// short_conv on CUDA: one launch forward; backward one that writes grad_u and sums the parameters' gradients
+// by groups of rows, which torch adds up in a fixed order: no atomics, deterministic.
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <torch/library.h>
+
+#include "../common/argument_checks.h"
+#include "../common/cuda/launch.cuh"
+#include "../common/cuda/rows.h"
+#include "cuda.cuh"
+#include "short_conv.h"
+
+namespace hyenarec {
+namespace {
+
+constexpr int64_t kForwardRun =
+    16;  // rows a thread slides over: enough to hide the halo, short enough to fill a GPU
+
+SequenceRows sequence_rows(const RowSequences& sequences) {
+  return {
+      sequences.rows, sequences.length, sequences.offsets_data(),
+      sequences.offsets.defined() ? sequences.count : 0};
+}
+
+template <typename scalar_t>
+bool aligned(const Rows& rows, int64_t channels) {
+  constexpr int64_t kVector = 16 / sizeof(scalar_t);
+  return channels % kVector == 0 && rows.stride % kVector == 0 &&
+         reinterpret_cast<uintptr_t>(rows.tensor.const_data_ptr()) % 16 == 0;
+}
+
+// Calls run(vector, taps) with integral constants: 16 bytes of channels or one channel, 4 or 8 taps.
+template <typename scalar_t, typename Run>
+void choose(bool vectors, int64_t width, const Run& run) {
+  using Wide = std::integral_constant<int, 16 / sizeof(scalar_t)>;
+  using Single = std::integral_constant<int, 1>;
+  using Four = std::integral_constant<int, 4>;
+  using Eight = std::integral_constant<int, 8>;
+  static_assert(kShortConvMaxWidth == 8);
+  if (vectors) {
+    width <= 4 ? run(Wide{}, Four{}) : run(Wide{}, Eight{});
+  } else {
+    width <= 4 ? run(Single{}, Four{}) : run(Single{}, Eight{});
+  }
+}
+
+at::Tensor short_conv_cuda(
+    const at::Tensor& u,
+    const at::Tensor& weight,
+    const std::optional<at::Tensor>& bias,
+    const std::optional<at::Tensor>& offsets) {
+  detail::check_short_conv_arguments(u, weight, bias, offsets);
+  const c10::cuda::CUDAGuard guard(u.device());
+  auto out = at::empty(u.sizes(), u.options());
+  if (out.numel() == 0) return out;
+
+  const int64_t channels = u.size(-1), width = weight.size(1);
+  const Rows input(u);
+  const auto taps = weight.contiguous();
+  const auto shifts = bias ? bias->contiguous() : at::Tensor();
+  const RowSequences sequences("short_conv", u, offsets);
+  const auto rows = sequence_rows(sequences);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "short_conv", [&] {
+    using param_t = accumulate_t<scalar_t>;
+    choose<scalar_t>(aligned<scalar_t>(input, channels), width, [&](auto vector, auto tap_count) {
+      const auto shape = short_conv_shape(rows.rows, channels, vector(), kForwardRun, 0);
+      launch(
+          shape.launch, short_conv_forward<scalar_t, vector(), tap_count()>, rows, channels, width,
+          shape.channel_tiles, shape.run, input.tensor.const_data_ptr<scalar_t>(), input.stride,
+          taps.const_data_ptr<param_t>(), shifts.defined() ? shifts.const_data_ptr<param_t>() : nullptr,
+          out.mutable_data_ptr<scalar_t>());
+    });
+  });
+  return out;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_cuda(
+    const at::Tensor& grad,
+    const at::Tensor& u,
+    const at::Tensor& weight,
+    const std::optional<at::Tensor>& offsets,
+    std::array<bool, 3> needs_grad) {
+  detail::check_short_conv_backward_arguments(grad, u, weight, offsets);
+  const c10::cuda::CUDAGuard guard(u.device());
+  const int64_t channels = u.size(-1), width = weight.size(1);
+  auto grad_u = detail::empty_gradient(needs_grad[0], u);
+  auto grad_weight = detail::empty_gradient(needs_grad[1], weight);
+  auto grad_bias = detail::empty_gradient(needs_grad[2], weight.select(1, 0));
+  if (u.numel() == 0) return {grad_u, grad_weight.zero_(), grad_bias.zero_()};
+  const bool needs_sums = needs_grad[1] || needs_grad[2];
+  if (!(needs_grad[0] || needs_sums)) return {grad_u, grad_weight, grad_bias};
+
+  const Rows input(u), output(grad);
+  const auto taps = weight.contiguous();
+  const RowSequences sequences("short_conv", u, offsets);
+  const auto rows = sequence_rows(sequences);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "short_conv_backward", [&] {
+    using param_t = accumulate_t<scalar_t>;
+    const bool vectors = aligned<scalar_t>(input, channels) && aligned<scalar_t>(output, channels);
+    choose<scalar_t>(vectors, width, [&](auto vector, auto tap_count) {
+      const auto shape = short_conv_shape(rows.rows, channels, vector(), 0, sizeof(param_t));
+      const at::Tensor partial = at::empty({shape.groups, width + 1, channels}, weight.options());
+      launch(
+          shape.launch, short_conv_backward<scalar_t, vector(), tap_count()>, rows, channels, width,
+          shape.channel_tiles, shape.run, output.tensor.const_data_ptr<scalar_t>(), output.stride,
+          input.tensor.const_data_ptr<scalar_t>(), input.stride, taps.const_data_ptr<param_t>(),
+          needs_grad[0] ? grad_u.mutable_data_ptr<scalar_t>() : nullptr, partial.mutable_data_ptr<param_t>());
+      if (!needs_sums) return;
+      const auto sums = partial.sum(0, /*keepdim=*/false, at::kDouble);
+      if (needs_grad[1]) grad_weight.copy_(sums.narrow(0, 0, width).t());
+      if (needs_grad[2]) grad_bias.copy_(sums[width]);
+    });
+  });
+  return {grad_u, grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace hyenarec
+
+TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
+  m.impl("short_conv", hyenarec::short_conv_cuda);
+  m.impl("short_conv_backward", hyenarec::short_conv_backward_cuda);
+}

@@ -24,10 +24,19 @@ class LruCache {
   // The value of `key`, from make(), which returns a Shared, if it isn't there.
   template <typename Make>
   Shared get(const Key& key, bool keep_for_ever, const Make& make) {
-    Shared dropped;  // dies after the lock: that may wait for the GPU
+    return get(key, keep_for_ever, [](const Value&) { return true; }, [&](const Shared&) { return make(); });
+  }
+  // The same for a value that may not be enough: then make(value) makes a better one. It gets nullptr if there is none.
+  template <typename IsEnough, typename Make>
+  Shared get(const Key& key, bool keep_for_ever, const IsEnough& is_enough, const Make& make) {
+    Shared dropped, replaced;  // die after the lock: that may wait for the GPU
     const std::lock_guard<std::mutex> lock(mutex_);
     auto found = entries_.find(key);
-    if (found == entries_.end()) found = entries_.emplace(key, Entry{make(), 0, false}).first;
+    if (found == entries_.end()) {
+      found = entries_.emplace(key, Entry{make(nullptr), 0, false}).first;
+    } else if (!is_enough(*found->second.value)) {
+      replaced = std::exchange(found->second.value, make(found->second.value));
+    }
     Entry& entry = found->second;
     entry.last_use = ++uses_;
     entry.is_kept = entry.is_kept || keep_for_ever;

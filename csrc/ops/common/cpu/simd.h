@@ -1,8 +1,6 @@
 // Vector code for the CPU kernels, without a compiler flag: functions marked HYENAREC_SIMD are compiled for
-// baseline, AVX2 and AVX-512 machines, and the loader picks one.
+// baseline, AVX2 and AVX-512 machines, and the loader picks one. No torch here.
 #pragma once
-
-#include <c10/util/BFloat16.h>
 
 #include <cstdint>
 #include <cstdlib>
@@ -44,6 +42,11 @@ using LaneOf = std::remove_reference_t<decltype(std::declval<V&>()[0])>;
 template <typename V>
 constexpr int kLanes = sizeof(V) / sizeof(LaneOf<V>);
 
+// bfloat16 in memory: the upper half of a float.
+struct BFloat16 {
+  uint16_t bits;
+};
+
 template <typename V>
 HYENAREC_INLINE V load_lanes(const void* from) {
   V lanes;
@@ -59,20 +62,19 @@ template <int lanes = 8>
 HYENAREC_INLINE Vector<double, lanes> load(const double* from) {
   return load_lanes<Vector<double, lanes>>(from);
 }
-// bfloat16 is the upper half of a float.
 template <int lanes = 8>
-HYENAREC_INLINE Vector<float, lanes> load(const c10::BFloat16* from) {
+HYENAREC_INLINE Vector<float, lanes> load(const BFloat16* from) {
   const auto halves = load_lanes<Vector<uint16_t, lanes>>(from);
   return (Vector<float, lanes>)(__builtin_convertvector(halves, Vector<uint32_t, lanes>) << 16);
 }
 
-// What lanes become in memory: themselves, or bfloat16, rounded to nearest even and keeping NaN, as c10::BFloat16 does.
+// What lanes become in memory: themselves, or bfloat16, rounded to nearest even and keeping NaN, as torch does.
 template <typename V>
 HYENAREC_INLINE V stored_as(const V& lanes, const LaneOf<V>*) {
   return lanes;
 }
 template <typename V>
-HYENAREC_INLINE Vector<uint16_t, kLanes<V>> stored_as(const V& lanes, const c10::BFloat16*) {
+HYENAREC_INLINE Vector<uint16_t, kLanes<V>> stored_as(const V& lanes, const BFloat16*) {
   using Bits = Vector<uint32_t, kLanes<V>>;
   const auto bits = (Bits)lanes;
   const auto rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;

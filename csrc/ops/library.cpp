@@ -15,11 +15,6 @@ TORCH_LIBRARY(hyenarec, m) {
       "post_gate, "
       "bool[5] needs_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
-  m.def("short_conv(Tensor u, Tensor weight, Tensor? bias=None, Tensor? offsets=None) -> Tensor");
-  m.def(
-      "short_conv_backward(Tensor grad, Tensor u, Tensor weight, Tensor? offsets, bool[3] needs_grad) "
-      "-> (Tensor, Tensor, Tensor)");
-
   m.def(
       "legendre_conv(Tensor u, Tensor coeffs, Tensor decay, SymInt horizon, Tensor? skip=None, Tensor? "
       "pre_gate=None, Tensor? post_gate=None, Tensor? offsets=None) -> Tensor");

@@ -8,14 +8,6 @@ TORCH_LIBRARY(hyenarec, m) {
       "Tensor)");
 
   m.def(
-      "fft_conv(Tensor u, Tensor kernel, Tensor? skip=None, Tensor? pre_gate=None, Tensor? post_gate=None) "
-      "-> Tensor");
-  m.def(
-      "fft_conv_backward(Tensor grad, Tensor u, Tensor kernel, Tensor? skip, Tensor? pre_gate, Tensor? "
-      "post_gate, "
-      "bool[5] needs_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-
-  m.def(
       "legendre_conv(Tensor u, Tensor coeffs, Tensor decay, SymInt horizon, Tensor? skip=None, Tensor? "
       "pre_gate=None, Tensor? post_gate=None, Tensor? offsets=None) -> Tensor");
   m.def(

@@ -2,11 +2,6 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(hyenarec, m) {
-  m.def("legendre_kernel(Tensor coeffs, Tensor decay, SymInt horizon, SymInt length) -> Tensor");
-  m.def(
-      "legendre_kernel_backward(Tensor grad, Tensor coeffs, Tensor decay, SymInt horizon) -> (Tensor, "
-      "Tensor)");
-
   m.def(
       "legendre_conv(Tensor u, Tensor coeffs, Tensor decay, SymInt horizon, Tensor? skip=None, Tensor? "
       "pre_gate=None, Tensor? post_gate=None, Tensor? offsets=None) -> Tensor");

@@ -4,9 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/SymInt.h>
 
-#include <array>
 #include <optional>
-#include <tuple>
 
 #include "../common/macros.h"
 
@@ -38,60 +36,4 @@ HYENAREC_API at::Tensor hyena_mixer(
     const at::Tensor& skip,
     const std::optional<at::Tensor>& offsets = std::nullopt);
 
-// The same, and the states with which hyena_mixer_backward begins on a CPU: [rows, N, D] in coeffs' dtype, see
-// legendre_states.h; zeros on CUDA.
-HYENAREC_API std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states(
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const std::optional<at::Tensor>& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const at::Tensor& skip,
-    const std::optional<at::Tensor>& offsets);
-
-// Gradients of hyena_mixer from grad (like its result in shape and dtype, any strides): {x, short_weight,
-// short_bias, coeffs, decay, skip}, contiguous, each with its input's shape and dtype. needs_grad selects them
-// in that order; one that is not selected, or whose argument is absent, comes back as an empty tensor of shape
-// [0] in its would-be dtype. `states` are those of hyena_mixer_with_states for the same arguments; without, a CPU may
-// compute them first by a forward pass. Not differentiable: a second derivative raises.
-HYENAREC_API std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
-hyena_mixer_backward(
-    const at::Tensor& grad,
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const std::optional<at::Tensor>& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const at::Tensor& skip,
-    const std::optional<at::Tensor>& offsets,
-    std::array<bool, 6> needs_grad,
-    const std::optional<at::Tensor>& states = std::nullopt);
-
-namespace detail {
-
-// Every backend kernel (CPU, CUDA, Meta) calls these first, so that checks also run under inference_mode.
-void check_hyena_mixer_arguments(
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const std::optional<at::Tensor>& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    const c10::SymInt& horizon,
-    const at::Tensor& skip,
-    const std::optional<at::Tensor>& offsets);
-void check_hyena_mixer_backward_arguments(
-    const at::Tensor& grad,
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const std::optional<at::Tensor>& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    const c10::SymInt& horizon,
-    const at::Tensor& skip,
-    const std::optional<at::Tensor>& offsets,
-    const std::optional<at::Tensor>& states);
-
-}  // namespace detail
 }  // namespace hyenarec

@@ -1,4 +1,4 @@
-// Builds the constants of legendre_tables.h and cpu/section_tables.h, in double. No torch here.
+// Builds the constants of tables.h and cpu/segment_tables.h, in double. No torch here.
 #pragma once
 
 #include <algorithm>

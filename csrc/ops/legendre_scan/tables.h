@@ -29,7 +29,7 @@ namespace hyenarec {
 // 1.47, 1.22, 1.23; backward at L = 4,096 N = 2 2.2, 2.3, 2.5; N = 9 2.7, 2.4, 2.9; N = 33 3.7, 3.3, 3.5. For N = 9
 // chunks of 32 are faster, but the largest error of benchmarks/legendre_conv.py was then 8.6 times the FFT's, with 16
 // it is 3.8 times.
-constexpr int64_t kShortChunk = 16, kLongChunk = 32, kMostShortChunkCoeffs = 9;
+constexpr int64_t kShortChunk = 16, kLongChunk = 32, kMaxShortChunkCoeffs = 9;
 HYENAREC_API int64_t legendre_chunk_length(int64_t num_coeffs);
 
 // Calls visit(first, size) over [0, count) in runs of 8, 4, 2 and 1: what vector code holds in registers at a

@@ -4,7 +4,7 @@
 //   auto state = legendre_step_state(coeffs, batch);                           // once a stream
 //   out = legendre_step(state, u, position, weights, horizon);                 // for position = 0, 1, 2, ...
 //
-// A stream's state is what the scan of legendre_tables.h carries: N Legendre coefficients a channel for all
+// A stream's state is what the scan (docs/scan.md) carries: N Legendre coefficients a channel for all
 // finished chunks, and the up to C events of the current chunk, C = legendre_chunk_length(N). An event costs
 // N + C / 2 multiply-adds a channel on average; each C-th event finishes a chunk, which takes about N^3 / 6 +
 // N^2 / 2 + N C more.
@@ -64,38 +64,4 @@ HYENAREC_API at::Tensor legendre_step(
     const std::optional<at::Tensor>& pre_gate = std::nullopt,
     const std::optional<at::Tensor>& post_gate = std::nullopt);
 
-namespace detail {
-
-// N and C, from the shapes of state and weights.
-struct LegendreStepSizes {
-  int64_t num_coeffs;
-  int64_t chunk;
-};
-
-// Every backend kernel (CPU, CUDA, Meta) calls these first, so that checks also run under inference_mode.
-void check_legendre_step_weights_arguments(
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    const c10::SymInt& horizon,
-    const std::optional<at::Tensor>& skip);
-LegendreStepSizes check_legendre_step_arguments(
-    const at::Tensor& state,
-    const at::Tensor& u,
-    const at::Tensor& position,
-    const at::Tensor& weights,
-    const c10::SymInt& horizon,
-    const std::optional<at::Tensor>& pre_gate,
-    const std::optional<at::Tensor>& post_gate);
-
-// An activation or gate as [B, L, D] with channels side by side; undefined if absent.
-at::Tensor legendre_step_events(const std::optional<at::Tensor>& tensor);
-
-// The numbers of legendre_step_weights, on any device.
-at::Tensor make_legendre_step_weights(
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    int64_t horizon,
-    const std::optional<at::Tensor>& skip);
-
-}  // namespace detail
 }  // namespace hyenarec

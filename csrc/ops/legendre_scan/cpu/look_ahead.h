@@ -60,13 +60,13 @@ class LookAhead {
     __builtin_prefetch(last);
   }
 
-  static constexpr int kMost = 10;  // kinds of rows
+  static constexpr int kMax = 10;  // kinds of rows
   struct Rows {
     const char* next;
     int64_t stride, bytes;
   };
 
-  Rows reads_[kMost] = {}, writes_[kMost] = {};
+  Rows reads_[kMax] = {}, writes_[kMax] = {};
   int num_reads_ = 0, num_writes_ = 0;
   int64_t left_;
   const int64_t rows_per_call_;

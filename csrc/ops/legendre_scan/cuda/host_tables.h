@@ -6,7 +6,7 @@
 
 namespace hyenarec {
 
-// See ScanTables in legendre_scan_layout.cuh for what the arrays mean and how they are laid out.
+// See ScanTables in layout.cuh for what the arrays mean and how they are laid out.
 template <typename T>
 struct HostScanTables {
   int64_t chunks = 0;  // that are covered

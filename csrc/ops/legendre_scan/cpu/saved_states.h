@@ -1,6 +1,6 @@
-// The states of the Legendre scan that a forward pass on the CPU saves for its backward pass: those that sequences hand
-// on from section to section (see cpu/section_tables.h). From them the backward pass finds the states of a section's
-// chunks when it gets there, and needn't walk the whole history before. The backward pass on CUDA computes its own.
+// The states that a forward pass of the Legendre scan on the CPU saves for its backward pass: those carried from segment
+// to segment (see segment_tables.h). From them the backward pass finds the states of a segment's chunks when it gets
+// there, and needn't walk the whole history before. The backward pass on CUDA computes its own.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,8 +11,8 @@
 namespace hyenarec::detail {
 
 // Room for them, [rows, N, D] in coeffs' dtype, a sequence's one after another. `activations` are [B, L, ...], or packed
-// [total, ...] with offsets. There are more rows than states, for how many these are depends on the horizon's and the offsets'
-// values, but at most one for 256 events (N <= 9) or 512 events, and two.
+// [total, ...] with offsets. There are more rows than states, whose number depends on the values of horizon and offsets:
+// two, and one for each 256 events (N <= 9) or 512 events.
 at::Tensor empty_legendre_states(
     const at::Tensor& activations,
     const at::Tensor& coeffs,

@@ -18,22 +18,22 @@ namespace hyenarec::scan {
 // What all tasks of one call share.
 template <typename compute_t>
 struct Problem {
-  std::shared_ptr<const SectionTables<compute_t>> tables;
+  std::shared_ptr<const SegmentTables<compute_t>> tables;
   int64_t channels;
   const compute_t* coeffs;  // [D, N]
   const compute_t* decay;   // [D]
   const compute_t* skip;    // [D], or nullptr
-  int64_t longest;          // events of the longest sequence
+  int64_t longest;  // events of the longest sequence
   std::vector<Group> groups;
 
   int64_t num_coeffs() const { return tables->num_coeffs; }
   int64_t chunk() const { return tables->chunk; }
 };
 
-// A channel's kernel at the first lags, in double: without decay, and the decay beside it.
+// A channel's kernel at the first lags in double, as a polynomial and the decay that multiplies it.
 struct NearKernel {
   double polynomial[kMaxChunk] = {};
-  double fade[kMaxChunk + 1];
+  double decay_from_start[kMaxChunk + 1];
 
   template <typename compute_t>
   NearKernel(const Problem<compute_t>& problem, int64_t channel) {
@@ -44,13 +44,14 @@ struct NearKernel {
       for (int64_t lag = 0; lag < chunk; ++lag) polynomial[lag] += coefficient * basis[k * chunk + lag];
     }
     const double one_step = std::exp(-static_cast<double>(problem.decay[channel]));
-    fade[0] = 1.0;
-    for (int64_t lag = 1; lag <= chunk; ++lag) fade[lag] = one_step * fade[lag - 1];
+    decay_from_start[0] = 1.0;
+    for (int64_t lag = 1; lag <= chunk; ++lag) decay_from_start[lag] = one_step * decay_from_start[lag - 1];
   }
 };
 
-// One of the scan's three parts: sections of full length, the horizon's cut section, and from section to section.
-// Each has its own view of the kernel's coefficients, and a contraction for each chunk that has a successor.
+// One of the three scans that a call is made of: within segments of full length, within the horizon's cut segment, and
+// from segment to segment. Each has its own view of the kernel's coefficients, and a contraction for each chunk that
+// has a successor.
 template <typename compute_t>
 struct ScanPart {
   const LegendreTables<compute_t>* tables;
@@ -92,14 +93,14 @@ struct Contractions {
   int64_t rows_within = 0;  // of whole and cut, which come first
   int64_t rows = 0;
 
-  explicit Contractions(const SectionTables<compute_t>& tables, int64_t longest)
+  explicit Contractions(const SegmentTables<compute_t>& tables, int64_t longest)
       : whole{&tables.whole.tables, &tables.whole.restriction, {}},
         cut{&tables.cut.tables, &tables.cut.restriction, {}},
         between{&tables.between, nullptr, {}} {
-    const int64_t in_section = std::min(longest, tables.section);
-    const int64_t last_begin = longest > 0 ? (longest - 1) / tables.section * tables.section : 0;
-    add(in_section, whole);
-    add(tables.is_cut(last_begin / tables.section) ? longest - last_begin : 0, cut);
+    const int64_t in_segment = std::min(longest, tables.segment);
+    const int64_t last_begin = longest > 0 ? (longest - 1) / tables.segment * tables.segment : 0;
+    add(in_segment, whole);
+    add(tables.is_cut(last_begin / tables.segment) ? longest - last_begin : 0, cut);
     rows_within = rows;
     add(longest, between);
   }
@@ -118,51 +119,51 @@ struct Contractions {
 
 // What a vector of channels needs at every event: rows of lanes.
 template <typename V>
-struct TileWeights {
-  const V* near;          // [C] the kernel at the first lags, skip added to lag 0
-  const V* fade;          // [C] exp(-decay j)
-  const V* lift;          // [C] exp(-decay (C - j))
-  const V* chunk_step;    // [1] expm1(-decay C)
-  const V* section_step;  // [1] expm1(-decay S)
-  const V* contracted;    // as Contractions says
+struct ScanParameters {
+  const V* near;                  // [C] the kernel at the first lags, skip added to lag 0
+  const V* decay_from_start;      // [C] exp(-decay j)
+  const V* decay_to_end;          // [C] exp(-decay (C - j))
+  const V* chunk_decay_change;    // [1] expm1(-decay C)
+  const V* segment_decay_change;  // [1] expm1(-decay S)
+  const V* contracted;            // as Contractions says
 
-  TileWeights(const V* rows, int64_t chunk)
+  ScanParameters(const V* rows, int64_t chunk)
       : near(rows),
-        fade(near + chunk),
-        lift(fade + chunk),
-        chunk_step(lift + chunk),
-        section_step(chunk_step + 1),
-        contracted(section_step + 1) {}
+        decay_from_start(near + chunk),
+        decay_to_end(decay_from_start + chunk),
+        chunk_decay_change(decay_to_end + chunk),
+        segment_decay_change(chunk_decay_change + 1),
+        contracted(segment_decay_change + 1) {}
 };
 
-// Rows of a TileWeights before its contractions.
-inline int64_t plain_weight_rows(int64_t chunk) { return 3 * chunk + 2; }
+// Rows of a ScanParameters before its contractions.
+inline int64_t plain_parameter_rows(int64_t chunk) { return 3 * chunk + 2; }
 
 // Writes those rows for the channels [first, first + count); absent channels are 0.
 template <typename compute_t>
-void fill_plain_weights(
+void fill_plain_parameters(
     const Problem<compute_t>& problem, int64_t first, int64_t count, int64_t lanes, compute_t* rows) {
   const int64_t chunk = problem.chunk();
-  std::fill_n(rows, plain_weight_rows(chunk) * lanes, compute_t(0));
+  std::fill_n(rows, plain_parameter_rows(chunk) * lanes, compute_t(0));
   for (int64_t lane = 0; lane < count; ++lane) {
     const NearKernel kernel(problem, first + lane);
     compute_t* to = rows + lane;
-    // Weights far below rounding become zero: denormal numbers, which fast decays end in, would take the
-    // processor ten times as long.
-    constexpr double kLeast =
+    // Numbers far below rounding become zero: denormal ones, in which fast decays end, would take the processor ten
+    // times as long.
+    constexpr double kSmallest =
         std::numeric_limits<compute_t>::min() / std::numeric_limits<compute_t>::epsilon();
     const auto put = [&](double value) {
-      *to = std::abs(value) < kLeast ? compute_t(0) : static_cast<compute_t>(value);
+      *to = std::abs(value) < kSmallest ? compute_t(0) : static_cast<compute_t>(value);
       to += lanes;
     };
     const double skip = problem.skip ? problem.skip[first + lane] : 0.0;
     const double decay = problem.decay[first + lane];
     put(kernel.polynomial[0] + skip);
-    for (int64_t lag = 1; lag < chunk; ++lag) put(kernel.polynomial[lag] * kernel.fade[lag]);
-    for (int64_t j = 0; j < chunk; ++j) put(kernel.fade[j]);
-    for (int64_t j = 0; j < chunk; ++j) put(kernel.fade[chunk - j]);
+    for (int64_t lag = 1; lag < chunk; ++lag) put(kernel.polynomial[lag] * kernel.decay_from_start[lag]);
+    for (int64_t j = 0; j < chunk; ++j) put(kernel.decay_from_start[j]);
+    for (int64_t j = 0; j < chunk; ++j) put(kernel.decay_from_start[chunk - j]);
     put(std::expm1(-decay * static_cast<double>(chunk)));
-    put(std::expm1(-decay * static_cast<double>(problem.tables->section)));
+    put(std::expm1(-decay * static_cast<double>(problem.tables->segment)));
   }
 }
 

@@ -1,12 +1,11 @@
-#include "states.h"
+#include "saved_states.h"
 
 #include <ATen/ops/empty.h>
 
 #include <array>
 
-#include "../common/argument_checks.h"
-#include "cpu/segment_tables.h"
-#include "tables.h"
+#include "../../common/argument_checks.h"
+#include "segment_tables.h"
 
 namespace hyenarec::detail {
 namespace {
@@ -19,13 +18,13 @@ Shape shape_of_states(
     const c10::SymInt& horizon,
     const std::optional<at::Tensor>& offsets) {
   // All without a branch, which would fix sizes that are symbols to what they are now: a chunk of
-  // legendre_chunk_length(N) events, the shortest sections that a horizon can have (they get longer with it), ...
-  const c10::SymInt is_long = (coeffs.sym_size(1) / (kMostShortChunkCoeffs + 1)).min(1);
-  const c10::SymInt section = kLeastSectionChunks * (kShortChunk + (kLongChunk - kShortChunk) * is_long);
+  // legendre_chunk_length(N) events, the shortest segments that a horizon can have (they get longer with it), ...
+  const c10::SymInt is_long = (coeffs.sym_size(1) / (kMaxShortChunkCoeffs + 1)).min(1);
+  const c10::SymInt segment = kMinSegmentChunks * (kShortChunk + (kLongChunk - kShortChunk) * is_long);
   const auto first = activations.sym_size(0);
   const auto rows = offsets
-                        ? first / section * ((horizon - 1) / section).min(1)  // 0 if none is longer than that
-                        : first * ((activations.sym_size(1).max(1) - 1) / section);
+                        ? first / segment * ((horizon - 1) / segment).min(1)  // 0 if none is longer than that
+                        : first * ((activations.sym_size(1).max(1) - 1) / segment);
   // ... and two rows too many: sizes of 0 and 1 are other graphs.
   return {rows + 2, coeffs.sym_size(1), coeffs.sym_size(0)};
 }

@@ -1,4 +1,28 @@
-// Launching the Legendre scan from torch: how the work is cut, the scratch, the order of the launches.
+// The Legendre scan on CUDA. Start reading here; docs/scan.md explains the method. No torch in this folder's other .cuh.
+//
+//   scan.cuh          ScanCall, for an operator: how the work is cut, the scratch, the order of the launches
+//   forward.cuh       the kernels that walk sequences forwards, and what they cost
+//   backward.cuh      the kernel that walks them backwards
+//   channel.cuh       one channel of a chunk and its state in a thread's registers
+//   layout.cuh        where tables, parameters, sequences lie; rows.cuh: activations
+//   host_tables.h     the tables as the kernels read them; device_tables.h: kept on the device
+//
+// An operator says where the scan's inputs come from and where its results go: its ScanIO. It has ScanIO::Scalar and
+// these members, each for one channel of the `rows` <= 32 rows from `row` on, before which the same sequence has `before`
+// rows. T = accumulate_t<Scalar>; values of rows that aren't there are zero:
+//
+//   load_input(channel, row, before, rows, z)        z = what the kernel is convolved with
+//   store_output(channel, row, before, rows, y)      y = kernel * z goes where it belongs, through the gate
+//   load_output_grad(channel, row, before, rows, dy) dy = the gradient of y, through the gate
+//   Memory                                           what a thread keeps from chunk to chunk on the way back
+//   store_gate_grad(memory, channel, .., y)          of the gate behind the convolution
+//   store_input_grad(memory, channel, .., dz)        of z's factors
+//   begin(memory)                                    at the start of the way back
+//   begin_segment(memory, channel, before, behind), end_segment(memory)
+//                                                    around the chunks of a segment, walked backwards
+//   kSums, store_sums(memory, to)                    sums over time of its own
+//   poison_output(channel, row), poison_gradients(channel, row)
+//                                                    NaN to the results of a row beyond the horizon
 #pragma once
 
 #include <ATen/ops/constant_pad_nd.h>
@@ -41,10 +65,10 @@ ScanRows<scalar_t> result_rows(const at::Tensor& result) {
 struct OptionalRows {
   std::optional<Rows> rows;
 
-  explicit OptionalRows(const std::optional<at::Tensor>& source) {
-    if (source) rows.emplace(*source);
+  explicit OptionalRows(const std::optional<at::Tensor>& io) {
+    if (io) rows.emplace(*io);
     // ScanRows keeps distances in 32 bits, multiplied by a chunk's rows.
-    if (rows && rows->stride >= (int64_t{1} << 31) / (2 * kScanChunk)) rows.emplace(source->contiguous());
+    if (rows && rows->stride >= (int64_t{1} << 31) / (2 * kScanChunk)) rows.emplace(io->contiguous());
   }
   template <typename scalar_t>
   ScanRows<const scalar_t> data() const {
@@ -54,7 +78,7 @@ struct OptionalRows {
 };
 
 struct ScanGradients {
-  at::Tensor coeffs, decay, skip, source_sums;  // source_sums [kSums, channels], double
+  at::Tensor coeffs, decay, skip, io_sums;  // io_sums [kSums, channels], double
 };
 
 // One call of an operator with parameters of type T: coeffs [D, N], decay [D], skip [D] or none.
@@ -90,40 +114,39 @@ class ScanCall {
     contract(chunks);
   }
 
-  // Source: see legendre_scan.cuh.
-  template <typename Source>
-  void forward(const Source& source) {
+  template <typename IO>
+  void forward(const IO& io) {
     choose_scan_coeffs<kFast>(given_, [&](auto coeff_count) {
       constexpr int kN = coeff_count();
-      const auto carry = find_carry<Source, kN>(source);
+      const auto carry = find_carry<IO, kN>(io);
       launch(
-          sweep_shape(), legendre_scan_forward<Source, kN, false>, work_, tables_, parameters_, source,
+          sweep_shape(), legendre_scan_forward<IO, kN, false>, work_, tables_, parameters_, io,
           data(carry), nullptr);
     });
   }
 
-  // The source's gradients, and those of the parameters into tensors that aren't empty.
-  template <typename Source>
-  ScanGradients backward(const Source& source, const ScanWanted& wanted, ScanGradients grads) {
+  // The ScanIO's gradients, and those of the parameters into tensors that aren't empty.
+  template <typename IO>
+  ScanGradients backward(const IO& io, const GradientMask& wanted, ScanGradients grads) {
     choose_scan_coeffs<kFast>(given_, [&](auto coeff_count) {
       constexpr int kN = coeff_count();
       at::Tensor states;
-      if (wanted.kernel || wanted.output) {
+      if (wanted.parameters || wanted.output) {
         states = scratch(scan_slots(work_.rows, work_.sequences, kScanChunk) * num_coeffs_);
-        const auto carry = find_carry<Source, kN>(source);
+        const auto carry = find_carry<IO, kN>(io);
         launch(
-            sweep_shape(), legendre_scan_forward<Source, kN, true>, work_, tables_, parameters_, source,
+            sweep_shape(), legendre_scan_forward<IO, kN, true>, work_, tables_, parameters_, io,
             data(carry), data(states));
       }
-      const auto carry = find_adjoint_carry<Source, kN>(source);
-      const auto sweep = scan_backward_shape<Source>(work_, num_coeffs_, warps_, most_moments_, kMostBlocks);
-      const int64_t rows = scan_sum_rows<Source>(num_coeffs_);
+      const auto carry = find_carry_backward<IO, kN>(io);
+      const auto sweep = scan_backward_shape<IO>(work_, num_coeffs_, warps_, most_moments_, kMaxBlocks);
+      const int64_t rows = scan_sum_rows<IO>(num_coeffs_);
       const int64_t blocks = sweep.work.row_groups * work_.segments;
-      const auto partial = wanted.kernel ? scratch(blocks * rows) : at::Tensor();
+      const auto partial = wanted.parameters ? scratch(blocks * rows) : at::Tensor();
       launch(
-          sweep.launch, legendre_scan_backward<Source, kN>, sweep.work, tables_, parameters_, source, wanted,
+          sweep.launch, legendre_scan_backward<IO, kN>, sweep.work, tables_, parameters_, io, wanted,
           sweep.slab, data(states), data(carry), data(partial));
-      if (wanted.kernel) finish<Source>(partial.view({blocks, rows, pitch_}), grads);
+      if (wanted.parameters) finish<IO>(partial.view({blocks, rows, pitch_}), grads);
     });
     return grads;
   }
@@ -195,31 +218,31 @@ class ScanCall {
   }
 
   // The states at the segments' starts; undefined with one segment.
-  template <typename Source, int kN>
-  at::Tensor find_carry(const Source& source) const {
+  template <typename IO, int kN>
+  at::Tensor find_carry(const IO& io) const {
     if (work_.segments == 1) return {};
     auto carry = segment_scratch(num_coeffs_);
-    launch(sweep_shape(), legendre_scan_carry<Source, kN>, work_, tables_, parameters_, source, data(carry));
+    launch(sweep_shape(), legendre_scan_carry<IO, kN>, work_, tables_, parameters_, io, data(carry));
     combine<kN, false>(carry);
     return carry;
   }
-  template <typename Source, int kN>
-  at::Tensor find_adjoint_carry(const Source& source) const {
+  template <typename IO, int kN>
+  at::Tensor find_carry_backward(const IO& io) const {
     if (work_.segments == 1) return {};
     auto carry = segment_scratch(num_coeffs_);
     launch(
-        sweep_shape(), legendre_scan_adjoint_carry<Source, kN>, work_, tables_, parameters_, source,
+        sweep_shape(), legendre_scan_carry_backward<IO, kN>, work_, tables_, parameters_, io,
         data(carry));
     combine<kN, true>(carry);
     return carry;
   }
-  template <int kN, bool kAdjoint>
+  template <int kN, bool kBackward>
   void combine(const at::Tensor& carry) const {
-    launch(shape(), legendre_scan_combine<T, kN, kAdjoint>, work_, tables_, parameters_, data(carry));
+    launch(shape(), legendre_scan_combine<T, kN, kBackward>, work_, tables_, parameters_, data(carry));
   }
 
   // The parameters' gradients from the blocks' sums [blocks, rows, pitch].
-  template <typename Source>
+  template <typename IO>
   void finish(const at::Tensor& partial, ScanGradients& grads) const {
     const auto sums = partial.sum(0, /*keepdim=*/false, at::kDouble).narrow(1, 0, work_.channels);
     const int64_t near_and_coeffs = kScanChunk + num_coeffs_;
@@ -229,7 +252,7 @@ class ScanCall {
     }
     if (grads.decay.numel() > 0) grads.decay.copy_(sums[scan_sum_row(kScanDecaySum, num_coeffs_)]);
     if (grads.skip.numel() > 0) grads.skip.copy_(sums[0]);
-    grads.source_sums = sums.narrow(0, scan_sum_row(kScanSourceSums, num_coeffs_), Source::kSums);
+    grads.io_sums = sums.narrow(0, scan_sum_row(kScanIOSums, num_coeffs_), IO::kSums);
   }
 
   // `rows` rows of the channels, rounded up to whole warps.
@@ -238,7 +261,7 @@ class ScanCall {
     return tensor.defined() && tensor.numel() > 0 ? static_cast<T*>(tensor.data_ptr()) : nullptr;
   }
 
-  static constexpr int64_t kMostBlocks = 1024;  // of a tile in the backward sweep
+  static constexpr int64_t kMaxBlocks = 1024;  // of a tile in the backward sweep
 
   const RowSequences sequences_;
   const at::Tensor coeffs_, decay_, skip_;
@@ -249,7 +272,7 @@ class ScanCall {
   std::shared_ptr<const DeviceScanTables> kept_tables_;
   ScanWork work_;
   ScanTables<T> tables_;
-  ScanChannels<T> parameters_;
+  ScanParameters<T> parameters_;
 };
 
 }  // namespace hyenarec

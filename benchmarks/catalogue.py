@@ -30,10 +30,10 @@ from timing import timed
 
 from hyenarec.config import LossConfig, ModelConfig, TrainConfig
 from hyenarec.data import Histories, Vocabulary, leave_one_out
-from hyenarec.evaluate import evaluate
+from hyenarec.evaluation.evaluate import evaluate
+from hyenarec.evaluation.recommend import recommend
 from hyenarec.memory import in_process_of_its_own, reset_peak, resident
-from hyenarec.recommend import recommend
-from hyenarec.training_run import TrainingRun
+from hyenarec.train.trainer import TrainingRun
 
 SMALL, LARGE = 10_000, 1_000_000
 USERS, LENGTH = 1_000, 202  # two events are held out, the others are a window of 199 with their targets

@@ -36,12 +36,12 @@ from timing import Times, forward_backward, timed
 from torch import Tensor, nn
 
 from hyenarec import bench
-from hyenarec.baselines import causal_attention
 from hyenarec.config import BenchConfig, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from hyenarec.data import Batch, TrainingBatches, load_histories, split_histories
-from hyenarec.loss import NextItemLoss
-from hyenarec.model import HyenaRec
-from hyenarec.optimizer import make_optimizer
+from hyenarec.models.baselines import causal_attention
+from hyenarec.models.hyenarec import HyenaRec
+from hyenarec.train.loss import NextItemLoss
+from hyenarec.train.optimizer import make_optimizer
 
 LENGTHS = (200, 1024, 4096, 16384)
 NUM_COEFFS = ModelConfig().num_coeffs

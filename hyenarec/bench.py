@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from hyenarec.config import MODEL_CONFIGS, BenchConfig, OptimizerConfig, SequentialConfig, to_dict
-from hyenarec.loss import NextItemLoss
+from hyenarec.evaluation.report import git_commit, write_report
 from hyenarec.memory import in_process_of_its_own, reset_peak, resident
-from hyenarec.optimizer import make_optimizer
-from hyenarec.registry import make_model
-from hyenarec.report import git_commit, write_report
+from hyenarec.models.registry import make_model
 from hyenarec.train import device_name
+from hyenarec.train.loss import NextItemLoss
+from hyenarec.train.optimizer import make_optimizer
 
 PARTS = ("mixer", "ffn", "loss", "optimizer", "other")
 """A step's time: what the events of a sequence learn of each other (attention, convolution, recurrence); the

@@ -162,7 +162,7 @@ def saved_defaults(folder: str) -> dict[str, Any]:
     Raises:
         ValueError: the run's settings are damaged; names the file.
     """
-    from hyenarec.checkpoint import CONFIG_OF_RUN
+    from hyenarec.train.checkpoint import CONFIG_OF_RUN
 
     path = Path(folder, CONFIG_OF_RUN)
     if not path.is_file():
@@ -197,9 +197,9 @@ def _train(options: Any) -> int:
 
 def _evaluate(options: Any) -> int:
     from hyenarec.data import load_histories, split_histories
-    from hyenarec.evaluate import evaluate
-    from hyenarec.recommend import load
-    from hyenarec.report import beside_floors, evaluate_floors, text_table
+    from hyenarec.evaluation.evaluate import evaluate
+    from hyenarec.evaluation.recommend import load
+    from hyenarec.evaluation.report import beside_floors, evaluate_floors, text_table
 
     chosen = EvaluateOptions(**_fields(options))
     saved = load(chosen.model, _device(chosen.device))
@@ -229,7 +229,7 @@ def _evaluate(options: Any) -> int:
 
 
 def _recommend(options: Any) -> int:
-    from hyenarec.recommend import load
+    from hyenarec.evaluation.recommend import load
 
     chosen = RecommendOptions(**_fields(options))
     if (chosen.user is None) == (chosen.history is None):

@@ -12,7 +12,7 @@ import torch
 from hyenarec import bench, cli
 from hyenarec.bench import PARTS, Clock, Cost, Hooks, Step, peak_memory, table
 from hyenarec.config import LEARNED_NAMES, BenchConfig
-from hyenarec.registry import COUNTED, LEARNED
+from hyenarec.models.registry import COUNTED, LEARNED
 
 TINY = BenchConfig(batch_tokens=64, num_items=20, dim=8, repetitions=2, device="cpu")
 

@@ -1,0 +1,205 @@
+"""One history, event by event: the scores of `HyenaRec.score` in constant time and memory an event.
+
+The batch path sees a whole history at once. A stream keeps of its past only what later events need: for each
+block the Legendre coefficients of its long convolutions with their current chunk (`ops.legendre_step`), and
+the last rows that the short convolution still reaches. Everything else works on one event by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from hyenarec import ops
+
+if TYPE_CHECKING:
+    from hyenarec.models.hyenarec import Block, HyenaRec, LegendreKernel, LongConv, Mixer
+
+
+class Stream:
+    """A growing history and the scores of its next item; `HyenaRec.stream()` makes one.
+
+    After each event, `scores()` equals `HyenaRec.score` of the history so far up to rounding (1e-5), in
+    evaluation mode and without gradients. An event costs the same at any length; so does the state, of
+    `num_blocks · ((order - 1)(N + C) + (order + 1)(W - 1)) · D + D` numbers (`nbytes`), where N is
+    `num_coeffs`, C the 32 events of a chunk (16 for N <= 9), and W is `short_conv_width`.
+
+    The model's weights must not change while its streams live: what the convolutions need of them is computed
+    once, here, and shared with copies. To serve many users, make one stream and `copy()` it while it is
+    empty. A stream is not for several threads at a time; streams of one model may run side by side.
+
+    Args:
+        model: a model with `legendre` kernels.
+
+    Raises:
+        ValueError: if the model's kernels are of another family, which have no state of constant size.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: HyenaRec) -> None:
+        if model.config.kernel != "legendre":
+            raise ValueError(
+                f"a stream needs a model with kernel 'legendre', got {model.config.kernel!r}: only "
+                "polynomials sum up all past events in a state of constant size"
+            )
+        self._model = model
+        self._blocks = [_BlockStream(block) for block in cast("Iterable[Block]", model.blocks)]
+        self._length = 0
+        self._whole = True
+        self._last = model.items.weight[0].clone()  # what the last block gave for the last event
+
+    def __len__(self) -> int:
+        """Number of events so far."""
+        return self._length
+
+    def append(self, item: int) -> None:
+        """Adds the next event.
+
+        Args:
+            item: its id, 1..V.
+
+        Raises:
+            ValueError: if the id is not one of the catalogue, or the stream has `max_len` events already. The
+                stream is as before then.
+            RuntimeError: if an earlier call was interrupted (Ctrl-C, out of memory) between two blocks,
+                which no longer remember the same events then. The stream's copies from before are sound.
+        """
+        self.extend((item,))
+
+    @torch.inference_mode()
+    def extend(self, items: Iterable[int]) -> None:
+        """Adds several events, oldest first: what `append` does for each, but sooner.
+
+        Args:
+            items: ids, 1..V.
+
+        Raises:
+            ValueError: as for `append`; no event is added then.
+            RuntimeError: as for `append`.
+        """
+        self._require_whole()
+        ids = [self._checked(item) for item in items]
+        max_len = self._model.config.max_len
+        if self._length + len(ids) > max_len:
+            raise ValueError(
+                f"a stream must have at most max_len = {max_len} events, got {self._length + len(ids)}: "
+                "begin another one and extend it by the latest of them"
+            )
+        if not ids:
+            return
+        items_weight = self._model.items.weight
+        position = torch.tensor([self._length], device=items_weight.device)
+        x = items_weight[torch.tensor(ids, device=items_weight.device)] * math.sqrt(self._model.config.dim)
+        self._whole = False
+        for block in self._blocks:
+            x = block(x, position)
+        self._last = x[-1].clone()
+        self._length += len(ids)
+        self._whole = True
+
+    @torch.no_grad()  # no inference mode, whose tensors cannot be changed in place: callers mask scores
+    def scores(self) -> Tensor:
+        """Scores of the next event, `[V]`: entry j is item j + 1's.
+
+        Raises:
+            ValueError: if there has been no event yet.
+            RuntimeError: as for `append`.
+        """
+        self._require_whole()
+        if self._length == 0:
+            raise ValueError("a stream must have at least one event before it has scores, got none")
+        model = self._model
+        return torch.addmv(model.item_bias, model.item_weight, model.norm(self._last))
+
+    @torch.inference_mode()
+    def copy(self) -> Stream:
+        """A stream with the same history, which goes its own way from here on.
+
+        Raises:
+            RuntimeError: as for `append`.
+        """
+        self._require_whole()
+        other = copy.copy(self)
+        other._blocks = [block.copy() for block in self._blocks]
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory for this stream alone: without the model and what copies share."""
+        return self._last.nbytes + sum(block.nbytes for block in self._blocks)
+
+    def _require_whole(self) -> None:
+        if not self._whole:
+            raise RuntimeError(
+                "the stream was interrupted while it took an event: make another one and give it the history"
+            )
+
+    def _checked(self, item: int) -> int:
+        num_items = self._model.item_bias.shape[0]
+        try:
+            index = operator.index(item)
+        except TypeError:
+            index = 0
+        if not 1 <= index <= num_items:
+            raise ValueError(f"item must be an integer in 1..V = 1..{num_items}, got {item!r}")
+        return index
+
+
+class _BlockStream:
+    """A block of the model and what it remembers of one stream."""
+
+    def __init__(self, block: Block) -> None:
+        mixer = cast("Mixer", block.mixer)
+        convs = cast("list[LongConv]", list(mixer.convs))
+        kernels = [cast("LegendreKernel", conv.kernel) for conv in convs]
+        # Without the modules' lookups and hooks, which would take a fourth of an event's time.
+        self._mixer_norm, self._ffn_norm = block.mixer_norm.forward, block.ffn_norm.forward
+        self._in_proj, self._out_proj = mixer.in_proj.forward, mixer.out_proj.forward
+        self._ffn = [layer.forward for layer in block.ffn]
+        self._short_bias = mixer.short_bias
+        self._short_weight = mixer.short_weight.t().contiguous().t()  # as short_conv reads it, without a copy
+        self._weights = [
+            ops.legendre_step_weights(kernel.coeffs, kernel.decay, kernel.horizon, conv.skip)
+            for conv, kernel in zip(convs, kernels, strict=True)
+        ]
+        self._horizon = kernels[0].horizon
+        channels, width = mixer.short_weight.shape
+        self._rows = mixer.short_weight.new_zeros(width - 1, channels)  # the last events' projections
+        self._states = [ops.legendre_step_state(kernel.coeffs, 1) for kernel in kernels]
+
+    def __call__(self, x: Tensor, position: Tensor) -> Tensor:
+        """`Block.forward` for the next events `[L, D]` of the stream; `position` is the first one's."""
+        x = x + self._mix(self._mixer_norm(x), position)
+        inner = self._ffn_norm(x)
+        for layer in self._ffn:
+            inner = layer(inner)
+        return x + inner
+
+    def _mix(self, x: Tensor, position: Tensor) -> Tensor:
+        """`Mixer.forward` for the same events."""
+        past, length = self._rows.shape[0], x.shape[0]
+        rows = torch.cat([self._rows, self._in_proj(x)])
+        self._rows = rows.narrow(0, length, past).clone()
+        filtered = ops.short_conv(rows.unsqueeze(0), self._short_weight, self._short_bias)
+        filtered = filtered.narrow(1, past, length)
+        *queries, k, v = filtered.chunk(len(self._states) + 2, dim=-1)
+        pre_gate: Tensor | None = k
+        for state, weights, q in zip(self._states, self._weights, reversed(queries), strict=True):
+            v, pre_gate = ops.legendre_step(state, v, position, weights, self._horizon, pre_gate, q), None
+        return self._out_proj(v.squeeze(0))
+
+    def copy(self) -> _BlockStream:
+        other = copy.copy(self)
+        other._rows = self._rows.clone()
+        other._states = [state.clone() for state in self._states]
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        return self._rows.nbytes + sum(state.nbytes for state in self._states)

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from devices import needs_gpu
 
 from hyenarec.data import (
     Histories,
@@ -191,7 +192,7 @@ def test_batches_move_and_keep_their_fields():
     assert moved.items.shape == batch.items.shape
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_batches_reach_the_gpu():
     (batch,) = TrainingBatches(make([[1, 2, 3]]), max_len=3, batch_tokens=9, seed=0).batches(0)
     torch.cuda.set_sync_debug_mode("error")

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from devices import DEVICES, needs_gpu
 from host_reads import HostReads
 from largest_tensor import LargestTensor
 from torch import Tensor, nn
@@ -350,7 +351,7 @@ def test_ranks_come_from_a_device_whose_values_nobody_sees(monkeypatch: pytest.M
     assert ranks.device.type == "meta" and (ranks.shape, ranks.dtype) == ((3,), torch.int64)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_a_gpu_waits_no_longer_for_more_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_with_equal_items(500).cuda()
     _, histories, _ = random_case(3, users=40, num_items=500, most_targets=1)
@@ -440,10 +441,8 @@ class TableModule(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", DEVICES)
 def test_every_device_and_dtype_ranks_alike(device: str, dtype: torch.dtype) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
     table, histories, wanted = random_case(
         2, users=30, num_items=25, most_targets=3
     )  # scores of 0 to 11 are exact

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from descent import losses_of_steps
+from devices import needs_gpu
 from torch import Tensor
 
 from hyenarec.config import MODEL_CONFIGS, MarkovConfig, SASRecConfig
@@ -216,7 +217,7 @@ def test_packed_attention_on_a_gpu_is_that_of_the_cpu() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("name", LEARNED)
 def test_scores_on_a_gpu_are_those_of_the_cpu(name: str) -> None:
     model, (items, offsets) = fresh(name).double(), packed([24, 1, 7])
@@ -335,7 +336,7 @@ def test_counts_are_saved_and_loaded(kind: type[Markov | Popularity], tmp_path: 
         load_model(tmp_path)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("kind", [Markov, Popularity])
 def test_counts_on_a_gpu_are_those_of_the_cpu(kind: type[Markov | Popularity]) -> None:
     model = kind.of(histories_of(TRAIN, 5))

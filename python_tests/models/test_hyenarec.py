@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from descent import losses_of_steps
+from devices import needs_gpu
 from torch import Tensor
 
 from hyenarec import reference
 from hyenarec.config import ModelConfig
-from hyenarec.models.hyenarec import KERNELS, HyenaRec, LegendreKernel
+from hyenarec.models.hyenarec import HyenaRec
+from hyenarec.models.kernels import KERNELS, LegendreKernel
 from hyenarec.models.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from hyenarec.train.loss import NextItemLoss
 
@@ -283,7 +285,7 @@ def test_a_damaged_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
         HyenaRec.from_pretrained(tmp_path)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_a_gpu_never_waits_for_gradients_or_scores() -> None:
     """Of long histories; what a whole step of training does is in `train/test_waits.py`."""
     model = make_model(max_len=4096).cuda()
@@ -298,7 +300,7 @@ def test_a_gpu_never_waits_for_gradients_or_scores() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_and_gradients_on_a_gpu_are_those_of_the_cpu(family: str) -> None:
     model = make_model(kernel=family)

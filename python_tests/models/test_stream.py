@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from devices import needs_gpu
 from torch import Tensor
 
 from hyenarec.config import ModelConfig
@@ -202,7 +203,7 @@ def test_other_kernels_cannot_be_streamed(kernel: str) -> None:
         make_model(SMALL, kernel=kernel).stream()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("order", [2, 3])
 def test_on_a_gpu(order: int) -> None:
     model = make_model(DEEP, order=order)

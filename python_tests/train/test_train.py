@@ -7,6 +7,7 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import needs_gpu
 
 import hyenarec
 from hyenarec.config import LossConfig
@@ -173,7 +174,7 @@ def test_every_sampled_loss_learns(make_config, loss, epochs):
     assert result.test.figures["NDCG@10"].mean > 2 * result.floors["Popularity"].figures["NDCG@10"].mean
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("loss", ["softmax", "sampled_softmax"])
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_training_and_resuming_on_a_gpu(make_config, precision, loss):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from devices import needs_gpu
 from host_reads import HostReads
 from torch import Tensor
 
@@ -117,7 +118,7 @@ def test_a_step_is_read_while_the_next_one_is_computed(make_config, monkeypatch)
     assert happened == first + between + last
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @every_loss
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_a_gpu_never_waits(make_run, precision, loss):

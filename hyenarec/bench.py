@@ -25,10 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from hyenarec.config import MODEL_CONFIGS, BenchConfig, OptimizerConfig, SequentialConfig, to_dict
-from hyenarec.evaluation.report import git_commit, write_report
+from hyenarec.evaluation.report import device_name, git_commit, write_report
 from hyenarec.memory import in_process_of_its_own, reset_peak, resident
 from hyenarec.models.registry import make_model
-from hyenarec.train import device_name
 from hyenarec.train.loss import NextItemLoss
 from hyenarec.train.optimizer import make_optimizer
 

@@ -133,6 +133,14 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
     write_atomically(path, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
 
 
+def device_name(device: torch.device) -> str:
+    """What a reader can compare with: the GPU's name, or the CPU and its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' if threads > 1 else ''}"
+
+
 def git_commit() -> str | None:
     """The commit of this package's source tree, with `-dirty` after local changes; None without a tree."""
     source = Path(__file__).resolve()

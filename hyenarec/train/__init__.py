@@ -22,6 +22,7 @@ from hyenarec.evaluation.evaluate import Evaluation
 from hyenarec.evaluation.report import (
     REPORT_FILE,
     beside_floors,
+    device_name,
     evaluate_floors,
     make_report,
     text_table,
@@ -151,14 +152,6 @@ def conclude(
         print(text_table(results), split.leaks, f"saved in {folder}", sep="\n")
     accelerator.wait_for_everyone()
     return TrainResult(model, test, floors, progress.best_epoch, progress.best_score, read_log(folder))
-
-
-def device_name(device: torch.device) -> str:
-    """What a reader can compare with: the GPU's name, or the CPU and its threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"cpu, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def with_catalogue(config: TrainConfig, num_items: int) -> TrainConfig:

@@ -170,20 +170,26 @@ class SASRec(SequentialModel):
     config_type = SASRecConfig
     config: SASRecConfig
 
-    def _make_layers(self) -> None:
-        config = self.config
+    def __init__(self, config: SASRecConfig) -> None:
+        super().__init__(config)
         self.positions = nn.Embedding(config.max_len, config.dim)
         nn.init.normal_(self.positions.weight, std=EMBEDDING_STD)
         self.blocks = nn.ModuleList(Block(config, Attention(config)) for _ in range(config.num_blocks))
+        self._add_norm()
 
-    def _run_layers(self, x: Tensor, offsets: Tensor | None) -> Tensor:
+    def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Ids `[B, L]`, or packed `[total]` with `offsets` -> rows `[B, L, D]` or `[total, D]`."""
+        x = self._embed(items, offsets)
         position = torch.arange(x.shape[-2], device=x.device)
         if offsets is not None:
             position = position - torch.repeat_interleave(
                 offsets[:-1], offsets.diff(), output_size=x.shape[0]
             )
         layout = None if offsets is None else self._layout(x, offsets)
-        return self._run_blocks(self.blocks, x + self.positions(position), layout)
+        hidden_states, residual = x + self.positions(position), None
+        for block in self.blocks:
+            hidden_states, residual = block(hidden_states, residual, layout)
+        return self.dropout.add_norm(hidden_states, residual, self.norm)[0]
 
     def _layout(self, x: Tensor, offsets: Tensor) -> Groups | Packed:
         if Packed.can_attend(x, self.config.num_heads):
@@ -264,11 +270,15 @@ class GRU4Rec(SequentialModel):
     config_type = GRU4RecConfig
     config: GRU4RecConfig
 
-    def _make_layers(self) -> None:
-        self.mixer = Recurrence(self.config)
+    def __init__(self, config: GRU4RecConfig) -> None:
+        super().__init__(config)
+        self.mixer = Recurrence(config)
+        self._add_norm()
 
-    def _run_layers(self, x: Tensor, offsets: Tensor | None) -> Tensor:
-        rows: Tensor = self.norm(self.mixer(self.dropout(x), offsets))
+    def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Ids `[B, L]`, or packed `[total]` with `offsets` -> rows `[B, L, D]` or `[total, D]`."""
+        x = self.dropout(self._embed(items, offsets))
+        rows: Tensor = self.norm(self.mixer(x, offsets))
         return rows
 
 

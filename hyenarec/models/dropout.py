@@ -31,17 +31,19 @@ class Dropout(nn.Dropout):
         keep = (_random_levels(x) >= dropped - LEVELS // 2).to(x.dtype)
         return x * keep.mul_(LEVELS / (LEVELS - dropped))
 
-    def add_norm(self, branch: Tensor, residual: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-        """`norm` of residual + dropout(branch), then that sum: one operator, on any device.
+    def add_norm(
+        self, hidden_states: Tensor, residual: Tensor | None, norm: nn.LayerNorm
+    ) -> tuple[Tensor, Tensor]:
+        """`norm` of residual + dropout(hidden_states), then that sum: one operator, on any device.
 
         Args:
-            branch: `[.., D]`.
-            residual: `[.., D]`. None: zeros.
+            hidden_states: `[..., D]`, a branch's output.
+            residual: `[..., D]`. None: zeros.
             norm: over D channels, with weight and bias. It is not called: its hooks don't run.
         """
         p = self.p if self.training else 0.0
-        seed = _random_seed(branch.device) if p > 0 else None
-        return ops.dropout_add_layer_norm(branch, residual, norm.weight, norm.bias, p, norm.eps, seed)
+        seed = _random_seed(hidden_states.device) if p > 0 else None
+        return ops.dropout_add_layer_norm(hidden_states, residual, norm.weight, norm.bias, p, norm.eps, seed)
 
 
 def _random_seed(device: torch.device) -> Tensor:

@@ -10,6 +10,7 @@ padded on the right), so a history gives the same numbers alone, in a batch, and
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from typing import ClassVar, cast
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from hyenarec import ops
 from hyenarec.config import BlocksConfig, ModelConfig, SequentialConfig
 from hyenarec.models.dropout import Dropout
+from hyenarec.models.kernels import KERNELS, LegendreKernel
 from hyenarec.models.pretrained import PretrainedModel
 from hyenarec.models.stream import Stream
 
@@ -56,101 +58,6 @@ class Padding:
     def pack(self, x: Tensor) -> Tensor:
         """`[B, L, C]` -> packed `[total, C]`."""
         return x.flatten(0, 1).index_select(0, self.index)
-
-
-class LegendreKernel(nn.Module):
-    """κ[d, τ] = exp(-decay[d] τ) Σ_n coeffs[d, n] P_n(2τ/(T-1) - 1): N + 1 numbers a channel, any length."""
-
-    def __init__(self, channels: int, config: ModelConfig) -> None:
-        super().__init__()
-        self.horizon = config.max_len
-        self.coeffs = nn.Parameter(torch.randn(channels, config.num_coeffs))
-        self.log_decay = _log_decay(channels, config)
-        with torch.no_grad():
-            self.coeffs.div_(self(config.max_len).norm(dim=1, keepdim=True))
-
-    @property
-    def decay(self) -> Tensor:
-        """Rate of the exponential decay per lag, `[channels]`; zeros where none is learned."""
-        return _decay(self.log_decay, self.coeffs)
-
-    def forward(self, length: int) -> Tensor:
-        """The kernel's first `length` lags, `[channels, length]`; the model never needs them."""
-        return ops.legendre_kernel(self.coeffs, self.decay, self.horizon, min(length, self.horizon))
-
-
-class MLPKernel(nn.Module):
-    """Hyena's implicit filter (Poli et al. 2023): a sine MLP on complex exponentials of τ, decaying."""
-
-    BANDS, HIDDEN, FREQUENCY = 8, 64, 10.0
-
-    def __init__(self, channels: int, config: ModelConfig) -> None:
-        super().__init__()
-        self.horizon = config.max_len
-        self.log_decay = _log_decay(channels, config)
-        self.hidden = nn.ModuleList(
-            [nn.Linear(2 * self.BANDS + 1, self.HIDDEN), nn.Linear(self.HIDDEN, self.HIDDEN)]
-        )
-        self.out = nn.Linear(self.HIDDEN, channels, bias=False)
-        self.frequency = nn.Parameter(torch.full((self.HIDDEN,), self.FREQUENCY))
-        self.gain = nn.Parameter(torch.ones(channels))
-        with torch.no_grad():
-            self.gain.div_(self(config.max_len).norm(dim=1))
-
-    def forward(self, length: int) -> Tensor:
-        """The kernel's first `length` lags, `[channels, length]`; in full precision even under autocast."""
-        with torch.autocast(self.gain.device.type, enabled=False):
-            return self._evaluate(length)
-
-    def _evaluate(self, length: int) -> Tensor:
-        lag = torch.arange(min(length, self.horizon), device=self.gain.device, dtype=self.gain.dtype)
-        time = lag[:, None] / max(self.horizon - 1, 1)
-        angle = (
-            2
-            * math.pi
-            * time
-            * torch.linspace(1e-4, self.BANDS - 1, self.BANDS, device=lag.device, dtype=lag.dtype)
-        )
-        x = torch.cat([time, angle.cos(), angle.sin()], dim=1)
-        for layer in self.hidden:
-            x = torch.sin(self.frequency * layer(x))
-        fade = torch.exp(-_decay(self.log_decay, self.gain)[:, None] * lag)
-        kernel: Tensor = self.gain[:, None] * self.out(x).t() * fade
-        return kernel
-
-
-class FreeKernel(nn.Module):
-    """One learned number for each lag and channel: the most general kernel, T numbers a channel."""
-
-    def __init__(self, channels: int, config: ModelConfig) -> None:
-        super().__init__()
-        fade = torch.exp(-_geometric_decay(channels, config.max_len)[:, None] * torch.arange(config.max_len))
-        kernel = torch.randn(channels, config.max_len) * fade
-        self.kernel = nn.Parameter(kernel / kernel.norm(dim=1, keepdim=True))
-
-    def forward(self, length: int) -> Tensor:
-        """The kernel's first `length` lags, `[channels, length]`."""
-        return self.kernel[:, :length]
-
-
-KERNELS: dict[str, type[LegendreKernel] | type[MLPKernel] | type[FreeKernel]] = {
-    "legendre": LegendreKernel,
-    "mlp": MLPKernel,
-    "free": FreeKernel,
-}
-
-
-def _geometric_decay(channels: int, horizon: int) -> Tensor:
-    """Rates spread geometrically over the channels, from bursts (1/2 a step) to the whole horizon (1/T)."""
-    return torch.logspace(math.log10(0.5), math.log10(1 / max(horizon, 2)), channels)
-
-
-def _log_decay(channels: int, config: ModelConfig) -> nn.Parameter | None:
-    return nn.Parameter(_geometric_decay(channels, config.max_len).log()) if config.decay else None
-
-
-def _decay(log_decay: nn.Parameter | None, like: Tensor) -> Tensor:
-    return like.new_zeros(like.shape[0]) if log_decay is None else log_decay.exp()
 
 
 def linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
@@ -231,6 +138,55 @@ class Mixer(nn.Module):
         return v if padding is None else padding.pack(v)
 
 
+class MixerStep:
+    """`Mixer.forward` for the next events of one sequence, and what it keeps of those before them.
+
+    Args:
+        mixer: one with `legendre` kernels. What the convolutions need of its weights is computed here, once.
+    """
+
+    def __init__(self, mixer: Mixer) -> None:
+        convs = cast("list[LongConv]", list(mixer.convs))
+        kernels = [cast(LegendreKernel, conv.kernel) for conv in convs]
+        # Without the modules' lookups and hooks, which would take a fourth of an event's time.
+        self._in_proj, self._out_proj = mixer.in_proj.forward, mixer.out_proj.forward
+        self._short_bias = mixer.short_bias
+        self._short_weight = mixer.short_weight.t().contiguous().t()  # as short_conv reads it, without a copy
+        self._weights = [
+            ops.legendre_step_weights(kernel.coeffs, kernel.decay, kernel.horizon, conv.skip)
+            for conv, kernel in zip(convs, kernels, strict=True)
+        ]
+        self._horizon = kernels[0].horizon
+        channels, width = mixer.short_weight.shape
+        self._rows = mixer.short_weight.new_zeros(width - 1, channels)  # the last events' projections
+        self._states = [ops.legendre_step_state(kernel.coeffs, 1) for kernel in kernels]
+
+    def __call__(self, x: Tensor, position: Tensor) -> Tensor:
+        """The next events `[L, D]` -> `[L, D]`; `position` `[1]` is the first one's, counted from 0."""
+        past, length = self._rows.shape[0], x.shape[0]
+        rows = torch.cat([self._rows, self._in_proj(x)])
+        self._rows = rows.narrow(0, length, past).clone()
+        filtered = ops.short_conv(rows.unsqueeze(0), self._short_weight, self._short_bias)
+        filtered = filtered.narrow(1, past, length)
+        *queries, k, v = filtered.chunk(len(self._states) + 2, dim=-1)
+        pre_gate: Tensor | None = k
+        for state, weights, q in zip(self._states, self._weights, reversed(queries), strict=True):
+            v, pre_gate = ops.legendre_step(state, v, position, weights, self._horizon, pre_gate, q), None
+        return self._out_proj(v.squeeze(0))
+
+    def copy(self) -> MixerStep:
+        """The same past, from which it goes its own way."""
+        other = copy.copy(self)
+        other._rows = self._rows.clone()
+        other._states = [state.clone() for state in self._states]
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory of what it keeps."""
+        return self._rows.nbytes + sum(state.nbytes for state in self._states)
+
+
 class FeedForward(nn.Sequential):
     """Linear, GELU, linear, applied to each event by itself."""
 
@@ -256,59 +212,88 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, branch: Tensor, x: Tensor | None, *layout: object) -> tuple[Tensor, Tensor]:
-        """The residual stream before the block -> behind it, each without the branch that came last.
-
-        That branch is dropped out and added by the norm that follows it, in one operator.
+    def forward(
+        self, hidden_states: Tensor, residual: Tensor | None, *layout: object
+    ) -> tuple[Tensor, Tensor]:
+        """One block; each norm first drops out the branch before it and adds it to the residual stream.
 
         Args:
-            branch: `[..., D]`, what is still to be added: the last branch before this block, or the embedded
-                events.
-            x: `[..., D]`, the stream without it. None: there is nothing else yet.
+            hidden_states: `[..., D]`, what is still to be added: the last branch before this block, or the
+                embedded events.
+            residual: `[..., D]`, the residual stream without it. None: there is nothing else yet.
             layout: the rest as the mixer takes it.
+
+        Returns:
+            The block's last branch, and the residual stream without it.
         """
-        normed, x = self.dropout.add_norm(branch, x, self.mixer_norm)
-        normed, x = self.dropout.add_norm(self.mixer(normed, *layout), x, self.ffn_norm)
-        return self.ffn(normed), x
+        hidden_states, residual = self.dropout.add_norm(hidden_states, residual, self.mixer_norm)
+        hidden_states = self.mixer(hidden_states, *layout)
+        hidden_states, residual = self.dropout.add_norm(hidden_states, residual, self.ffn_norm)
+        return self.ffn(hidden_states), residual
+
+
+class BlockStep:
+    """`Block.forward` for the next events of one sequence, without dropout.
+
+    Args:
+        block: one whose mixer is a `Mixer` with `legendre` kernels.
+    """
+
+    def __init__(self, block: Block) -> None:
+        self._mix = MixerStep(cast(Mixer, block.mixer))
+        # Without the modules' lookups and hooks, as in `MixerStep`.
+        self._mixer_norm, self._ffn_norm = block.mixer_norm.forward, block.ffn_norm.forward
+        self._ffn = [layer.forward for layer in block.ffn]
+
+    def __call__(self, x: Tensor, position: Tensor) -> Tensor:
+        """The residual stream `[L, D]` before the block -> behind it; `position` as for `MixerStep`."""
+        x = x + self._mix(self._mixer_norm(x), position)
+        inner = self._ffn_norm(x)
+        for layer in self._ffn:
+            inner = layer(inner)
+        return x + inner
+
+    def copy(self) -> BlockStep:
+        """The same past, from which it goes its own way."""
+        other = copy.copy(self)
+        other._mix = self._mix.copy()
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory of what it keeps."""
+        return self._mix.nbytes
 
 
 class SequentialModel(PretrainedModel):
     """What all models share that learn: the item embedding, and the same once more as the output layer.
 
-    A model adds its own layers in `_make_layers` and runs them, and the last norm, in `_run_layers`.
+    A model adds its layers in `__init__`, ends it with `_add_norm`, and runs them in `forward`.
 
     Args:
         config: the shape; `num_items` must be set.
     """
 
     config: SequentialConfig
+    norm: nn.LayerNorm
 
     def __init__(self, config: SequentialConfig) -> None:
         super().__init__(config)
         self.items = nn.Embedding(self.num_items + 1, config.dim, padding_idx=0)
         self.item_bias = nn.Parameter(torch.zeros(self.num_items))
         self.dropout = Dropout(config.dropout)
-        self._make_layers()
-        self.norm = nn.LayerNorm(config.dim)
+
+    def _add_norm(self) -> None:
+        """Adds the last norm, behind the model's own layers, and gives the item embedding its first values.
+
+        Both come last, so that a seed gives the same weights and parameters keep their order, by which a
+        checkpoint numbers them.
+        """
+        self.norm = nn.LayerNorm(self.config.dim)
         # Small, so that scores start near 0. As an input it is scaled by sqrt(D), else the branches drown it.
         with torch.no_grad():
             self.items.weight[1:].normal_(std=EMBEDDING_STD)
             self.items.weight[0].zero_()
-
-    def _make_layers(self) -> None:
-        """Adds what lies between the embedding and the last norm."""
-        raise NotImplementedError
-
-    def _run_layers(self, x: Tensor, offsets: Tensor | None) -> Tensor:
-        """Embedded events, `[B, L, D]` or packed `[total, D]` with `offsets`, to normalised rows."""
-        raise NotImplementedError
-
-    def _run_blocks(self, blocks: nn.ModuleList, x: Tensor, *layout: object) -> Tensor:
-        """Embedded events through dropout, `blocks` and the last norm; `layout` as the mixers take it."""
-        branch, residual = x, None
-        for block in blocks:
-            branch, residual = block(branch, residual, *layout)
-        return self.dropout.add_norm(branch, residual, self.norm)[0]
 
     def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
         """One hidden row for each event, which has seen that event and those before it in its own sequence.
@@ -325,9 +310,13 @@ class SequentialModel(PretrainedModel):
             ValueError: a shape is wrong, or a sequence has more than `max_len` events. Packed sequences on
                 a GPU are not looked at before they are used: too long a one is a device-side assertion there.
         """
+        raise NotImplementedError
+
+    def _embed(self, items: Tensor, offsets: Tensor | None) -> Tensor:
+        """The events' scaled rows of the item embedding, `[..., D]`; takes and raises what `forward` does."""
         self._check(items, offsets)
-        x = self.items(items) * math.sqrt(self.config.dim)
-        return self._run_layers(x, offsets)
+        rows: Tensor = self.items(items) * math.sqrt(self.config.dim)
+        return rows
 
     def _check(self, items: Tensor, offsets: Tensor | None) -> None:
         """Raises as `forward` says, without ever making a GPU wait."""
@@ -389,15 +378,24 @@ class HyenaRec(SequentialModel):
     config_type: ClassVar[type[ModelConfig]] = ModelConfig
     config: ModelConfig
 
-    def _make_layers(self) -> None:
-        config = self.config
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
         self.blocks = nn.ModuleList(Block(config, Mixer(config)) for _ in range(config.num_blocks))
+        self._add_norm()
 
-    def _run_layers(self, x: Tensor, offsets: Tensor | None) -> Tensor:
+    def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Ids `[B, L]`, or packed `[total]` with `offsets` -> rows `[B, L, D]` or `[total, D]`."""
+        hidden_states, residual = self._embed(items, offsets), None
         padding = None
         if offsets is not None and self.config.kernel != "legendre":
-            padding = Padding.around(offsets, x.shape[0])
-        return self._run_blocks(self.blocks, x, offsets, padding)
+            padding = Padding.around(offsets, items.shape[0])
+        for block in self.blocks:
+            hidden_states, residual = block(hidden_states, residual, offsets, padding)
+        return self.dropout.add_norm(hidden_states, residual, self.norm)[0]
+
+    def steps(self) -> list[BlockStep]:
+        """The blocks for an empty history that grows event by event."""
+        return [BlockStep(cast(Block, block)) for block in self.blocks]
 
     def stream(self) -> Stream:
         """An empty history that grows event by event, with the scores of `score` in constant time and memory.

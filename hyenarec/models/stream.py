@@ -10,16 +10,48 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterable, Sequence
+from typing import Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hyenarec import ops
+from hyenarec.config import ModelConfig
 
-if TYPE_CHECKING:
-    from hyenarec.models.hyenarec import Block, HyenaRec, LegendreKernel, LongConv, Mixer
+
+class Step(Protocol):
+    """A block of a model, and what it keeps of one history."""
+
+    def __call__(self, x: Tensor, position: Tensor) -> Tensor:
+        """The next events `[L, D]` through the block; `position` `[1]` is the first one's, counted from 0."""
+        ...
+
+    def copy(self) -> Self:
+        """The same past, from which it goes its own way."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory of what it keeps."""
+        ...
+
+
+class StreamedModel(Protocol):
+    """What a stream needs of `HyenaRec`."""
+
+    config: ModelConfig
+    items: nn.Embedding
+    item_bias: nn.Parameter
+    norm: nn.LayerNorm
+
+    @property
+    def item_weight(self) -> Tensor:
+        """The output layer's rows `[V, D]`: row j belongs to item j + 1."""
+        ...
+
+    def steps(self) -> Sequence[Step]:
+        """The blocks for an empty history that grows event by event."""
+        ...
 
 
 class Stream:
@@ -42,14 +74,14 @@ class Stream:
     """
 
     @torch.inference_mode()
-    def __init__(self, model: HyenaRec) -> None:
+    def __init__(self, model: StreamedModel) -> None:
         if model.config.kernel != "legendre":
             raise ValueError(
                 f"a stream needs a model with kernel 'legendre', got {model.config.kernel!r}: only "
                 "polynomials sum up all past events in a state of constant size"
             )
         self._model = model
-        self._blocks = [_BlockStream(block) for block in cast("Iterable[Block]", model.blocks)]
+        self._blocks = model.steps()
         self._length = 0
         self._whole = True
         self._last = model.items.weight[0].clone()  # what the last block gave for the last event
@@ -149,57 +181,3 @@ class Stream:
         if not 1 <= index <= num_items:
             raise ValueError(f"item must be an integer in 1..V = 1..{num_items}, got {item!r}")
         return index
-
-
-class _BlockStream:
-    """A block of the model and what it remembers of one stream."""
-
-    def __init__(self, block: Block) -> None:
-        mixer = cast("Mixer", block.mixer)
-        convs = cast("list[LongConv]", list(mixer.convs))
-        kernels = [cast("LegendreKernel", conv.kernel) for conv in convs]
-        # Without the modules' lookups and hooks, which would take a fourth of an event's time.
-        self._mixer_norm, self._ffn_norm = block.mixer_norm.forward, block.ffn_norm.forward
-        self._in_proj, self._out_proj = mixer.in_proj.forward, mixer.out_proj.forward
-        self._ffn = [layer.forward for layer in block.ffn]
-        self._short_bias = mixer.short_bias
-        self._short_weight = mixer.short_weight.t().contiguous().t()  # as short_conv reads it, without a copy
-        self._weights = [
-            ops.legendre_step_weights(kernel.coeffs, kernel.decay, kernel.horizon, conv.skip)
-            for conv, kernel in zip(convs, kernels, strict=True)
-        ]
-        self._horizon = kernels[0].horizon
-        channels, width = mixer.short_weight.shape
-        self._rows = mixer.short_weight.new_zeros(width - 1, channels)  # the last events' projections
-        self._states = [ops.legendre_step_state(kernel.coeffs, 1) for kernel in kernels]
-
-    def __call__(self, x: Tensor, position: Tensor) -> Tensor:
-        """`Block.forward` for the next events `[L, D]` of the stream; `position` is the first one's."""
-        x = x + self._mix(self._mixer_norm(x), position)
-        inner = self._ffn_norm(x)
-        for layer in self._ffn:
-            inner = layer(inner)
-        return x + inner
-
-    def _mix(self, x: Tensor, position: Tensor) -> Tensor:
-        """`Mixer.forward` for the same events."""
-        past, length = self._rows.shape[0], x.shape[0]
-        rows = torch.cat([self._rows, self._in_proj(x)])
-        self._rows = rows.narrow(0, length, past).clone()
-        filtered = ops.short_conv(rows.unsqueeze(0), self._short_weight, self._short_bias)
-        filtered = filtered.narrow(1, past, length)
-        *queries, k, v = filtered.chunk(len(self._states) + 2, dim=-1)
-        pre_gate: Tensor | None = k
-        for state, weights, q in zip(self._states, self._weights, reversed(queries), strict=True):
-            v, pre_gate = ops.legendre_step(state, v, position, weights, self._horizon, pre_gate, q), None
-        return self._out_proj(v.squeeze(0))
-
-    def copy(self) -> _BlockStream:
-        other = copy.copy(self)
-        other._rows = self._rows.clone()
-        other._states = [state.clone() for state in self._states]
-        return other
-
-    @property
-    def nbytes(self) -> int:
-        return self._rows.nbytes + sum(state.nbytes for state in self._states)

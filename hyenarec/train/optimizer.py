@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hyenarec.config import OptimizerConfig
-from hyenarec.models.hyenarec import KERNELS
+from hyenarec.models.kernels import KERNELS
 
 
 class LazyAdamW(torch.optim.AdamW):

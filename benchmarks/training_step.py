@@ -177,7 +177,7 @@ def epoch(data: Path, _: int) -> Section:
     config = TrainConfig(data=DataConfig(path=str(data), windows="all"))
     histories = split_histories(load_histories(config.data), config.data).train
     model = ModelConfig(num_items=histories.num_items)
-    batches = TrainingBatches(histories, model.max_len, config.batch_tokens, config.seed, config.data.windows)
+    batches = TrainingBatches(histories, model.max_len, config.batch_events, config.seed, config.data.windows)
     trainings = both_trainings(model)
     first = next(batches.batches(0))
     for training in trainings.values():

@@ -16,9 +16,10 @@ from hyenarec.config import (
     OptimizerConfig,
     SASRecConfig,
     TrainConfig,
+    to_dict,
 )
 from hyenarec.evaluation import recommend
-from hyenarec.models.registry import COUNTED, LEARNED
+from hyenarec.models.registry import COUNT_BASED, LEARNED
 from hyenarec.train.run_log import read_log
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,7 +32,7 @@ def trained(tmp_path_factory):
     lines = [f"u{user} i{(user + step) % 12}\n" for user in range(40) for step in range(6 + user % 5)]
     (folder / "events.txt").write_text("".join(lines))
     options = (
-        "--model.dim 8 --model.num_blocks 1 --model.max_len 12 --epochs 2 --batch_tokens 40 --device cpu"
+        "--model.dim 8 --model.num_blocks 1 --model.max_len 12 --epochs 2 --batch_events 40 --device cpu"
     )
     words = [
         "train",
@@ -82,10 +83,36 @@ def test_a_file_gives_settings_and_options_overrule_it(received, tmp_path):
     assert received == [TrainConfig(model=ModelConfig(dim=48, kernel="mlp"), epochs=3)]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "batch_tokens: 70\noptimizer:\n  learning_rate: 3e-3\n",
+        '{"batch_tokens": 70, "optimizer": {"learning_rate": 3e-3}}',
+    ],
+)
+def test_a_file_may_have_the_old_name_of_a_setting(received, tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    words = ["train", "--config", str(path)]
+    for more in ([], ["--batch_events", "80"], ["--batch_tokens", "80"], ["--batch_tokens=80"]):
+        assert cli.main([*words, *more]) == 0
+    expected = TrainConfig(batch_events=70, optimizer=OptimizerConfig(learning_rate=3e-3))
+    assert received == [expected, *3 * [dataclasses.replace(expected, batch_events=80)]]
+
+
+@pytest.mark.parametrize("command", [["train"], ["bench", "train"]])
+def test_help_has_the_present_name_only(capsys, command):
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--help"])
+    text = capsys.readouterr().out
+    assert "--batch_events" in text and "batch_tokens" not in text
+
+
 def test_the_settings_of_a_run_start_another_like_it(trained, received):
     assert cli.main(["train", "--config", str(trained / "train_config.json"), "--output_dir", "other"]) == 0
     report = json.loads((trained / "report.json").read_text())
-    assert json.loads(json.dumps(dataclasses.asdict(received[0]))) == {
+    assert report["config"]["batch_tokens"] == 40
+    assert json.loads(json.dumps(to_dict(received[0]))) == {
         **report["config"],
         "output_dir": "other",
     }
@@ -256,15 +283,15 @@ def test_evaluate_refuses_another_catalogue(trained, tmp_path, capsys):
 def test_every_model_trains_evaluates_and_recommends(name, loss, trained, tmp_path, capsys):
     words = ["train", "--model.name", name, "--data.path", str(trained.parent / "events.txt")]
     words += ["--output_dir", str(tmp_path / "run"), "--model.max_len", "12", "--device", "cpu"]
-    if name not in COUNTED:
-        options = "--model.dim 16 --batch_tokens 40 --epochs 8 --optimizer.warmup_steps 0"
+    if name not in COUNT_BASED:
+        options = "--model.dim 16 --batch_events 40 --epochs 8 --optimizer.warmup_steps 0"
         words += [*options.split(), "--optimizer.learning_rate", "0.02", "--loss.name", loss]
     assert cli.main(words) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     title = MODEL_CONFIGS[name].title
     assert list(report["results"]) == list(dict.fromkeys([title, "Markov", "Popularity"]))
     ndcg = {row: result["figures"]["NDCG@10"]["mean"] for row, result in report["results"].items()}
-    if name not in COUNTED:
+    if name not in COUNT_BASED:
         losses = [record["loss"] for record in read_log(tmp_path / "run")]
         assert losses[-1] < 0.8 * losses[0] and ndcg[title] > ndcg["Popularity"]
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Figures beside the floors, for people (plain text, Markdown) and for programs (one JSON file)."""
+"""Figures beside reference baselines, for people (plain text, Markdown) and for programs (one JSON file)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hyenarec.models.baselines import Markov, Popularity
 REPORT_FILE = "report.json"
 
 
-def evaluate_floors(
+def evaluate_reference_baselines(
     train: Histories,
     targets: Targets,
     *,
@@ -36,7 +36,7 @@ def evaluate_floors(
     """What popularity and first-order Markov counts reach on the same targets by the same protocol.
 
     Counted is what is known before the targets of the evaluated users, which includes their validation
-    events when the test targets are ranked, as in published floors, and the training events of all others.
+    events when the test targets are ranked, as in published baselines, and the training events of all others.
     The targets themselves are never counted.
 
     Args:
@@ -51,18 +51,21 @@ def evaluate_floors(
         The evaluations by name.
     """
     known = _known_before(train, targets)
-    floors: dict[str, Recommender] = {"Markov": Markov.of(known), "Popularity": Popularity.of(known)}
+    baselines: dict[str, Recommender] = {"Markov": Markov.of(known), "Popularity": Popularity.of(known)}
     return {
-        name: evaluate(floor, targets, max_len=max_len, exclude_history=exclude_history, split=split, ks=ks)
-        for name, floor in floors.items()
+        name: evaluate(
+            baseline, targets, max_len=max_len, exclude_history=exclude_history, split=split, ks=ks
+        )
+        for name, baseline in baselines.items()
     }
 
 
-def beside_floors(
-    model: RecommenderConfig, result: Evaluation, floors: Mapping[str, Evaluation]
+def beside_reference_baselines(
+    model: RecommenderConfig, result: Evaluation, baselines: Mapping[str, Evaluation]
 ) -> dict[str, Evaluation]:
-    """A model's evaluation and then the floors', by name; a floor of the same name gives way to the model."""
-    return {model.title: result, **{name: floor for name, floor in floors.items() if name != model.title}}
+    """A model's evaluation, then the baselines', by name; the model replaces a baseline of its own name."""
+    others = {name: evaluation for name, evaluation in baselines.items() if name != model.title}
+    return {model.title: result, **others}
 
 
 def _known_before(train: Histories, targets: Targets) -> Histories:
@@ -103,7 +106,7 @@ def make_report(
     """Everything needed to judge and repeat a result, ready for JSON.
 
     Args:
-        results: the model and its floors, by name; all by one protocol.
+        results: the model and the reference baselines, by name; all by one protocol.
         leaks: what the split leaks, in a sentence.
         config: the whole configuration of the run, model included.
         more: further entries, such as the best epoch.

@@ -1,20 +1,26 @@
-"""Each model by the name of its configuration."""
+"""Every model that there is; a new one is added here."""
 
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 from hyenarec.config import RecommenderConfig, SequentialConfig
 from hyenarec.models.baselines import CountingModel, GRU4Rec, Hyena, Markov, Popularity, SASRec
 from hyenarec.models.hyenarec import HyenaRec, SequentialModel
 from hyenarec.models.pretrained import PretrainedModel, read_config
 
-LEARNED: dict[str, type[SequentialModel]] = {
-    model.config_type.name: model for model in (HyenaRec, SASRec, GRU4Rec, Hyena)
-}
-"""The models that a training loop trains."""
+M = TypeVar("M", bound=PretrainedModel)
 
-COUNTED: dict[str, type[CountingModel]] = {model.config_type.name: model for model in (Markov, Popularity)}
+
+def _by_name(*models: type[M]) -> dict[str, type[M]]:
+    return {model.config_type.name: model for model in models}
+
+
+LEARNED: dict[str, type[SequentialModel]] = _by_name(HyenaRec, SASRec, GRU4Rec, Hyena)
+"""The models that a training loop trains, by the names in their settings."""
+
+COUNT_BASED: dict[str, type[CountingModel]] = _by_name(Markov, Popularity)
 """The models that are made of counts."""
 
 
@@ -35,5 +41,5 @@ def load_model(folder: str | os.PathLike[str]) -> PretrainedModel:
     Raises:
         ValueError: a file is missing or damaged.
     """
-    models: dict[str, type[PretrainedModel]] = {**LEARNED, **COUNTED}
+    models: dict[str, type[PretrainedModel]] = {**LEARNED, **COUNT_BASED}
     return models[read_config(folder).name].from_pretrained(folder)

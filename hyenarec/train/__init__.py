@@ -21,18 +21,19 @@ from hyenarec.data import Split, load_histories, split_histories
 from hyenarec.evaluation.evaluate import Evaluation
 from hyenarec.evaluation.report import (
     REPORT_FILE,
-    beside_floors,
+    beside_reference_baselines,
     device_name,
-    evaluate_floors,
+    evaluate_reference_baselines,
     make_report,
     text_table,
     write_report,
 )
-from hyenarec.models.pretrained import WEIGHTS_FILE, PretrainedModel
-from hyenarec.models.registry import COUNTED
-from hyenarec.train.checkpoint import CHECKPOINT_FILE, Progress
+from hyenarec.models.pretrained import PretrainedModel
+from hyenarec.models.registry import COUNT_BASED
+from hyenarec.train.checkpoint import Progress
+from hyenarec.train.run_folder import begin_folder, require_usable_folder
 from hyenarec.train.run_log import read_log
-from hyenarec.train.trainer import CHOICE, TrainingRun, begin_folder, evaluate_as_asked
+from hyenarec.train.trainer import SELECTION_METRIC, TrainingRun, evaluate_as_asked
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class TrainResult:
     Attributes:
         model: the weights of the best validation, in evaluation mode.
         test: the one evaluation of these weights on the test targets.
-        floors: the same evaluation of recommenders without training, by name; the main process has them.
+        reference_baselines: the same evaluation of popularity and Markov counts, by name; empty in all
+            processes but the main one.
         best_epoch: finished epochs at the best validation.
         best_score: validation NDCG@10 there.
         log: the records of `log.jsonl`, one an epoch.
@@ -50,10 +52,15 @@ class TrainResult:
 
     model: PretrainedModel
     test: Evaluation
-    floors: dict[str, Evaluation]
+    reference_baselines: dict[str, Evaluation]
     best_epoch: int
     best_score: float
     log: list[dict[str, Any]]
+
+    @property
+    def floors(self) -> dict[str, Evaluation]:
+        """The old name of `reference_baselines`."""
+        return self.reference_baselines
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -79,7 +86,7 @@ def train(config: TrainConfig) -> TrainResult:
         raise ValueError("precision must be no or bf16 on a CPU, got 'fp16'")
     accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
     try:
-        if config.model.name in COUNTED:
+        if config.model.name in COUNT_BASED:
             return count(config, split, accelerator)
         run = TrainingRun(config, split, accelerator)
         run.train()
@@ -100,17 +107,17 @@ def count(config: TrainConfig, split: Split, accelerator: Accelerator) -> TrainR
     """Makes and reports a model that counts instead of learning.
 
     The settings of loss, optimiser, steps and epochs are unused. It counts the training events alone, which
-    are all that the other models learn from. The floors of a report also count the events between those and
+    are all that the other models learn from. A report's baselines also count the events between those and
     the targets.
     """
     start = time.perf_counter()
     if accelerator.is_main_process:
         begin_folder(config)
-    model = COUNTED[config.model.name].of(split.train, config.model).eval()
+    model = COUNT_BASED[config.model.name].of(split.train, config.model).eval()
     validation = evaluate_as_asked(
         config, model, split.validation, f"{split.name} validation", distributed=accelerator.num_processes > 1
     )
-    progress = Progress(best_score=validation.figures[CHOICE].mean)
+    progress = Progress(best_score=validation.figures[SELECTION_METRIC].mean)
     progress.wall_seconds = time.perf_counter() - start
     return conclude(config, split, model, progress, accelerator)
 
@@ -118,7 +125,7 @@ def count(config: TrainConfig, split: Split, accelerator: Accelerator) -> TrainR
 def conclude(
     config: TrainConfig, split: Split, model: PretrainedModel, progress: Progress, accelerator: Accelerator
 ) -> TrainResult:
-    """Saves the model, evaluates it on the test targets, and reports the floors beside it."""
+    """Saves the model, evaluates it on the test targets, and reports it beside the reference baselines."""
     folder, is_main = Path(config.output_dir), accelerator.is_main_process
     if is_main:
         model.save_pretrained(folder)
@@ -126,22 +133,22 @@ def conclude(
     test = evaluate_as_asked(
         config, model, split.test, f"{split.name} test", distributed=accelerator.num_processes > 1
     )
-    floors: dict[str, Evaluation] = {}
+    baselines: dict[str, Evaluation] = {}
     if is_main:
-        floors = evaluate_floors(
+        baselines = evaluate_reference_baselines(
             split.train,
             split.test,
             max_len=test.max_len,
             exclude_history=test.exclude_history,
             split=test.split,
         )
-        results = beside_floors(config.model, test, floors)
+        results = beside_reference_baselines(config.model, test, baselines)
         written = make_report(
             results,
             leaks=split.leaks,
             config=to_dict(config),
             best_epoch=progress.best_epoch,
-            best_validation={CHOICE: progress.best_score},
+            best_validation={SELECTION_METRIC: progress.best_score},
             epochs=progress.epoch,
             steps=progress.total_steps,
             wall_seconds=progress.wall_seconds,
@@ -151,7 +158,7 @@ def conclude(
         write_report(folder / REPORT_FILE, written)
         print(text_table(results), split.leaks, f"saved in {folder}", sep="\n")
     accelerator.wait_for_everyone()
-    return TrainResult(model, test, floors, progress.best_epoch, progress.best_score, read_log(folder))
+    return TrainResult(model, test, baselines, progress.best_epoch, progress.best_score, read_log(folder))
 
 
 def with_catalogue(config: TrainConfig, num_items: int) -> TrainConfig:
@@ -160,14 +167,3 @@ def with_catalogue(config: TrainConfig, num_items: int) -> TrainConfig:
     if asked is not None and asked != num_items:
         raise ValueError(f"model.num_items must be {num_items} as in the data, or null, got {asked}")
     return dataclasses.replace(config, model=dataclasses.replace(config.model, num_items=num_items))
-
-
-def require_usable_folder(config: TrainConfig) -> None:
-    """Refuses to write over another run without being told to."""
-    folder = Path(config.output_dir)
-    has_run = any((folder / name).exists() for name in (CHECKPOINT_FILE, WEIGHTS_FILE))
-    if has_run and not (config.resume or config.overwrite):
-        raise ValueError(
-            f"output_dir must be a folder without a run, but {folder} has one: continue it with --resume, "
-            "replace it with --overwrite, or choose another folder"
-        )

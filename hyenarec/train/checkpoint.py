@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hyenarec.config import TrainConfig, to_dict
+from hyenarec.config.names import NEW_NAMES
+from hyenarec.config.saved import CONFIG_OF_RUN
 from hyenarec.data import Split
 from hyenarec.files import replacing
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 FORMAT = "hyenarec-checkpoint-3"
 """2 counted a step's windows where 3 counts its events: a run of the one cannot go on as the other."""
-CONFIG_OF_RUN = "train_config.json"
-"""The settings of the run in its folder; `--config` reads it too."""
 
 MAY_CHANGE = ("epochs", "patience", "checkpoint_every", "output_dir", "resume", "overwrite")
 """Settings a resumed run may change: they say how far and where to.
@@ -158,7 +158,8 @@ def require_same_config(saved: Mapping[str, Any], current: Mapping[str, Any]) ->
     for name in (*now, *before):
         if name not in MAY_CHANGE and not _same(name, before.get(name), now.get(name)):
             raise ValueError(
-                f"{name} must be {before.get(name)!r} to resume this run, got {now.get(name)!r}; "
+                f"{NEW_NAMES.get(name, name)} must be {before.get(name)!r} to resume this run, "
+                f"got {now.get(name)!r}; "
                 f"hyenarec train --config {settings} --resume continues it under its own settings"
             )
 

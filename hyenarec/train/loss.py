@@ -1,7 +1,8 @@
-"""What training lowers: cross-entropy over the whole catalogue or over sampled items of it."""
+"""The training objective: cross-entropy over the whole catalogue or over sampled items of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hyenarec import ops
-from hyenarec.config import LossConfig
+from hyenarec.config import LossConfig, LossName
 from hyenarec.models.hyenarec import SequentialModel
 from hyenarec.train.item_rows import ItemRows
 
@@ -62,47 +63,94 @@ class NextItemLoss(nn.Module):
         Raises:
             ValueError: if `sample` is missing, or the loss is `softmax` and there is one.
         """
-        name = self.config.name
-        if (sample is None) != (name == "softmax"):
+        config = self.config
+        if (sample is not None) != config.is_sampled:
             given = "none" if sample is None else "one"
-            raise ValueError(f"sample must be given for every loss but softmax, got {given} for {name}")
+            raise ValueError(
+                f"sample must be given for every loss but softmax, got {given} for {config.name}"
+            )
         if sample is None:
             hidden, weight, bias = self.model(items, offsets), self.model.item_weight, self.model.item_bias
-            return self._softmax(hidden.flatten(0, -2), weight, bias, targets.flatten() - 1)
+            return softmax_sum(hidden.flatten(0, -2), weight, bias, targets.flatten() - 1, config)
         rows = sample.rows
         hidden = functional_call(self.model, rows.parameters, (rows.renumber(items), offsets)).flatten(0, -2)
         target, negatives = (rows.renumber(ids) - 1 for ids in (targets.flatten(), sample.negatives))
-        arguments = (hidden, rows.weight[1:], rows.bias, target, negatives)
-        if name == "sampled_softmax":
-            return self._softmax(*arguments, log_q=sample.log_q)
-        if name == "bce":
-            return binary_cross_entropy_sum(*arguments)
-        count = len(negatives)
-        beta = gbce_beta(count, self.model.num_items, self.config.calibration)
-        return binary_cross_entropy_sum(*arguments, beta) / (count + 1)
+        compared = Comparison(hidden, rows.weight[1:], rows.bias, target, negatives, sample.log_q)
+        return SAMPLED_LOSSES[config.name](compared, config, self.model.num_items)
 
-    def _softmax(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        target: Tensor,
-        candidates: Tensor | None = None,
-        log_q: Tensor | None = None,
-    ) -> Tensor:
-        if torch.is_autocast_enabled(hidden.device.type):
-            half = torch.get_autocast_dtype(hidden.device.type)
-            hidden, weight = hidden.to(half), weight.to(half)
-        return ops.linear_cross_entropy(
-            hidden,
-            weight,
-            bias,
-            target,
-            candidates=candidates,
-            log_q=log_q,
-            label_smoothing=self.config.label_smoothing,
-            reduction="sum",
-        )
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The events of a step and the items that a sampled loss compares them with.
+
+    Attributes:
+        hidden: `[M, D]`, one row an event.
+        weight: `[U, D]`, one row an item of the sample.
+        bias: `[U]`.
+        target: `[M]` int64, the row of `weight` that came next; an event with -1 is left out.
+        negatives: int64 rows of `weight`: `[K]`, shared by all events, or `[M, K]`.
+        log_q: `[U]`, logarithm of the probability of each row to be drawn; None: all alike.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor
+    target: Tensor
+    negatives: Tensor
+    log_q: Tensor | None
+
+
+def sampled_softmax(compared: Comparison, config: LossConfig, num_items: int) -> Tensor:
+    """Cross-entropy over each target and the shared negatives."""
+    rows = (compared.hidden, compared.weight, compared.bias, compared.target)
+    return softmax_sum(*rows, config, candidates=compared.negatives, log_q=compared.log_q)
+
+
+def bce(compared: Comparison, config: LossConfig, num_items: int) -> Tensor:
+    """SASRec's binary cross-entropy."""
+    rows = (compared.hidden, compared.weight, compared.bias, compared.target)
+    return binary_cross_entropy_sum(*rows, compared.negatives)
+
+
+def gbce(compared: Comparison, config: LossConfig, num_items: int) -> Tensor:
+    """GSASRec's generalised binary cross-entropy, as a mean over the target and its negatives."""
+    count = len(compared.negatives)
+    rows = (compared.hidden, compared.weight, compared.bias, compared.target)
+    beta = gbce_beta(count, num_items, config.calibration)
+    return binary_cross_entropy_sum(*rows, compared.negatives, beta) / (count + 1)
+
+
+SAMPLED_LOSSES: dict[LossName, Callable[[Comparison, LossConfig, int], Tensor]] = {
+    "sampled_softmax": sampled_softmax,
+    "bce": bce,
+    "gbce": gbce,
+}
+"""The formula of each sampled loss; the last argument is V, the size of the catalogue."""
+
+
+def softmax_sum(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    target: Tensor,
+    config: LossConfig,
+    candidates: Tensor | None = None,
+    log_q: Tensor | None = None,
+) -> Tensor:
+    """`ops.linear_cross_entropy`, summed, with products in autocast's dtype; arguments as it has them."""
+    if torch.is_autocast_enabled(hidden.device.type):
+        half = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(half), weight.to(half)
+    return ops.linear_cross_entropy(
+        hidden,
+        weight,
+        bias,
+        target,
+        candidates=candidates,
+        log_q=log_q,
+        label_smoothing=config.label_smoothing,
+        reduction="sum",
+    )
 
 
 def binary_cross_entropy_sum(

@@ -31,7 +31,7 @@ class Negatives:
         self._train, self._config, self._seed = train, config, seed
         self._rank, self._world_size = rank, world_size
         self._log_q: Tensor | None = None
-        if config.name == "sampled_softmax" and config.negative_distribution == "popularity" and config.logq:
+        if config.traits.softmax and config.negative_distribution == "popularity" and config.logq:
             counts = torch.from_numpy(np.bincount(train.items, minlength=train.num_items + 1)).double()
             self._log_q = (counts / counts.sum()).log().float()
 
@@ -50,7 +50,7 @@ class Negatives:
         seed = np.random.SeedSequence([self._seed, epoch, step], spawn_key=(1,))
         generator = np.random.Generator(np.random.Philox(seed))
         count = self._config.num_negatives
-        shape = (events, count) if self._config.name == "bce" else (count,)
+        shape = (events, count) if self._config.traits.per_event else (count,)
         if self._config.negative_distribution == "uniform":
             return torch.from_numpy(generator.integers(1, self._train.num_items + 1, size=shape))
         drawn = generator.integers(len(self._train.items), size=shape)

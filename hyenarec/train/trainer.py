@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import shutil
 import signal
 import sys
 import time
@@ -20,18 +17,13 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from hyenarec.config import SYNTHETIC, TrainConfig, to_dict
+from hyenarec.config import TrainConfig, to_dict
 from hyenarec.data import Batch, Split, Targets, TrainingBatches
-from hyenarec.data.vocabulary import FILE_NAME as VOCABULARY_FILE
 from hyenarec.evaluation.evaluate import Evaluation, evaluate
-from hyenarec.evaluation.report import REPORT_FILE
 from hyenarec.evaluation.scoring import Recommender
-from hyenarec.files import write_atomically
-from hyenarec.models.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from hyenarec.models.registry import make_model
 from hyenarec.train.checkpoint import (
     CHECKPOINT_FILE,
-    CONFIG_OF_RUN,
     Checkpoint,
     Progress,
     data_digest,
@@ -49,10 +41,11 @@ from hyenarec.train.item_rows import TABLE, ItemRows
 from hyenarec.train.loss import NextItemLoss, Sample
 from hyenarec.train.negatives import Negatives
 from hyenarec.train.optimizer import learning_rate, make_optimizer
-from hyenarec.train.run_log import LOG_FILE, TENSORBOARD_FOLDER, RunLog
+from hyenarec.train.run_folder import begin_folder, located, write_settings
+from hyenarec.train.run_log import RunLog
 from hyenarec.transfer import Readback, to_device
 
-CHOICE = "NDCG@10"
+SELECTION_METRIC = "NDCG@10"
 """The validation figure that chooses the weights and stops the training."""
 
 STEPS_BETWEEN_POINTS = 10
@@ -84,7 +77,7 @@ class TrainingRun:
         self.batches = TrainingBatches(
             split.train,
             config.model.max_len,
-            config.batch_tokens,
+            config.batch_events,
             config.seed,
             config.data.windows,
             rank=accelerator.process_index,
@@ -95,7 +88,7 @@ class TrainingRun:
         optimizer = make_optimizer(self.model.to(accelerator.device), config.optimizer)
         loss = NextItemLoss(self.model, config.loss)
         self._negatives: Negatives | None = None
-        if config.loss.name != "softmax":
+        if config.loss.is_sampled:
             self._negatives = Negatives(
                 split.train, config.loss, config.seed, accelerator.process_index, self.processes
             )
@@ -137,7 +130,7 @@ class TrainingRun:
                     self._leave()
         self._log = None
         if not self.best:  # resumed with as few epochs as were done, none of them validated
-            self._keep_if_best(self.evaluate(self.split.validation, "validation").figures[CHOICE].mean)
+            self._keep_if_best(self.evaluate(self.split.validation, "validation"))
 
     def evaluate(self, targets: Targets, name: str) -> Evaluation:
         """The current weights' figures; `name` says what the targets are."""
@@ -266,15 +259,15 @@ class TrainingRun:
         progress.epoch += 1
         progress.step, progress.loss_sum, progress.events, progress.epoch_seconds = 0, 0.0, 0, 0.0
         if progress.epoch % config.evaluate_every == 0 or progress.epoch == config.epochs:
-            figures = self.evaluate(self.split.validation, "validation").figures
-            record["validation"] = {name: figure.mean for name, figure in figures.items()}
-            self._keep_if_best(figures[CHOICE].mean)
+            validation = self.evaluate(self.split.validation, "validation")
+            record["validation"] = {name: figure.mean for name, figure in validation.figures.items()}
+            self._keep_if_best(validation)
         self._count_time()
         record["wall_seconds"] = progress.wall_seconds
         return record
 
-    def _keep_if_best(self, score: float) -> None:
-        progress = self.progress
+    def _keep_if_best(self, validation: Evaluation) -> None:
+        progress, score = self.progress, validation.figures[SELECTION_METRIC].mean
         progress.validated_epoch = progress.epoch
         if score > progress.best_score:
             progress.best_score, progress.best_epoch = score, progress.epoch
@@ -367,7 +360,8 @@ class TrainingRun:
         parts = [f"epoch {record['epoch']}/{self.config.epochs}", f"loss {record['loss']:.4f}"]
         if "validation" in record:
             best = f"best {self.progress.best_score:.4f} in epoch {self.progress.best_epoch}"
-            parts.append(f"validation {CHOICE} {record['validation'][CHOICE]:.4f} ({best})")
+            score = record["validation"][SELECTION_METRIC]
+            parts.append(f"validation {SELECTION_METRIC} {score:.4f} ({best})")
         parts += [f"{record['events_per_second']:,.0f} events/s", f"{record['wall_seconds']:,.0f} s"]
         return "  ".join(parts)
 
@@ -394,30 +388,3 @@ def evaluate_as_asked(
         split=title,
         distributed=distributed,
     )
-
-
-def begin_folder(config: TrainConfig) -> None:
-    """Leaves nothing of an earlier run in the folder that a later resume could take for this one."""
-    folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    if config.overwrite:
-        shutil.rmtree(folder / TENSORBOARD_FOLDER, ignore_errors=True)
-        # The checkpoint goes last: until then the folder holds the earlier run's, not a mixture.
-        for name in (WEIGHTS_FILE, CONFIG_FILE, VOCABULARY_FILE, REPORT_FILE, LOG_FILE, CHECKPOINT_FILE):
-            (folder / name).unlink(missing_ok=True)
-    write_settings(config)
-
-
-def write_settings(config: TrainConfig) -> None:
-    """Writes the settings that continue this run, or start another, from any working directory."""
-    as_new = dataclasses.replace(located(config), resume=False, overwrite=False)
-    text = json.dumps(to_dict(as_new), indent=2) + "\n"
-    write_atomically(Path(config.output_dir) / CONFIG_OF_RUN, text.encode())
-
-
-def located(config: TrainConfig) -> TrainConfig:
-    """The settings with absolute paths; links stay, for a file's name may tell its format."""
-    data = config.data
-    if data.path != SYNTHETIC:
-        data = dataclasses.replace(data, path=str(Path(data.path).absolute()))
-    return dataclasses.replace(config, data=data, output_dir=str(Path(config.output_dir).absolute()))

@@ -16,7 +16,7 @@ from hyenarec.evaluation import report as report_module
 from hyenarec.evaluation.evaluate import Evaluation, evaluate
 from hyenarec.evaluation.metrics import Figure, Ranks
 from hyenarec.evaluation.report import (
-    evaluate_floors,
+    evaluate_reference_baselines,
     git_commit,
     make_report,
     markdown_table,
@@ -125,7 +125,7 @@ def test_commit_is_of_the_tree_that_holds_the_package(
     assert git_commit() is None  # no git
 
 
-def test_floors_count_what_is_known_before_the_targets() -> None:
+def test_baselines_count_what_is_known_before_the_targets() -> None:
     rows = [[1, 2, 3, 4], [2, 3, 1], [5, 2, 3], [4, 5]]
     histories = Histories(
         offsets=np.cumsum([0, *map(len, rows)], dtype=np.int64),
@@ -144,13 +144,13 @@ def test_floors_count_what_is_known_before_the_targets() -> None:
         vocabulary=histories.vocabulary,
     )
     options = {"max_len": 10, "exclude_history": False, "split": "test"}
-    floors = evaluate_floors(split.train, split.test, **options)
-    assert list(floors) == ["Markov", "Popularity"]
+    baselines = evaluate_reference_baselines(split.train, split.test, **options)
+    assert list(baselines) == ["Markov", "Popularity"]
     by_hand = {"Markov": Markov.of(expected), "Popularity": Popularity.of(expected)}
     for name, recommender in by_hand.items():
         assert (
-            floors[name].ranks.values.tolist()
+            baselines[name].ranks.values.tolist()
             == evaluate(recommender, split.test, **options).ranks.values.tolist()
         )
     # Nothing follows 3: items 1 and 4 tie for the last rank. 3 follows 2 in validation events only.
-    assert floors["Markov"].ranks.values.tolist() == [5, 5, 1]
+    assert baselines["Markov"].ranks.values.tolist() == [5, 5, 1]

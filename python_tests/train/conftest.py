@@ -46,7 +46,7 @@ def make_config(events: Path, tmp_path: Path) -> MakeConfig:
             ),
             optimizer=OptimizerConfig(warmup_steps=5, learning_rate=learning_rate, weight_decay=0.01),
             epochs=3,
-            batch_tokens=150,
+            batch_events=150,
             device="cpu",
             output_dir=str(tmp_path / folder),
         )

@@ -105,7 +105,7 @@ def test_a_checkpoint_of_fixed_numbers_of_windows_is_refused_and_says_what_to_do
 
 def test_the_first_other_setting_is_named():
     saved = make_checkpoint().config
-    other = TrainConfig(optimizer=OptimizerConfig(learning_rate=0.5, weight_decay=0.5), batch_tokens=7)
+    other = TrainConfig(optimizer=OptimizerConfig(learning_rate=0.5, weight_decay=0.5), batch_events=7)
     with pytest.raises(
         ValueError, match=r"optimizer.learning_rate must be 0.002 to resume this run, got 0.5"
     ):

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyenarec.train.loss import NextItemLoss
+from hyenarec.config.loss import LOSSES
+from hyenarec.train.loss import SAMPLED_LOSSES, NextItemLoss
 
 
 class GivenHidden(nn.Module):
@@ -55,3 +56,7 @@ def test_autocast_rounds_the_products_only(loss: NextItemLoss) -> None:
     for rounded, wanted in zip(gradients(value, loss), gradients(exact, loss), strict=True):
         assert rounded.dtype == torch.float32
         assert (rounded - wanted).norm() < 0.02 * wanted.norm()
+
+
+def test_every_sampled_loss_has_its_formula() -> None:
+    assert list(SAMPLED_LOSSES) == [name for name, traits in LOSSES.items() if traits.negatives > 0]

@@ -142,7 +142,7 @@ def test_the_command_saves_and_leaves_with_the_status_of_the_signal(events, tmp_
     folder = tmp_path / "run"
     module = ["hyenarec", "train"] if number == signal.SIGINT else ["hyenarec.train"]
     options = (
-        f"--epochs 100000 --patience null --model.dim 8 --batch_tokens 150 --device cpu --output_dir {folder}"
+        f"--epochs 100000 --patience null --model.dim 8 --batch_events 150 --device cpu --output_dir {folder}"
     )
     command = [sys.executable, "-m", *module, "--data.path", str(events), *options.split()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -165,8 +165,8 @@ def test_the_command_saves_and_leaves_with_the_status_of_the_signal(events, tmp_
 
 def test_resuming_under_other_settings_is_refused(make_config):
     train(make_config(epochs=1))
-    with pytest.raises(ValueError, match="batch_tokens must be 150 to resume this run, got 80"):
-        train(make_config(batch_tokens=80, resume=True))
+    with pytest.raises(ValueError, match="batch_events must be 150 to resume this run, got 80"):
+        train(make_config(batch_events=80, resume=True))
 
 
 def test_a_run_can_be_made_longer(make_config, tmp_path):
@@ -197,9 +197,9 @@ def test_the_error_names_a_command_that_resumes_from_anywhere(make_config, tmp_p
     config = dataclasses.replace(config, data=data, output_dir="a run")
     train(config)
     with pytest.raises(
-        ValueError, match="batch_tokens must be 150 to resume this run, got 80; hyenarec"
+        ValueError, match="batch_events must be 150 to resume this run, got 80; hyenarec"
     ) as refused:
-        train(dataclasses.replace(config, batch_tokens=80, resume=True))
+        train(dataclasses.replace(config, batch_events=80, resume=True))
     command = re.search(r"hyenarec (train --config .* --resume) ", str(refused.value))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

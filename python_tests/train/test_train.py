@@ -23,7 +23,9 @@ def weights_of(folder) -> bytes:
 
 def test_a_run_learns_and_leaves_everything_in_its_folder(make_config, tmp_path, capsys):
     result = train(make_config(epochs=6))
-    assert result.test.figures["NDCG@10"].mean > 2 * result.floors["Popularity"].figures["NDCG@10"].mean
+    popularity = result.reference_baselines["Popularity"]
+    assert result.test.figures["NDCG@10"].mean > 2 * popularity.figures["NDCG@10"].mean
+    assert result.floors is result.reference_baselines  # the old name
     losses = [record["loss"] for record in result.log]
     assert losses == sorted(losses, reverse=True)
     assert [(record["epoch"], record["step"]) for record in result.log] == [(e, 5 * e) for e in range(1, 7)]
@@ -60,7 +62,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_every_event(make_config):
     config = make_config(learning_rate=1e-12, dropout=0.0, epochs=1)
     result = train(config)
     split = split_histories(load_histories(config.data), config.data)
-    batches = TrainingBatches(split.train, config.model.max_len, batch_tokens=1, seed=0)
+    batches = TrainingBatches(split.train, config.model.max_len, batch_events=1, seed=0)
     losses = []
     for batch in batches.batches(epoch=0):
         with torch.no_grad():
@@ -71,12 +73,12 @@ def test_the_loss_is_the_mean_cross_entropy_of_every_event(make_config):
 
 
 def test_a_step_is_one_of_adamw_on_the_mean_loss(make_config):
-    config = make_config(dropout=0.0, epochs=1, batch_tokens=1000, learning_rate=0.5)
+    config = make_config(dropout=0.0, epochs=1, batch_events=1000, learning_rate=0.5)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, gradient_clip=0.01))
     split = split_histories(load_histories(config.data), config.data)
     torch.manual_seed(config.seed)
     model = HyenaRec(dataclasses.replace(config.model, num_items=30))
-    (batch,) = TrainingBatches(split.train, 16, batch_tokens=1000, seed=0).batches(epoch=0)
+    (batch,) = TrainingBatches(split.train, 16, batch_events=1000, seed=0).batches(epoch=0)
     (NextItemLoss(model)(batch.items, batch.offsets, batch.targets) / len(batch.targets)).backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
     assert norm > 0.01  # else this test would not see the clipping
@@ -171,7 +173,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(make_config, 
 )
 def test_every_sampled_loss_learns(make_config, loss, epochs):
     result = train(make_config(epochs=epochs, evaluate_every=epochs, loss=loss))
-    assert result.test.figures["NDCG@10"].mean > 2 * result.floors["Popularity"].figures["NDCG@10"].mean
+    popularity = result.reference_baselines["Popularity"]
+    assert result.test.figures["NDCG@10"].mean > 2 * popularity.figures["NDCG@10"].mean
 
 
 @needs_gpu
@@ -242,4 +245,4 @@ def test_all_windows_of_a_temporal_split(make_config, tmp_path):
     assert result.test.protocol.startswith("temporal test, 40 users")
     split = split_histories(load_histories(data), data)
     predicted = (split.train.lengths - 1).sum()
-    assert result.log[0]["step"] == -(-predicted // config.batch_tokens)
+    assert result.log[0]["step"] == -(-predicted // config.batch_events)

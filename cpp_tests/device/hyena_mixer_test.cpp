@@ -55,8 +55,7 @@ class Problem {
     const auto parameters = scan.backward(io, wanted);
     if (scan.work().segments > 1 && wanted.input)
       launch(
-          scan_shape(scan.work(), cut.warps), cut.order, hyena_mixer_join<scalar_t, kTaps>, scan.work(),
-          io);
+          scan_shape(scan.work(), cut.warps), cut.order, hyena_mixer_join<scalar_t, kTaps>, scan.work(), io);
     Gradients grads{x.values(), {}, {}, parameters};
     if (!wanted.parameters) return grads;
     const auto& sums = parameters.io_sums;  // [3, kTaps + 1, channels]

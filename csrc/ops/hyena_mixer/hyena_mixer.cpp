@@ -102,8 +102,7 @@ at::Tensor hyena_mixer_meta(const HyenaMixerArguments& arguments) {
 std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states_meta(const HyenaMixerArguments& arguments) {
   return {
       hyena_mixer_meta(arguments),
-      detail::empty_legendre_states(
-          arguments.x, arguments.coeffs, arguments.horizon, arguments.offsets)};
+      detail::empty_legendre_states(arguments.x, arguments.coeffs, arguments.horizon, arguments.offsets)};
 }
 
 HyenaMixerGradients hyena_mixer_backward_meta(const HyenaMixerBackwardArguments& arguments) {

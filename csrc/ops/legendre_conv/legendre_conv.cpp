@@ -63,8 +63,7 @@ void check_legendre_conv_backward_arguments(const LegendreConvBackwardArguments&
   const auto& [grad, forward, needs_grad, states] = arguments;
   check_arguments(op, forward);
   check_like({op, "grad", grad}, {op, "u", forward.u});
-  if (states)
-    check_legendre_states(op, *states, forward.u, forward.coeffs, forward.horizon, forward.offsets);
+  if (states) check_legendre_states(op, *states, forward.u, forward.coeffs, forward.horizon, forward.offsets);
 }
 
 }  // namespace detail
@@ -114,7 +113,6 @@ TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
   using namespace hyenarec;
   using hyenarec::detail::unpacked;
   m.impl("legendre_conv", unpacked<decltype(legendre_conv), legendre_conv_meta>);
-  m.impl(
-      "legendre_conv_with_states", unpacked<LegendreConvWithStates, legendre_conv_with_states_meta>);
+  m.impl("legendre_conv_with_states", unpacked<LegendreConvWithStates, legendre_conv_with_states_meta>);
   m.impl("legendre_conv_backward", unpacked<LegendreConvBackward, legendre_conv_backward_meta>);
 }

@@ -47,7 +47,8 @@ at::Tensor legendre_step_cpu(
   auto out = at::empty(u.sizes(), u.options());
   if (out.numel() == 0) return out;
 
-  const int64_t grain = std::max<int64_t>(kThreadElements / ((sizes.num_coeffs + sizes.chunk) * channels * length), 1);
+  const int64_t grain =
+      std::max<int64_t>(kThreadElements / ((sizes.num_coeffs + sizes.chunk) * channels * length), 1);
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, u.scalar_type(), "legendre_step", [&] {
     using param_t = at::opmath_type<scalar_t>;
     const step::Call<param_t> call{

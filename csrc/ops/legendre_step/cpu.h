@@ -1,6 +1,6 @@
-// legendre_step on the CPU: rows of channels, vectorised along them. See ../legendre_scan/tables.h for the mathematics.
-// Only the last step of a chunk needs the tables: within it the state's polynomial is evaluated at one time, for which
-// its basis costs N operations for all channels. No torch here.
+// legendre_step on the CPU: rows of channels, vectorised along them. See ../legendre_scan/tables.h for the
+// mathematics. Only the last step of a chunk needs the tables: within it the state's polynomial is evaluated
+// at one time, for which its basis costs N operations for all channels. No torch here.
 #pragma once
 
 #include <algorithm>
@@ -85,8 +85,8 @@ HYENAREC_INLINE void convolve(
     add_product(weights.near + lag * channels, state.events + (j - lag) * channels, channels, sum);
 }
 
-// Takes the finished chunk into the state, all in place: restrict what was there to the remaining horizon, then
-// add the chunk's moments, transferred. `scratch` holds two rows.
+// Takes the finished chunk into the state, all in place: restrict what was there to the remaining horizon,
+// then add the chunk's moments, transferred. `scratch` holds two rows.
 template <typename scalar_t>
 HYENAREC_INLINE void finish_chunk(
     const LegendreChunk<scalar_t>& tables,
@@ -108,7 +108,8 @@ HYENAREC_INLINE void finish_chunk(
       add_scaled(
           tables.restriction_change[p * num_coeffs + m], state.coefficients + m * channels, channels, sum);
     scalar_t* row = state.coefficients + p * channels;
-    for (int64_t d = 0; d < channels; ++d) row[d] += weights.chunk_decay_change[d] * row[d] + step[d] * sum[d];
+    for (int64_t d = 0; d < channels; ++d)
+      row[d] += weights.chunk_decay_change[d] * row[d] + step[d] * sum[d];
   }
   for (int64_t j = 0; j < chunk; ++j) {  // events as the chunk's end sees them
     const scalar_t* decay_to_end = weights.decay_from_start + (chunk - j) * channels;
@@ -206,8 +207,8 @@ void step_streams(
       const State<param_t> state(states + b * call.state_size(), call.sizes, call.channels);
       for (int64_t t = 0; t < length; ++t) {
         step<V>(
-            call, state, positions[b] + t, event(u, b, t), event(pre_gate, b, t), event(post_gate, b, t), basis,
-            scratch.data(), out + (b * length + t) * call.channels);
+            call, state, positions[b] + t, event(u, b, t), event(pre_gate, b, t), event(post_gate, b, t),
+            basis, scratch.data(), out + (b * length + t) * call.channels);
       }
     }
   });

@@ -56,7 +56,8 @@ at::Tensor legendre_step_cuda(
   auto out = at::empty(u.sizes(), u.options());
   if (out.numel() == 0) return out;
 
-  static_assert(kShortChunk <= kLegendreStepThreads && kLongChunk <= kLegendreStepThreads, "a thread an event");
+  static_assert(
+      kShortChunk <= kLegendreStepThreads && kLongChunk <= kLegendreStepThreads, "a thread an event");
   const auto events = detail::legendre_step_events(u);
   const auto pre = detail::legendre_step_events(pre_gate), post = detail::legendre_step_events(post_gate);
   const auto positions = position.contiguous(), rows = weights.contiguous();

@@ -83,7 +83,8 @@ template <typename T>
 __device__ inline void step_leave_chunk(
     const LegendreStepWork& work, const ScanTables<T>& tables, const StepChannel<T>& channel, int64_t index) {
   const int64_t pitch = channel.pitch;
-  const T step = channel.decay_from_start[work.chunk * pitch], chunk_decay_change = channel.chunk_decay_change[0];
+  const T step = channel.decay_from_start[work.chunk * pitch],
+          chunk_decay_change = channel.chunk_decay_change[0];
   const T* change = tables.restriction_change(index);
   for (int64_t p = 0; p < work.num_coeffs; ++p) {  // upper triangular: row p needs no row before it
     T& coefficient = channel.coefficients[p * pitch];

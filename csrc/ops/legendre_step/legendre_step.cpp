@@ -19,10 +19,7 @@
 namespace hyenarec {
 
 at::Tensor legendre_step_weights(
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const OptionalTensor& skip) {
+    const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon, const OptionalTensor& skip) {
   static const auto op = detail::find_operator<decltype(legendre_step_weights)>("legendre_step_weights");
   return op.call(coeffs, decay, std::move(horizon), skip);
 }
@@ -122,10 +119,7 @@ at::Tensor legendre_step_events(const OptionalTensor& tensor) {
 }
 
 at::Tensor make_legendre_step_weights(
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    int64_t horizon,
-    const OptionalTensor& skip) {
+    const at::Tensor& coeffs, const at::Tensor& decay, int64_t horizon, const OptionalTensor& skip) {
   const int64_t chunk = legendre_chunk_length(coeffs.size(1));
   const int64_t lags = std::min(chunk, horizon);
   auto near = at::zeros({chunk, coeffs.size(0)}, coeffs.options());
@@ -149,10 +143,7 @@ at::Tensor make_legendre_step_weights(
 namespace {
 
 at::Tensor legendre_step_weights_meta(
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const OptionalTensor& skip) {
+    const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon, const OptionalTensor& skip) {
   detail::check_legendre_step_weights_arguments(coeffs, decay, horizon, skip);
   const int64_t num_coeffs = coeffs.sym_size(1).guard_int(__FILE__, __LINE__);
   return at::empty_symint(

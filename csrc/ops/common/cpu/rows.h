@@ -29,7 +29,8 @@ struct Sequences {
   }
 };
 
-// An activation's rows of neighbouring channels. Without data it is absent: a gate of ones, a result that isn't wanted.
+// An activation's rows of neighbouring channels. Without data it is absent: a gate of ones, a result that
+// isn't wanted.
 template <typename scalar_t>
 struct Rows {
   scalar_t* data = nullptr;

@@ -40,23 +40,19 @@ HYENAREC_INLINE void forward_chunk(
       ahead.fetch();
       if (s < going_on)
         take_moments(
-            tables.basis_by_column.data(), tables.num_coeffs, chunk, segment.num_moments(i), z, parameters.decay_to_end,
-            buffers.folded, memory.moments.of(s, v));
+            tables.basis_by_column.data(), tables.num_coeffs, chunk, segment.num_moments(i), z,
+            parameters.decay_to_end, buffers.folded, memory.moments.of(s, v));
       ahead.fetch();
     }
     io.store_output(s, begin, rows, buffers.y);
   }
 }
 
-// y = kernel * z of every sequence of a task, from first chunk to last. The states that segments hand on are saved if
-// `saved` has memory.
+// y = kernel * z of every sequence of a task, from first chunk to last. The states that segments hand on are
+// saved if `saved` has memory.
 template <typename V, typename IO>
 HYENAREC_INLINE void forward_task(
-    const Scan<V>& scan,
-    const Task& task,
-    const SavedStates<LaneOf<V>>& saved,
-    IO& io,
-    Scratch& scratch) {
+    const Scan<V>& scan, const Task& task, const SavedStates<LaneOf<V>>& saved, IO& io, Scratch& scratch) {
   const Group& group = task.group;
   const int64_t chunk = scan.chunk();
   const ForwardMemory<V> memory(scratch, task, scan);

@@ -18,7 +18,8 @@ Shape shape_of_states(
     const c10::SymInt& horizon,
     const std::optional<at::Tensor>& offsets) {
   // All without a branch, which would fix sizes that are symbols to what they are now: a chunk of
-  // legendre_chunk_length(N) events, the shortest segments that a horizon can have (they get longer with it), ...
+  // legendre_chunk_length(N) events, the shortest segments that a horizon can have (they get longer with it),
+  // ...
   const c10::SymInt is_long = (coeffs.sym_size(1) / (kMaxShortChunkCoeffs + 1)).min(1);
   const c10::SymInt segment = kMinSegmentChunks * (kShortChunk + (kLongChunk - kShortChunk) * is_long);
   const auto first = activations.sym_size(0);

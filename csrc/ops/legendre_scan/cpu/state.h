@@ -1,5 +1,5 @@
-// The arithmetic between chunks: how states are restricted to a shorter horizon, and how moments become states. See
-// ../tables.h for the method and chunk.h for why everything is forced inline.
+// The arithmetic between chunks: how states are restricted to a shorter horizon, and how moments become
+// states. See ../tables.h for the method and chunk.h for why everything is forced inline.
 #pragma once
 
 #include <algorithm>
@@ -38,8 +38,8 @@ HYENAREC_INLINE void in_runs_backwards(int64_t count, const Visit& visit) {
   while (count > 0) visit(std::integral_constant<int, 8>{}, count -= 8);
 }
 
-// A transfer table contracted with coefficients, contracted[q][p] = sum_n coeffs[n] transfer(q, p, n): what each of
-// a chunk's moments adds to each coefficient of the next state. Rows of `width`.
+// A transfer table contracted with coefficients, contracted[q][p] = sum_n coeffs[n] transfer(q, p, n): what
+// each of a chunk's moments adds to each coefficient of the next state. Rows of `width`.
 struct ContractionShape {
   int64_t moments;  // q
   int64_t width;    // p
@@ -104,9 +104,10 @@ HYENAREC_INLINE void contract_backward(
   }
 }
 
-// state = exp(-decay C) restriction state for each member, in place, from `before` coefficients to `after`, not more:
-// a run of rows needs no row before it. `step` is expm1(-decay C), and the restriction (by column, [N, N]) comes as
-// a change, too: what little changes is added last, so that a chain of chunks doesn't lose digits.
+// state = exp(-decay C) restriction state for each member, in place, from `before` coefficients to `after`,
+// not more: a run of rows needs no row before it. `step` is expm1(-decay C), and the restriction (by column,
+// [N, N]) comes as a change, too: what little changes is added last, so that a chain of chunks doesn't lose
+// digits.
 template <typename V>
 HYENAREC_INLINE void restrict_states(
     const LaneOf<V>* change_by_column,
@@ -135,8 +136,9 @@ HYENAREC_INLINE void restrict_states(
   });
 }
 
-// dstate = exp(-decay C) restrictionᵀ dstate for each member, in place, from the gradients of `after` coefficients to
-// those of `before`, not fewer, zero beyond the first: a run of columns needs no column after it.
+// dstate = exp(-decay C) restrictionᵀ dstate for each member, in place, from the gradients of `after`
+// coefficients to those of `before`, not fewer, zero beyond the first: a run of columns needs no column after
+// it.
 template <typename V>
 HYENAREC_INLINE void restrict_states_backward(
     const LaneOf<V>* restriction_change,
@@ -165,8 +167,8 @@ HYENAREC_INLINE void restrict_states_backward(
   });
 }
 
-// state[p] += sum_q contracted[q][p] moments[q] for each member. Fetches `next`, as large as `contracted`, into the
-// cache meanwhile.
+// state[p] += sum_q contracted[q][p] moments[q] for each member. Fetches `next`, as large as `contracted`,
+// into the cache meanwhile.
 template <typename V>
 HYENAREC_INLINE void transfer_moments(
     const V* contracted,
@@ -228,7 +230,8 @@ HYENAREC_INLINE void transfer_moments_backward(
   });
 }
 
-// products[q][p] += sum over the members of moments[q] dstate[p], which mean nothing where a contraction is 0.
+// products[q][p] += sum over the members of moments[q] dstate[p], which mean nothing where a contraction is
+// 0.
 template <typename V>
 HYENAREC_INLINE void add_contraction_grads(
     const ContractionShape& shape,

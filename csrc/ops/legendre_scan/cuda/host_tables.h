@@ -1,4 +1,5 @@
-// The Legendre scan's tables as the GPU reads them: flat, rows padded for vector loads. No torch, no CUDA here.
+// The Legendre scan's tables as the GPU reads them: flat, rows padded for vector loads. No torch, no CUDA
+// here.
 #pragma once
 
 #include <cstdint>

@@ -15,11 +15,6 @@ TORCH_LIBRARY(hyenarec, m) {
       "post_gate, "
       "bool[5] needs_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
-  m.def("short_conv(Tensor u, Tensor weight, Tensor? bias=None, Tensor? offsets=None) -> Tensor");
-  m.def(
-      "short_conv_backward(Tensor grad, Tensor u, Tensor weight, Tensor? offsets, bool[3] needs_grad) "
-      "-> (Tensor, Tensor, Tensor)");
-
   m.def(
       "dropout_add_layer_norm(Tensor branch, Tensor? residual, Tensor weight, Tensor bias, float p=0., float "
       "eps=1e-05, Tensor? seed=None) -> (Tensor, Tensor)");

@@ -7,8 +7,6 @@
 #include <cmath>
 #include <string>
 
-#include "../short_conv/short_conv.h"
-
 namespace hyenarec::detail {
 
 void check_activation_type(const Argument& argument) {
@@ -116,19 +114,6 @@ void check_padded_length(const Argument& activation, const c10::SymInt& horizon,
   TORCH_SYM_CHECK(
       activation.tensor.sym_size(1).sym_le(horizon), activation.op, ": ", activation.name, " must be ",
       padded, " with L at most the horizon = ", horizon, ", got ", activation.tensor.sym_sizes());
-}
-
-void check_short_filter(
-    const Argument& weight,
-    const c10::SymInt& channels,
-    const char* layout,
-    const char* symbol,
-    const Argument& activation) {
-  check_parameter(weight, 2, channels, layout, symbol, activation);
-  const auto width = weight.tensor.sym_size(1);
-  TORCH_SYM_CHECK(
-      width.sym_ge(1).sym_and(width.sym_le(kShortConvMaxWidth)), weight.op, ": ", weight.name, " must be ",
-      layout, " with 1 <= W <= ", kShortConvMaxWidth, ", got ", weight.tensor.sym_sizes());
 }
 
 at::Tensor empty_gradient(bool needed, const at::Tensor& argument, std::optional<at::ScalarType> dtype) {

@@ -65,14 +65,6 @@ void check_sequences(
 void check_horizon(const char* op, const c10::SymInt& horizon);
 void check_padded_length(const Argument& activation, const c10::SymInt& horizon, const char* padded);
 
-// The filter of a short convolution, [channels, W] with 1 <= W <= kShortConvMaxWidth.
-void check_short_filter(
-    const Argument& weight,
-    const c10::SymInt& channels,
-    const char* layout,
-    const char* symbol,
-    const Argument& activation);
-
 // What a *_backward operator returns: a contiguous tensor for the gradient of `argument`, or [0] if unneeded;
 // in the argument's dtype unless another is given.
 at::Tensor empty_gradient(

@@ -9,7 +9,7 @@
 #include "../common/cpu/rows.h"
 #include "../legendre_scan/cpu/result_writer.h"
 #include "../legendre_scan/cpu/scan.h"
-#include "../short_conv/short_conv.h"
+#include "../short_conv/max_width.h"
 
 namespace hyenarec {
 

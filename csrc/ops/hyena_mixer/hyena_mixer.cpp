@@ -5,6 +5,7 @@
 
 #include "../common/argument_checks.h"
 #include "../legendre_scan/cpu/saved_states.h"
+#include "../short_conv/arguments.h"
 #include "arguments.h"
 
 namespace hyenarec {

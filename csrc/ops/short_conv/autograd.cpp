@@ -1,11 +1,11 @@
-#include "short_conv.h"
-
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "../common/needed_gradients.h"
+#include "arguments.h"
+#include "short_conv.h"
 
 namespace hyenarec {
 namespace {

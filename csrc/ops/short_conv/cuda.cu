@@ -5,17 +5,16 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
-#include "../common/argument_checks.h"
 #include "../common/cuda/launch.cuh"
 #include "../common/cuda/rows.h"
+#include "arguments.h"
 #include "cuda.cuh"
-#include "short_conv.h"
 
 namespace hyenarec {
 namespace {
 
-constexpr int64_t kForwardRun =
-    16;  // rows a thread slides over: enough to hide the halo, short enough to fill a GPU
+// Rows a thread slides over: enough to hide the halo, short enough to fill a GPU.
+constexpr int64_t kForwardRun = 16;
 
 SequenceRows sequence_rows(const RowSequences& sequences) {
   return {

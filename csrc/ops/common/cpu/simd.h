@@ -2,6 +2,7 @@
 // baseline, AVX2 and AVX-512 machines, and the loader picks one. No torch here.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -42,10 +43,22 @@ using LaneOf = std::remove_reference_t<decltype(std::declval<V&>()[0])>;
 template <typename V>
 constexpr int kLanes = sizeof(V) / sizeof(LaneOf<V>);
 
-// bfloat16 in memory: the upper half of a float.
+// bfloat16 in memory: the upper half of a float, rounded to nearest even and keeping NaN, as torch does.
 struct BFloat16 {
   uint16_t bits;
+
+  BFloat16() = default;
+  explicit BFloat16(float number) {
+    const auto all = std::bit_cast<uint32_t>(number);
+    const uint32_t rounded = (all + 0x7fffu + ((all >> 16) & 1u)) >> 16;
+    bits = static_cast<uint16_t>(number != number ? 0x7fc0u : rounded);
+  }
+  operator float() const { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 };
+
+// In what one computes with numbers that lie in memory as scalar_t.
+template <typename scalar_t>
+using compute_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
 
 template <typename V>
 HYENAREC_INLINE V load_lanes(const void* from) {
@@ -68,8 +81,7 @@ HYENAREC_INLINE Vector<float, lanes> load(const BFloat16* from) {
   return (Vector<float, lanes>)(__builtin_convertvector(halves, Vector<uint32_t, lanes>) << 16);
 }
 
-// What lanes become in memory: themselves, or bfloat16, rounded to nearest even and keeping NaN, as torch
-// does.
+// What lanes become in memory: themselves, or bfloat16.
 template <typename V>
 HYENAREC_INLINE V stored_as(const V& lanes, const LaneOf<V>*) {
   return lanes;
@@ -128,6 +140,14 @@ HYENAREC_INLINE void store_first(const V& value, scalar_t* to, int64_t count) {
   scalar_t lanes[kLanes<V>];
   store(value, lanes);
   for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
+}
+
+// Calls visit(i, lanes) for vectors that cover [first, count): of `lanes` numbers, an integral constant, then of
+// half as many, and so on for the rest.
+template <int lanes, typename Visit>
+HYENAREC_INLINE void for_each_vector(int64_t first, int64_t count, const Visit& visit) {
+  for (; first + lanes <= count; first += lanes) visit(first, std::integral_constant<int, lanes>{});
+  if constexpr (lanes > 1) for_each_vector<lanes / 2>(first, count, visit);
 }
 
 // The sum of all lanes: of the halves' sum, and so on, always in this order.

@@ -112,6 +112,7 @@ lint: $(VENV)/.lint-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FORMATTED)
 
 $(GPU_PACKAGE)/package.json: $(CUDA_VENV)/.installed $(BUILD_FILES) $(SOURCES) $(PACKAGE)

@@ -30,10 +30,10 @@ from timing import timed
 
 from hyenarec.config import LossConfig, ModelConfig, TrainConfig
 from hyenarec.data import Histories, Vocabulary, leave_one_out
-from hyenarec.evaluate import evaluate
-from hyenarec.memory import in_process_of_its_own, reset_peak, resident
-from hyenarec.recommend import recommend
-from hyenarec.training_run import TrainingRun
+from hyenarec.evaluation.evaluate import evaluate
+from hyenarec.evaluation.recommend import recommend
+from hyenarec.memory import reset_peak, resident, run_in_subprocess
+from hyenarec.train.trainer import TrainingRun
 
 SMALL, LARGE = 10_000, 1_000_000
 USERS, LENGTH = 1_000, 202  # two events are held out, the others are a window of 199 with their targets
@@ -118,7 +118,7 @@ def memory(_: int) -> Section:
     figures = {}
     for num_items in (SMALL, LARGE):
         case = {"items": num_items, "threads": torch.get_num_threads()}
-        figures[num_items] = in_process_of_its_own([__file__], case)
+        figures[num_items] = run_in_subprocess([__file__], case)
         for name, figure in figures[num_items].items():
             print(f"V = {num_items:>9,}: {name}: {figure['seconds']:.2f} s, {figure['peak_mib']:,.0f} MiB")
     scores = BLOCK * LARGE * 4 / 2**20

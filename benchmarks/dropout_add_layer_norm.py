@@ -3,8 +3,8 @@
     python benchmarks/dropout_add_layer_norm.py [--device cuda] [--output figures.json]
 
 - ours: the operator, with a seed drawn anew each time as the model does
-- parts: `hyenarec.dropout.Dropout`, which draws faster than torch's on a CPU and is torch's on a GPU, an
-  addition and `torch.nn.functional.layer_norm`, differentiated by autograd
+- parts: `hyenarec.models.dropout.Dropout`, which draws faster than torch's on a CPU and is torch's on a GPU,
+  an addition and `torch.nn.functional.layer_norm`, differentiated by autograd
 - copy: a device copy of as many bytes as the operator must move: four activations forward, five backward
 
 They take turns; figures are medians. With p = 0, as in evaluation, ours saves passes over memory only.
@@ -24,7 +24,7 @@ from bounds import Section, at_least, run_sections
 from timing import copy_of, timed
 from torch import Tensor, nn
 
-from hyenarec.dropout import Dropout
+from hyenarec.models.dropout import Dropout
 
 # Rows and channels. On a CPU: the default model's batch, and as much in wider rows.
 SHAPES = {"cpu": [(16_200, 64), (4_096, 256)], "cuda": [(1 << 18, 64), (1 << 16, 256), (1 << 14, 1024)]}

@@ -33,7 +33,7 @@ def main() -> int:
         "models": [name for name in LEARNED_NAMES if name != "gru4rec"],
     }
     if options.tiny:
-        common |= {"batch_tokens": 128, "num_items": 50, "dim": 16, "repetitions": 1}
+        common |= {"batch_events": 128, "num_items": 50, "dim": 16, "repetitions": 1}
     for length in (64,) if options.tiny else (200, 1024, 4096, 16384):
         path = options.output and options.output.with_stem(f"{options.output.stem}-{length}")
         bench_train(BenchConfig(lengths=[length], output=path and str(path), **common))

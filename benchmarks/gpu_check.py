@@ -40,14 +40,14 @@ WORK = ROOT / "build" / "gpu-check"
 # Every test that does more on a GPU than without one.
 GPU_TESTS = (
     "python_tests/ops",
-    "python_tests/test_model.py",
-    "python_tests/test_baselines.py",
-    "python_tests/test_evaluate.py",
-    "python_tests/test_stream.py",
+    "python_tests/models/test_hyenarec.py",
+    "python_tests/models/test_baselines.py",
+    "python_tests/evaluation/test_evaluate.py",
+    "python_tests/models/test_stream.py",
     "python_tests/test_transfer.py",
     "python_tests/data/test_batches.py",
-    "python_tests/training/test_train.py",
-    "python_tests/training/test_waits.py",
+    "python_tests/train/test_train.py",
+    "python_tests/train/test_waits.py",
 )
 SANITIZER_REFUSALS = ("Device not supported", "cannot be run")
 NCU_SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "LaunchStats", "Occupancy", "WarpStateStats")

@@ -5,11 +5,11 @@
 - accuracy: output and every gradient in float32 against the truth in float64 (a direct sum, beyond
   1,024 events an FFT), beside float32 torch.fft
 - speed: legendre_conv with gates and skip beside the same function in plain torch.fft and in fft_conv, beside
-  a copy of the bytes that it must move, and its multiply-adds a second beside those of a matrix product
+  a copy of the bytes that it must move
 - mixer: hyena_mixer beside short_conv and legendre_conv
 - growth: time per element of histories of 16,384 events over that of 1,024, at the same number of elements,
   each length with itself as the horizon; and both with a horizon of 16,384, where the short ones do less:
-  they are within one section (1.05 to 1.09 by multiply-adds), and many of them share what few long ones don't
+  they are within one segment, and many of them share what few long ones don't
 - packed: time per event of packed lengths like MovieLens-1M's over that of equal lengths
 - streaming: time per event of a stream, on one thread (streaming.py)
 - memory: peak of forward + backward beyond inputs, output and gradients (peak_memory.py)
@@ -32,14 +32,13 @@ import streaming
 import torch
 from bounds import Bound, Section, at_least, at_most, run_sections
 from convolutions import CHANNELS, DIRECTIONS, Call, Convolution, Mixer, Sequences, movielens_lengths
-from legendre_floor import bytes_moved, multiply_adds
 from ops import relative_error
 from timing import Times, copy_of, timed
 
 LENGTHS = (200, 1024, 4096, 16384)
 EVENTS = (1 << 15, 1 << 17)
 NUM_COEFFS = (17, 9)
-MATRIX = 1024  # of the matrix product that shows the machine's rate of multiply-adds
+FLOAT_BYTES = 4
 GROWTH_LENGTHS = (1024, 16384)
 GROWTH_EVENTS = 1 << 16
 PACKED_LONGEST = (200, 2277)  # MovieLens-1M at max_len 200, and whole
@@ -82,7 +81,7 @@ def accuracy(_: int) -> Section:
 
 @dataclass(frozen=True)
 class SpeedFigure:
-    """`rate_share`: of the matrix product's multiply-adds a second. `bytes` are those the copy moves."""
+    """`bytes` are those that the copy moves."""
 
     direction: str
     num_coeffs: int
@@ -92,10 +91,15 @@ class SpeedFigure:
     plain_over_ours: float
     plain_over_ours_fastest: float
     ours_over_copy: float
-    multiply_adds: float
-    matrix_gflops: float
-    rate_share: float
     bytes: int
+
+
+def bytes_moved(events: int, direction: str) -> int:
+    """Each input read once and each output written once."""
+    forward = 4  # u, two gates -> out
+    backward = 7  # grad, u, two gates -> three gradients
+    tensors = forward if direction == "forward" else forward + backward
+    return tensors * events * CHANNELS * FLOAT_BYTES
 
 
 def speed_figure(length: int, events: int, num_coeffs: int, direction: str, repetitions: int) -> SpeedFigure:
@@ -103,19 +107,15 @@ def speed_figure(length: int, events: int, num_coeffs: int, direction: str, repe
     convolution = Convolution(sequences, num_coeffs)
     check_same(convolution.legendre_conv(), convolution.plain())
     size = bytes_moved(sequences.events, direction)
-    a, b = torch.randn(2, MATRIX, MATRIX)
     times = timed(
         {
             "legendre_conv": convolution.legendre_conv().run(direction),
             "torch.fft": convolution.plain().run(direction),
             "fft_conv": convolution.fft_conv().run(direction),
             "copy": copy_of(size, "cpu"),
-            "matrix product": lambda: a @ b,
         },
         repetitions,
     )
-    needed = multiply_adds(sequences, length, num_coeffs, direction)
-    matrix_rate = MATRIX**3 / times.median_ms["matrix product"]  # a millisecond
     return SpeedFigure(
         direction=direction,
         num_coeffs=num_coeffs,
@@ -125,9 +125,6 @@ def speed_figure(length: int, events: int, num_coeffs: int, direction: str, repe
         plain_over_ours=times.ratio("torch.fft", "legendre_conv"),
         plain_over_ours_fastest=times.fastest_ratio("torch.fft", "legendre_conv"),
         ours_over_copy=times.ratio("legendre_conv", "copy"),
-        multiply_adds=needed,
-        matrix_gflops=2 * matrix_rate / 1e6,
-        rate_share=needed / times.median_ms["legendre_conv"] / matrix_rate,
         bytes=size,
     )
 
@@ -140,8 +137,7 @@ def print_speed(figure: SpeedFigure) -> None:
         f"ns an element: ours {per_element['legendre_conv']:6.3f}  torch.fft {per_element['torch.fft']:6.2f} "
         f"({figure.plain_over_ours:5.2f}x, fastest {figure.plain_over_ours_fastest:5.2f}x)  "
         f"fft_conv {per_element['fft_conv']:6.2f}  copy {per_element['copy']:6.3f} "
-        f"(ours {figure.ours_over_copy:4.2f}x)  multiply-adds {figure.multiply_adds / elements:5.1f}, "
-        f"{100 * figure.rate_share:3.0f}% of the matrix product's {figure.matrix_gflops:4.0f} GFLOP/s",
+        f"(ours {figure.ours_over_copy:4.2f}x)",
         flush=True,
     )
 

@@ -30,7 +30,7 @@ from timing import Function, Times, forward_backward, timed
 from torch import Tensor
 
 from hyenarec import ops
-from hyenarec.memory import in_process_of_its_own, reset_peak, resident
+from hyenarec.memory import reset_peak, resident, run_in_subprocess
 
 DIM = 64
 SHAPES = [(16000, 3416), (16000, 1000), (4000, 26744)]  # rows, items; the first is MovieLens-1M's step
@@ -216,7 +216,7 @@ def memory(_: int) -> Section:
         beyond = peak_beyond(LARGE_ITEMS)
     else:
         case = {"items": LARGE_ITEMS, "threads": torch.get_num_threads()}
-        beyond = in_process_of_its_own([__file__], case)
+        beyond = run_in_subprocess([__file__], case)
     scores = LARGE_ROWS * LARGE_ITEMS * 4 / 2**20
     print(f"{beyond:.0f} MiB beyond inputs and gradients; all scores together: {scores:.0f} MiB")
     bound = at_most("MiB beyond inputs and gradients, 1,000,000 items", [beyond], 1e9 / 2**20)

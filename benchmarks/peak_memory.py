@@ -17,7 +17,7 @@ from timing import forward_backward
 from torch import Tensor
 
 from hyenarec import ops
-from hyenarec.memory import in_process_of_its_own, reset_peak, resident
+from hyenarec.memory import reset_peak, resident, run_in_subprocess
 
 NUM_COEFFS = 17
 EVENTS = 1 << 16
@@ -101,7 +101,7 @@ def cases(threads: int) -> Iterator[Case]:
 
 def measure_all(threads: int) -> Iterator[Figure]:
     for case in cases(threads):
-        yield Figure(**in_process_of_its_own([__file__], asdict(case)))
+        yield Figure(**run_in_subprocess([__file__], asdict(case)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hyenarec import reference
 from hyenarec.data import Batch
-from hyenarec.model import HyenaRec, Mixer, Padding
+from hyenarec.models.hyenarec import HyenaRec, Mixer, Padding
 
 
 class PlainMixer(nn.Module):

@@ -29,7 +29,7 @@ def load(name: str) -> dict[str, Any] | None:
 
 
 def ranking_table() -> list[str]:
-    """MovieLens-1M: ours, other models and the floors, from the reports that training wrote."""
+    """MovieLens-1M: ours, other models and the reference baselines, from the reports that training wrote."""
     report = load("ml1m/report.json")
     if report is None:
         return [f"MovieLens-1M: {NOT_RUN}."]

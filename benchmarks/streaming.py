@@ -30,8 +30,8 @@ from timing import medians
 
 import hyenarec
 from hyenarec import _C
+from hyenarec.models.stream import Stream
 from hyenarec.ops import legendre_step, legendre_step_state, legendre_step_weights
-from hyenarec.stream import Stream
 
 NUM_ITEMS = 3416
 CONFIG = hyenarec.ModelConfig(num_items=NUM_ITEMS, dim=64, num_blocks=4, max_len=16_384, num_coeffs=17)

@@ -36,12 +36,12 @@ from timing import Times, forward_backward, timed
 from torch import Tensor, nn
 
 from hyenarec import bench
-from hyenarec.baselines import causal_attention
 from hyenarec.config import BenchConfig, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from hyenarec.data import Batch, TrainingBatches, load_histories, split_histories
-from hyenarec.loss import NextItemLoss
-from hyenarec.model import HyenaRec
-from hyenarec.optimizer import make_optimizer
+from hyenarec.models.baselines import causal_attention
+from hyenarec.models.hyenarec import HyenaRec
+from hyenarec.train.loss import NextItemLoss
+from hyenarec.train.optimizer import make_optimizer
 
 LENGTHS = (200, 1024, 4096, 16384)
 NUM_COEFFS = ModelConfig().num_coeffs
@@ -177,7 +177,7 @@ def epoch(data: Path, _: int) -> Section:
     config = TrainConfig(data=DataConfig(path=str(data), windows="all"))
     histories = split_histories(load_histories(config.data), config.data).train
     model = ModelConfig(num_items=histories.num_items)
-    batches = TrainingBatches(histories, model.max_len, config.batch_tokens, config.seed, config.data.windows)
+    batches = TrainingBatches(histories, model.max_len, config.batch_events, config.seed, config.data.windows)
     trainings = both_trainings(model)
     first = next(batches.batches(0))
     for training in trainings.values():

@@ -64,8 +64,8 @@ class Barrier {
   template <typename Act>
   void wait(const Act& last_act) {
     const uint32_t phase = phase_.load();
-    // Counting this thread in and seeing who has left is one step: a moment later the others may have come, gone
-    // on and left, as they may.
+    // Counting this thread in and seeing who has left is one step: a moment later the others may have come,
+    // gone on and left, as they may.
     const uint32_t before = counts_.fetch_add(1);
     if (before >= kLeft) {
       break_up();

@@ -25,12 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from hyenarec.config import MODEL_CONFIGS, BenchConfig, OptimizerConfig, SequentialConfig, to_dict
-from hyenarec.loss import NextItemLoss
-from hyenarec.memory import in_process_of_its_own, reset_peak, resident
-from hyenarec.optimizer import make_optimizer
-from hyenarec.registry import make_model
-from hyenarec.report import git_commit, write_report
-from hyenarec.train import device_name
+from hyenarec.evaluation.report import device_name, git_commit, write_report
+from hyenarec.memory import reset_peak, resident, run_in_subprocess
+from hyenarec.models.registry import make_model
+from hyenarec.train.loss import NextItemLoss
+from hyenarec.train.optimizer import make_optimizer
 
 PARTS = ("mixer", "ffn", "loss", "optimizer", "other")
 """A step's time: what the events of a sequence learn of each other (attention, convolution, recurrence); the
@@ -39,7 +38,7 @@ feed-forward layers; all from the last hidden row to the gradient at it; clippin
 MODULES = ("mixer", "ffn")
 """The parts that are modules: the models call them so."""
 
-BATCH_TOKENS = {"cpu": 2**14, "cuda": 2**17}
+BATCH_EVENTS = {"cpu": 2**14, "cuda": 2**17}
 """Events of a step by type of device, unless the settings say. On a GPU fewer would measure how fast Python
 asks for work."""
 
@@ -271,9 +270,9 @@ def device_of(config: BenchConfig) -> torch.device:
 
 def events_of_a_step(config: BenchConfig) -> int:
     """Events a step is to have: as the settings say, or as many as show what the device can do."""
-    if config.batch_tokens is not None:
-        return config.batch_tokens
-    return BATCH_TOKENS[device_of(config).type]
+    if config.batch_events is not None:
+        return config.batch_events
+    return BATCH_EVENTS[device_of(config).type]
 
 
 # --- memory ---
@@ -291,7 +290,7 @@ def peak_memory(config: BenchConfig, name: str, length: int) -> float:
         take_steps(config, name, length)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     case = {"config": to_dict(config), "name": name, "length": length}
-    return float(in_process_of_its_own(["-m", "hyenarec.bench"], case))
+    return float(run_in_subprocess(["-m", "hyenarec.bench"], case))
 
 
 def take_steps(config: BenchConfig, name: str, length: int) -> None:
@@ -303,7 +302,7 @@ def take_steps(config: BenchConfig, name: str, length: int) -> None:
 
 def peak_of_this_process(config: BenchConfig, name: str, length: int) -> float:
     """MiB of resident memory that the steps added at most; to be called once in a process."""
-    small = dataclasses.replace(config, batch_tokens=1, num_items=1)
+    small = dataclasses.replace(config, batch_events=1, num_items=1)
     take_steps(small, name, 1)  # loads and starts what all steps need
     reset_peak()
     before = resident("VmRSS")

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,60 +19,17 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from hyenarec.config import (
+    MODEL_CONFIGS,
     BenchConfig,
-    DataConfig,
     Device,
+    EvaluateOptions,
     ModelConfig,
+    RecommendOptions,
     TrainConfig,
     model_config_named,
-    to_dict,
 )
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """Where a saved model stands on held-out items, beside popularity and Markov counts.
-
-    Attributes:
-        model: folder of the saved model: a run's `output_dir`.
-        data: the events and their split; without options, those of the run.
-        seed: of synthetic data.
-        targets: the held-out items to rank; those of the test are for reporting, not for choosing.
-        k: length of the ranked list.
-        batch_size: users that are scored at one time.
-        device: `auto` takes a GPU where there is one, `cpu` leaves it alone.
-    """
-
-    model: str
-    data: DataConfig = field(default_factory=DataConfig)
-    seed: int = 0
-    targets: Literal["test", "validation"] = "test"
-    k: int = 10
-    batch_size: int = 256
-    device: Device = "auto"
-
-
-@dataclass(frozen=True)
-class RecommendOptions:
-    """The best next items for a user of the data, or after a history.
-
-    Attributes:
-        model: folder of the saved model: a run's `output_dir`.
-        user: the user's id in the data.
-        history: item ids, oldest first, between blanks; takes the place of a user.
-        k: number of items.
-        data: the events; without options, those of the run.
-        seed: of synthetic data.
-        device: `auto` takes a GPU where there is one, `cpu` leaves it alone.
-    """
-
-    model: str
-    user: str | None = None
-    history: str | None = None
-    k: int = 10
-    data: DataConfig = field(default_factory=DataConfig)
-    seed: int = 0
-    device: Device = "auto"
+from hyenarec.config.names import NEW_NAMES, with_new_names
+from hyenarec.config.saved import saved_defaults
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words or os.environ.get("HYENAREC_DEBUG", "0") not in ("", "0")
-    words = [word for word in words if word != "--debug"]
+    words = [with_new_name(word) for word in words if word != "--debug"]
     try:
         model = model_name(words)
         parser = make_parser(model, {})
@@ -123,7 +78,9 @@ def make_parser(model: str, defaults: dict[str, Any]) -> ArgumentParser:
         epilog="--debug, or HYENAREC_DEBUG=1, shows where an error came from.",
     )
     commands = parser.add_subcommands(dest="command")
-    train = _options_of("train", TrainConfig, skip={"model"})
+    names = ", ".join(MODEL_CONFIGS)
+    epilog = f"--model.name chooses the model and with it the other --model options: {names}."
+    train = _options_of("train", TrainConfig, skip={"model"}, epilog=epilog)
     train.add_class_arguments(model_config_named(model), "model")
     commands.add_subcommand("train", train, help="train a model and report its score")
     for name, options, help_text in (
@@ -141,6 +98,15 @@ def make_parser(model: str, defaults: dict[str, Any]) -> ArgumentParser:
     return parser
 
 
+def with_new_name(word: str) -> str:
+    """An option that has been renamed by its present name; any other word as it is."""
+    option, equals, value = word.partition("=")
+    for old, new in NEW_NAMES.items():
+        if option == f"--{old}":
+            return f"--{new}{equals}{value}"
+    return word
+
+
 def model_name(words: Sequence[str]) -> str:
     """The model that the words ask for, by `--model.name` or in a file, whose settings are then the options.
 
@@ -156,30 +122,23 @@ def model_name(words: Sequence[str]) -> str:
     return ModelConfig.name if found.name is None else found.name
 
 
-def saved_defaults(folder: str) -> dict[str, Any]:
-    """Data and seed of the run in `folder`, as defaults of `evaluate` and `recommend`; none if it has none.
+class SettingsParser(ArgumentParser):
+    """A parser that also takes the old names of settings, in files; `main` sees to those of options."""
 
-    Raises:
-        ValueError: the run's settings are damaged; names the file.
-    """
-    from hyenarec.checkpoint import CONFIG_OF_RUN
-
-    path = Path(folder, CONFIG_OF_RUN)
-    if not path.is_file():
-        return {}
-    try:
-        saved = json.loads(path.read_text())
-        seed, data = int(saved["seed"]), DataConfig(**saved["data"])
-    except KeyError as error:
-        raise ValueError(f"{path} must hold the settings of a run, but it has no {error}") from None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} must hold the settings of a run, but it cannot be read: {error}") from None
-    return {"seed": seed, **{f"data.{name}": value for name, value in to_dict(data).items()}}
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        """The settings in a file's content."""
+        with contextlib.suppress(yaml.YAMLError):
+            values = yaml.safe_load(content)
+            if isinstance(values, dict) and values.keys() & NEW_NAMES.keys():
+                content = yaml.safe_dump(with_new_names(values))
+        return super().parse_string(content, *args, **kwargs)
 
 
-def _options_of(name: str, config: type, skip: Set[str] = frozenset()) -> ArgumentParser:
+def _options_of(
+    name: str, config: type, skip: Set[str] = frozenset(), epilog: str | None = None
+) -> ArgumentParser:
     description = (config.__doc__ or "").partition("\n")[0]
-    parser = ArgumentParser(description=description, usage=f"hyenarec {name} [options]")
+    parser = SettingsParser(description=description, usage=f"hyenarec {name} [options]", epilog=epilog)
     parser.add_argument("--config", action="config", help="YAML (or JSON) file of these settings")
     parser.add_class_arguments(config, skip=set(skip))
     for action in parser._actions:
@@ -197,9 +156,13 @@ def _train(options: Any) -> int:
 
 def _evaluate(options: Any) -> int:
     from hyenarec.data import load_histories, split_histories
-    from hyenarec.evaluate import evaluate
-    from hyenarec.recommend import load
-    from hyenarec.report import beside_floors, evaluate_floors, text_table
+    from hyenarec.evaluation.evaluate import evaluate
+    from hyenarec.evaluation.recommend import load
+    from hyenarec.evaluation.report import (
+        beside_reference_baselines,
+        evaluate_reference_baselines,
+        text_table,
+    )
 
     chosen = EvaluateOptions(**_fields(options))
     saved = load(chosen.model, _device(chosen.device))
@@ -221,15 +184,16 @@ def _evaluate(options: Any) -> int:
         batch_size=chosen.batch_size,
         split=name,
     )
-    floors = evaluate_floors(
+    baselines = evaluate_reference_baselines(
         split.train, targets, max_len=max_len, exclude_history=exclude_history, split=name, ks=ks
     )
-    print(text_table(beside_floors(saved.model.config, result, floors)), split.leaks, sep="\n")
+    results = beside_reference_baselines(saved.model.config, result, baselines)
+    print(text_table(results), split.leaks, sep="\n")
     return 0
 
 
 def _recommend(options: Any) -> int:
-    from hyenarec.recommend import load
+    from hyenarec.evaluation.recommend import load
 
     chosen = RecommendOptions(**_fields(options))
     if (chosen.user is None) == (chosen.history is None):

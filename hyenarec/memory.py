@@ -24,7 +24,7 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def in_process_of_its_own(program: Sequence[str], case: dict[str, Any]) -> Any:
+def run_in_subprocess(program: Sequence[str], case: dict[str, Any]) -> Any:
     """What a program prints in JSON when it is called with a case in JSON: a peak that is that case's alone.
 
     It runs with this very package, whatever folder of that name it is started in.

@@ -1,11 +1,21 @@
-"""What all tests share: a GPU that a test has broken is not left to the tests after it."""
+"""What all tests share: one thread where a test asks for it, and no GPU that an earlier test has broken."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """So that runs in this process and in others add up in the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.hookimpl(trylast=True)

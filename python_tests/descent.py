@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyenarec.loss import NextItemLoss
-from hyenarec.model import SequentialModel
+from hyenarec.models.hyenarec import SequentialModel
+from hyenarec.train.loss import NextItemLoss
 
 
 def losses_of_steps(

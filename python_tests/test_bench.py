@@ -12,9 +12,9 @@ import torch
 from hyenarec import bench, cli
 from hyenarec.bench import PARTS, Clock, Cost, Hooks, Step, peak_memory, table
 from hyenarec.config import LEARNED_NAMES, BenchConfig
-from hyenarec.registry import COUNTED, LEARNED
+from hyenarec.models.registry import COUNT_BASED, LEARNED
 
-TINY = BenchConfig(batch_tokens=64, num_items=20, dim=8, repetitions=2, device="cpu")
+TINY = BenchConfig(batch_events=64, num_items=20, dim=8, repetitions=2, device="cpu")
 
 
 def cost(model: str, seconds: float, mixer: float) -> Cost:
@@ -33,12 +33,12 @@ def test_every_model_that_learns_is_measured() -> None:
         ({"models": []}, r"models must be at least one of .*, got \[\]"),
         ({"lengths": [200, 0]}, "lengths must be an integer of at least 1, got 0"),
         ({"repetitions": 0}, "repetitions must be an integer of at least 1, got 0"),
-        ({"batch_tokens": 0}, "batch_tokens must be an integer of at least 1, got 0"),
+        ({"batch_events": 0}, "batch_events must be an integer of at least 1, got 0"),
         ({"precision": "fp16"}, "precision must be one of 'no', 'bf16', got 'fp16'"),
     ],
 )
 def test_bad_settings_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
-    assert "markov" in COUNTED
+    assert "markov" in COUNT_BASED
     with pytest.raises(ValueError, match=message):
         BenchConfig(**settings)
 
@@ -48,7 +48,7 @@ def test_the_command_measures_every_model_and_writes_the_figures(
 ) -> None:
     monkeypatch.setattr(bench, "peak_memory", lambda *case: 1.0)  # a process each takes seconds
     output = tmp_path / "costs.json"
-    words = "bench train --lengths [8,40] --batch_tokens 64 --num_items 20 --dim 8 --repetitions 1 --output"
+    words = "bench train --lengths [8,40] --batch_events 64 --num_items 20 --dim 8 --repetitions 1 --output"
     assert cli.main([*words.split(), str(output), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "L = 8, 64 events a step" in printed and "L = 40, 40 events a step" in printed
@@ -72,7 +72,7 @@ def test_a_gpu_gets_larger_steps_unless_they_are_given(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     assert bench.events_of_a_step(BenchConfig(device=device)) == events
-    assert bench.events_of_a_step(BenchConfig(device=device, batch_tokens=64)) == 64
+    assert bench.events_of_a_step(BenchConfig(device=device, batch_events=64)) == 64
 
 
 @pytest.mark.parametrize("name", LEARNED)
@@ -110,7 +110,7 @@ def test_peak_memory_is_that_of_this_package_in_any_folder(
 
 def test_peak_memory_grows_with_the_step() -> None:
     peaks = [
-        peak_memory(BenchConfig(batch_tokens=events, num_items=1000, device="cpu"), "sasrec", 50)
+        peak_memory(BenchConfig(batch_events=events, num_items=1000, device="cpu"), "sasrec", 50)
         for events in (50, 5000)
     ]
     activations = 5000 * 64 * 4 / 2**20

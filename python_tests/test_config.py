@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import pytest
 
 from hyenarec.config import (
     MODEL_CONFIGS,
+    BenchConfig,
     DataConfig,
     GRU4RecConfig,
     HyenaConfig,
     LossConfig,
+    LossName,
     ModelConfig,
     OptimizerConfig,
     RecommenderConfig,
@@ -21,6 +24,7 @@ from hyenarec.config import (
     model_config_from_dict,
     to_dict,
 )
+from hyenarec.config.loss import LOSSES
 
 
 @pytest.mark.parametrize(
@@ -48,7 +52,7 @@ from hyenarec.config import (
         (ModelConfig, "kernel", "fourier", "model.kernel must be one of 'legendre', 'mlp', 'free'"),
         (ModelConfig, "name", "hyena", "model.name must be 'hyenarec' for a ModelConfig, got 'hyena'"),
         (HyenaConfig, "kernel", "free", "model.kernel must be 'mlp' for hyena, got 'free'"),
-        (HyenaConfig, "num_coeffs", 9, "model.num_coeffs must be left alone for hyena"),
+        (HyenaConfig, "num_coeffs", 9, "model.num_coeffs must be left at its default for hyena"),
         (SASRecConfig, "num_heads", 3, "model.num_heads must be a divisor of 64, got 3"),
         (SASRecConfig, "num_blocks", 0, "model.num_blocks must be an integer of at least 1, got 0"),
         (GRU4RecConfig, "num_layers", 0, "model.num_layers must be an integer of at least 1, got 0"),
@@ -67,7 +71,7 @@ from hyenarec.config import (
         (OptimizerConfig, "learning_rate", 0.0, "optimizer.learning_rate must be positive"),
         (OptimizerConfig, "betas", (0.9, 1.0), "optimizer.betas must be two numbers"),
         (OptimizerConfig, "gradient_clip", 0.0, "optimizer.gradient_clip must be positive or null"),
-        (TrainConfig, "batch_tokens", 0, "batch_tokens must be an integer of at least 1, got 0"),
+        (TrainConfig, "batch_events", 0, "batch_events must be an integer of at least 1, got 0"),
         (TrainConfig, "patience", 0, "patience must be an integer of at least 1"),
         (TrainConfig, "precision", "int8", "precision must be one of 'no', 'bf16', 'fp16'"),
     ],
@@ -86,6 +90,26 @@ def test_each_loss_has_its_own_number_of_negatives() -> None:
     names = ("softmax", "sampled_softmax", "bce", "gbce")
     assert [LossConfig(name=name).num_negatives for name in names] == [0, 1000, 1, 256]
     assert LossConfig(name="bce", negatives=7).num_negatives == 7
+
+
+def test_every_loss_has_its_traits() -> None:
+    assert tuple(LOSSES) == get_args(LossName)
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, BenchConfig])
+def test_batch_tokens_is_the_old_name_of_batch_events(kind: type) -> None:
+    config = kind(batch_tokens=70)
+    assert config == kind(batch_events=70)
+    assert config.batch_tokens == config.batch_events == 70
+    assert dataclasses.replace(config, batch_tokens=80) == kind(batch_events=80)
+    assert dataclasses.replace(config, seed=3) == kind(batch_events=70, seed=3)
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, BenchConfig])
+def test_files_keep_the_old_name(kind: type) -> None:
+    values = to_dict(kind(batch_events=70))
+    assert values["batch_tokens"] == 70 and "batch_events" not in values
+    assert kind(**{"batch_tokens": values["batch_tokens"]}) == kind(batch_events=70)
 
 
 def test_frozen() -> None:

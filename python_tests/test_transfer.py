@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import needs_gpu
 from torch import Tensor
 
 from hyenarec.transfer import Readback, to_device
@@ -91,7 +92,7 @@ def test_numbers_of_a_gpu_are_copied_at_once_and_read_when_they_are_there(
     assert happened == ["copy", "record", "wait", "read"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_reading_waits_for_no_later_work() -> None:
     values = to_device(torch.arange(3), "cuda")
     readback = Readback(values * 2)

@@ -20,7 +20,7 @@ template <typename scalar_t, int kN, int kTaps>
 class Problem {
  public:
   using T = accumulate_t<scalar_t>;
-  using Source = MixerSource<scalar_t, kTaps>;
+  using IO = HyenaMixerIO<scalar_t, kTaps>;
 
   explicit Problem(const oracle::Case& expected)
       : expected_(expected),
@@ -38,28 +38,27 @@ class Problem {
 
   std::vector<double> forward(const Cut& cut) const {
     Buffer<scalar_t> out(sequences_.rows * channels_);
-    auto source = inputs();
-    source.out = {out.data(), static_cast<int>(channels_)};
-    Scan<T, kN>(expected_, sequences_, channels_, cut).forward(source);
+    auto io = inputs();
+    io.out = {out.data(), static_cast<int>(channels_)};
+    Scan<T, kN>(expected_, sequences_, channels_, cut).forward(io);
     return out.values();
   }
 
-  Gradients backward(const Cut& cut, const ScanWanted& wanted) const {
+  Gradients backward(const Cut& cut, const GradientMask& wanted) const {
     Scan<T, kN> scan(expected_, sequences_, channels_, cut);
     Buffer<scalar_t> x(wanted.input ? x_.size() : 0);
-    Buffer<T> edges(scan.segment_slots() * 6 * Source::kHalo * scan.pitch());
-    auto source = inputs();
-    source.grad_x = {wanted.input ? x.data() : nullptr, static_cast<int>(3 * channels_)};
-    source.edges = edges.data();
-    source.edge_pitch = scan.pitch();
-    const auto parameters = scan.backward(source, wanted);
+    Buffer<T> edges(scan.segment_slots() * 6 * IO::kHalo * scan.pitch());
+    auto io = inputs();
+    io.grad_x = {wanted.input ? x.data() : nullptr, static_cast<int>(3 * channels_)};
+    io.edges = edges.data();
+    io.edge_pitch = scan.pitch();
+    const auto parameters = scan.backward(io, wanted);
     if (scan.work().segments > 1 && wanted.input)
       launch(
-          scan_shape(scan.work(), cut.warps), cut.order, hyena_mixer_join<scalar_t, kTaps>, scan.work(),
-          source);
+          scan_shape(scan.work(), cut.warps), cut.order, hyena_mixer_join<scalar_t, kTaps>, scan.work(), io);
     Gradients grads{x.values(), {}, {}, parameters};
-    if (!wanted.kernel) return grads;
-    const auto& sums = parameters.source_sums;  // [3, kTaps + 1, channels]
+    if (!wanted.parameters) return grads;
+    const auto& sums = parameters.io_sums;  // [3, kTaps + 1, channels]
     for (int64_t column = 0; column < 3 * channels_; ++column) {
       const auto row = [&](int64_t tap) {
         return static_cast<size_t>((column / channels_ * (kTaps + 1) + tap) * channels_ + column % channels_);
@@ -71,15 +70,15 @@ class Problem {
   }
 
  private:
-  Source inputs() const {
-    Source source{};
-    source.x = {x_.data(), static_cast<int>(3 * channels_)};
-    source.grad = {grad_.data(), static_cast<int>(channels_)};
-    source.weight = weight_.data();
-    source.bias = bias_.size() > 0 ? bias_.data() : nullptr;
-    source.width = width_;
-    source.channels = channels_;
-    return source;
+  IO inputs() const {
+    IO io{};
+    io.x = {x_.data(), static_cast<int>(3 * channels_)};
+    io.grad = {grad_.data(), static_cast<int>(channels_)};
+    io.weight = weight_.data();
+    io.bias = bias_.size() > 0 ? bias_.data() : nullptr;
+    io.width = width_;
+    io.channels = channels_;
+    return io;
   }
 
   const oracle::Case& expected_;
@@ -90,7 +89,7 @@ class Problem {
   const Buffer<T> weight_, bias_;
 };
 
-constexpr ScanWanted kAll{true, true, true};
+constexpr GradientMask kAll{true, true, true};
 
 template <typename scalar_t>
 void expect_gradients(const oracle::Case& expected, const Gradients& grads) {
@@ -149,12 +148,12 @@ INSTANTIATE_TEST_SUITE_P(
 // What the blocks of the backward sweep ask for: at most what one gets on every GPU since Ampere (99 KiB on
 // 8.6 and 8.9), whatever the number of coefficients; and as many warps as have been asked for where that is
 // fast.
-template <typename Source>
+template <typename IO>
 void check_shared_memory() {
-  using T = accumulate_t<typename Source::Scalar>;
+  using T = accumulate_t<typename IO::Scalar>;
   const ScanWork work{1000, 100, 100, nullptr, 10, 64, 4, 1, 1};
   for (int64_t n = 1; n <= kScanMaxCoeffs; ++n) {
-    const auto shape = scan_backward_shape<Source>(work, n, 4, n, 1000);
+    const auto shape = scan_backward_shape<IO>(work, n, 4, n, 1000);
     EXPECT_LE(shape.launch.shared_bytes, size_t{99 * 1024}) << n << " coefficients";
     EXPECT_GE(shape.slab, 1);
     const auto warps = static_cast<int64_t>(shape.launch.threads.y);
@@ -163,16 +162,16 @@ void check_shared_memory() {
     }
     // All that the kernel lays out in it.
     const int64_t numbers =
-        kScanTapRows + warps * (kScanTimeSums<Source> + 2 * n) + (warps > 1 ? shape.slab * n : 0);
+        kScanTapRows + warps * (kScanTimeSums<IO> + 2 * n) + (warps > 1 ? shape.slab * n : 0);
     EXPECT_EQ(shape.launch.shared_bytes, static_cast<size_t>(numbers * kScanLanes) * sizeof(T));
   }
 }
 
 TEST(LegendreScanBackwardDevice, FitsTheSharedMemoryOfEveryGpu) {
-  check_shared_memory<ConvSource<float>>();
-  check_shared_memory<ConvSource<double>>();
-  check_shared_memory<MixerSource<BFloat16, 4>>();
-  check_shared_memory<MixerSource<double, 8>>();
+  check_shared_memory<LegendreConvIO<float>>();
+  check_shared_memory<LegendreConvIO<double>>();
+  check_shared_memory<HyenaMixerIO<BFloat16, 4>>();
+  check_shared_memory<HyenaMixerIO<double, 8>>();
 }
 
 }  // namespace

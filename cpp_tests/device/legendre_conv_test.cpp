@@ -37,27 +37,27 @@ class Problem {
   template <int kN>
   std::vector<double> forward(const Cut& cut) const {
     Buffer<scalar_t> out(rows() * channels_);
-    auto source = inputs();
-    source.out = {out.data(), static_cast<int>(channels_)};
-    Scan<T, kN>(expected_, sequences_, channels_, cut).forward(source);
+    auto io = inputs();
+    io.out = {out.data(), static_cast<int>(channels_)};
+    Scan<T, kN>(expected_, sequences_, channels_, cut).forward(io);
     return out.values();
   }
 
   template <int kN>
-  Gradients backward(const Cut& cut, const ScanWanted& wanted) const {
+  Gradients backward(const Cut& cut, const GradientMask& wanted) const {
     const auto size = [&](bool is_wanted) { return is_wanted ? rows() * channels_ : 0; };
     Buffer<scalar_t> u(size(wanted.input)), pre(size(wanted.input && pre_.size() > 0)),
         post(size(wanted.output && post_.size() > 0));
-    auto source = inputs();
-    source.grad_u = target(u);
-    source.grad_pre = target(pre);
-    source.grad_post = target(post);
-    auto parameters = Scan<T, kN>(expected_, sequences_, channels_, cut).backward(source, wanted);
+    auto io = inputs();
+    io.grad_u = target(u);
+    io.grad_pre = target(pre);
+    io.grad_post = target(post);
+    auto parameters = Scan<T, kN>(expected_, sequences_, channels_, cut).backward(io, wanted);
     return {u.values(), pre.values(), post.values(), parameters};
   }
 
  private:
-  ConvSource<scalar_t> inputs() const {
+  LegendreConvIO<scalar_t> inputs() const {
     return {rows_of(u_), rows_of(pre_), rows_of(post_), rows_of(grad_), {}, {}, {}, {}};
   }
   ScanRows<const scalar_t> rows_of(const Buffer<scalar_t>& buffer) const {
@@ -83,7 +83,7 @@ class Problem {
   const Buffer<scalar_t> u_, pre_, post_, grad_;
 };
 
-constexpr ScanWanted kAll{true, true, true};
+constexpr GradientMask kAll{true, true, true};
 
 template <typename scalar_t>
 void expect_gradients(const oracle::Case& expected, const Gradients& grads) {

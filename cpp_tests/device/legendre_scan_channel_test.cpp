@@ -12,7 +12,7 @@ constexpr int64_t kChannels = 40, kTiles = 2, kRows = kScanChunk + 3;
 
 // out [tiles, kScanTapRows, 32]: each row by a warp that didn't make it.
 template <typename T>
-void copy_taps(ScanWork work, ScanChannels<T> channels, T* out) {
+void copy_taps(ScanWork work, ScanParameters<T> channels, T* out) {
   HYENAREC_SHARED_MEMORY(T, taps);
   const ScanPlace place = scan_place(work);
   make_taps(channels, work, place, taps);
@@ -34,7 +34,7 @@ void check(bool has_skip) {
     skip[d] = static_cast<T>(d);
   }
   const ScanWork work{0, 0, 0, nullptr, 0, kChannels, 1, 1, 1};
-  const ScanChannels<T> channels{
+  const ScanParameters<T> channels{
       kTiles * kScanLanes, kRows, polynomials.data(), decay.data(), has_skip ? skip.data() : nullptr};
   LaunchShape shape = scan_shape(work, 3);
   shape.shared_bytes = kScanTapRows * kScanLanes * sizeof(T);
@@ -46,7 +46,7 @@ void check(bool has_skip) {
     const int64_t row = i / kScanLanes % kScanTapRows, tile = i / kScanLanes / kScanTapRows,
                   lane = i % kScanLanes, d = tile * kScanLanes + lane;
     const double rate = d < kChannels ? static_cast<double>(decay[d]) : 0.0;
-    if (row == kScanChunkDecay) {
+    if (row == kScanChunkDecayChange) {
       expected.push_back(std::expm1(-rate * kScanChunk));
     } else if (row >= kScanChunk) {
       expected.push_back(std::exp(-rate * static_cast<double>(row - kScanChunk)));

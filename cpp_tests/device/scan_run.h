@@ -1,4 +1,4 @@
-// The launches of a Legendre scan in the order in which legendre_scan_launch.cuh makes them, without a GPU;
+// The launches of a Legendre scan in the order in which ScanCall makes them, without a GPU;
 // what torch does between them, in plain loops.
 #pragma once
 
@@ -11,8 +11,8 @@ namespace device_test {
 
 using namespace hyenarec;
 
-// The sequences of an oracle case: `name` is the activation that tells rows and length. Other offsets than the
-// case's may be given.
+// The sequences of an oracle case: `name` is the activation that tells rows and length. Other offsets than
+// the case's may be given.
 struct Sequences {
   Sequences(const oracle::Case& expected, const char* name, const std::vector<int64_t>& other = {}) {
     const auto& sizes = expected[name].sizes;
@@ -43,7 +43,7 @@ struct Cut {
 };
 
 struct ParameterGradients {
-  std::vector<double> coeffs, decay, skip, source_sums;
+  std::vector<double> coeffs, decay, skip, io_sums;
   bool operator==(const ParameterGradients&) const = default;
 };
 
@@ -92,46 +92,46 @@ class Scan {
     contract(shapes_.back().transfer);
   }
 
-  template <typename Source>
-  void forward(const Source& source) {
-    find_carry(source);
+  template <typename IO>
+  void forward(const IO& io) {
+    find_carry(io);
     launch(
-        sweep_shape(), cut_.order, legendre_scan_forward<Source, kN, false>, work_, tables_, parameters_,
-        source, carry_.data(), static_cast<T*>(nullptr));
+        sweep_shape(), cut_.order, legendre_scan_forward<IO, kN, false>, work_, tables_, parameters_, io,
+        carry_.data(), static_cast<T*>(nullptr));
   }
 
-  template <typename Source>
-  ParameterGradients backward(const Source& source, const ScanWanted& wanted) {
+  template <typename IO>
+  ParameterGradients backward(const IO& io, const GradientMask& wanted) {
     Buffer<T> states(scan_slots(work_.rows, work_.sequences, kScanChunk) * n_ * pitch_);
-    if (wanted.kernel || wanted.output) {
-      find_carry(source);
+    if (wanted.parameters || wanted.output) {
+      find_carry(io);
       launch(
-          sweep_shape(), cut_.order, legendre_scan_forward<Source, kN, true>, work_, tables_, parameters_,
-          source, carry_.data(), states.data());
+          sweep_shape(), cut_.order, legendre_scan_forward<IO, kN, true>, work_, tables_, parameters_, io,
+          carry_.data(), states.data());
     }
     if (work_.segments > 1) {
       carry_ = scratch();
       launch(
-          sweep_shape(), cut_.order, legendre_scan_adjoint_carry<Source, kN>, work_, tables_, parameters_,
-          source, carry_.data());
+          sweep_shape(), cut_.order, legendre_scan_carry_backward<IO, kN>, work_, tables_, parameters_, io,
+          carry_.data());
       launch(
           shape(), cut_.order, legendre_scan_combine<T, kN, true>, work_, tables_, parameters_,
           carry_.data());
     }
-    const auto backward = scan_backward_shape<Source>(work_, n_, cut_.warps, cut_.slab, cut_.most_blocks);
-    const int64_t rows = scan_sum_rows<Source>(n_), blocks = backward.work.row_groups * work_.segments;
+    const auto backward = scan_backward_shape<IO>(work_, n_, cut_.warps, cut_.slab, cut_.most_blocks);
+    const int64_t rows = scan_sum_rows<IO>(n_), blocks = backward.work.row_groups * work_.segments;
     Buffer<T> partial(blocks * rows * pitch_);
     launch(
-        backward.launch, cut_.order, legendre_scan_backward<Source, kN>, backward.work, tables_, parameters_,
-        source, wanted, backward.slab, states.data(), carry_.data(), partial.data());
-    if (!wanted.kernel) return {};
+        backward.launch, cut_.order, legendre_scan_backward<IO, kN>, backward.work, tables_, parameters_, io,
+        wanted, backward.slab, states.data(), carry_.data(), partial.data());
+    if (!wanted.parameters) return {};
 
     const auto sums = sum_over_groups(partial, blocks);
     ParameterGradients grads{{}, row_of(sums, scan_sum_row(kScanDecaySum, n_)), {}, {}};
     if (skip_.size() > 0) grads.skip = row_of(sums, 0);
-    for (int64_t i = 0; i < Source::kSums; ++i) {
-      const auto row = row_of(sums, scan_sum_row(kScanSourceSums + i, n_));
-      grads.source_sums.insert(grads.source_sums.end(), row.begin(), row.end());
+    for (int64_t i = 0; i < IO::kSums; ++i) {
+      const auto row = row_of(sums, scan_sum_row(kScanIOSums + i, n_));
+      grads.io_sums.insert(grads.io_sums.end(), row.begin(), row.end());
     }
     for (int64_t d = 0; d < channels_; ++d) {
       for (int64_t k = 0; k < given_; ++k) {
@@ -179,12 +179,12 @@ class Scan {
   std::vector<T> scratch() const {
     return std::vector<T>(static_cast<size_t>(segment_slots() * n_ * pitch_), T(NAN));
   }
-  template <typename Source>
-  void find_carry(const Source& source) {
+  template <typename IO>
+  void find_carry(const IO& io) {
     if (work_.segments == 1) return;
     carry_ = scratch();
     launch(
-        sweep_shape(), cut_.order, legendre_scan_carry<Source, kN>, work_, tables_, parameters_, source,
+        sweep_shape(), cut_.order, legendre_scan_carry<IO, kN>, work_, tables_, parameters_, io,
         carry_.data());
     launch(
         shape(), cut_.order, legendre_scan_combine<T, kN, false>, work_, tables_, parameters_, carry_.data());
@@ -208,7 +208,7 @@ class Scan {
   std::vector<T> carry_;
   ScanTables<T> tables_;
   ScanWork work_;
-  ScanChannels<T> parameters_;
+  ScanParameters<T> parameters_;
 };
 
 }  // namespace device_test

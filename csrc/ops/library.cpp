@@ -3,28 +3,6 @@
 
 TORCH_LIBRARY(hyenarec, m) {
   m.def(
-      "legendre_conv(Tensor u, Tensor coeffs, Tensor decay, SymInt horizon, Tensor? skip=None, Tensor? "
-      "pre_gate=None, Tensor? post_gate=None, Tensor? offsets=None) -> Tensor");
-  m.def(
-      "legendre_conv_with_states(Tensor u, Tensor coeffs, Tensor decay, SymInt horizon, Tensor? skip, "
-      "Tensor? pre_gate, Tensor? post_gate, Tensor? offsets) -> (Tensor, Tensor)");
-  m.def(
-      "legendre_conv_backward(Tensor grad, Tensor u, Tensor coeffs, Tensor decay, SymInt horizon, Tensor? "
-      "skip, Tensor? pre_gate, Tensor? post_gate, Tensor? offsets, bool[6] needs_grad, Tensor? states=None) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-
-  m.def(
-      "hyena_mixer(Tensor x, Tensor short_weight, Tensor? short_bias, Tensor coeffs, Tensor decay, SymInt "
-      "horizon, Tensor skip, Tensor? offsets=None) -> Tensor");
-  m.def(
-      "hyena_mixer_with_states(Tensor x, Tensor short_weight, Tensor? short_bias, Tensor coeffs, Tensor "
-      "decay, SymInt horizon, Tensor skip, Tensor? offsets) -> (Tensor, Tensor)");
-  m.def(
-      "hyena_mixer_backward(Tensor grad, Tensor x, Tensor short_weight, Tensor? short_bias, Tensor coeffs, "
-      "Tensor decay, SymInt horizon, Tensor skip, Tensor? offsets, bool[6] needs_grad, Tensor? states=None) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-
-  m.def(
       "dropout_add_layer_norm(Tensor branch, Tensor? residual, Tensor weight, Tensor bias, float p=0., float "
       "eps=1e-05, Tensor? seed=None) -> (Tensor, Tensor)");
   m.def(
@@ -34,12 +12,6 @@ TORCH_LIBRARY(hyenarec, m) {
       "dropout_add_layer_norm_backward(Tensor? grad_normed, Tensor? grad_sum, Tensor sum, Tensor mean, "
       "Tensor rstd, Tensor weight, float p, Tensor? seed, ScalarType branch_dtype, bool[4] needs_grad) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
-
-  m.def("legendre_step_weights(Tensor coeffs, Tensor decay, SymInt horizon, Tensor? skip=None) -> Tensor");
-  m.def("legendre_step_state(Tensor coeffs, SymInt batch) -> Tensor");
-  m.def(
-      "legendre_step(Tensor(a!) state, Tensor u, Tensor position, Tensor weights, SymInt horizon, Tensor? "
-      "pre_gate=None, Tensor? post_gate=None) -> Tensor");
 
   m.def(
       "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hyenarec.config import Windows
+from hyenarec.config.names import takes_old_names
 from hyenarec.data.balance import count_steps, deal, deal_epoch
 from hyenarec.data.histories import Histories, Int32Array, Int64Array, offsets_of, ragged_indices
 from hyenarec.data.split import Targets
@@ -52,7 +53,7 @@ class Batch:
 class TrainingBatches:
     """The training batches of every epoch, the same for any number of processes.
 
-    A step trains on as many windows as ``batch_tokens`` events allow, counted over all processes together; a
+    A step trains on as many windows as ``batch_events`` events allow, counted over all processes together; a
     window with more is a step by itself. Lengths are mixed, and the steps have as many events as each other,
     to about the shortest window. The ranks share a step's windows, alike in events too. What a step holds
     follows from (seed, epoch, step) alone, so a run resumes at any step and no process has to tell another
@@ -62,11 +63,12 @@ class TrainingBatches:
     target. Users with fewer than two events have none.
     """
 
+    @takes_old_names
     def __init__(
         self,
         histories: Histories,
         max_len: int,
-        batch_tokens: int,
+        batch_events: int,
         seed: int,
         windows: Windows = "last",
         rank: int = 0,
@@ -77,7 +79,7 @@ class TrainingBatches:
         Args:
             histories: the training events; unknown items (0) are not allowed here.
             max_len: most positions in a window.
-            batch_tokens: most events a step, over all ranks.
+            batch_events: most events a step, over all ranks.
             seed: any integer >= 0.
             windows: "last" takes each user's last ``max_len`` positions; "all" cuts the whole history into
                 windows that together predict every event but the first exactly once: a window starts with
@@ -90,7 +92,7 @@ class TrainingBatches:
         """
         for name, value, least in (
             ("max_len", max_len, 1),
-            ("batch_tokens", batch_tokens, 1),
+            ("batch_events", batch_events, 1),
             ("seed", seed, 0),
         ):
             if value < least:
@@ -99,12 +101,12 @@ class TrainingBatches:
             raise ValueError(f"rank must lie in 0..world_size - 1 = {world_size - 1}, got {rank}")
         if len(histories.items) and histories.items.min() < 1:
             raise ValueError("histories must hold known items (1..V) only when training, got item 0")
-        self._histories, self._batch_tokens = histories, batch_tokens
+        self._histories, self._batch_events = histories, batch_events
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._users, self._starts, self._lengths = _cut_windows(histories, max_len, windows)
         if self.num_windows == 0:
             raise ValueError("histories must have a user with at least two events, got none")
-        self._steps = count_steps(self._lengths, batch_tokens)
+        self._steps = count_steps(self._lengths, batch_events)
         self._require_windows_for_all_ranks()
         # One epoch's order at a time: it is asked for again at every step of that epoch.
         self._epoch = lru_cache(maxsize=1)(self._deal)
@@ -149,14 +151,14 @@ class TrainingBatches:
         events = int(self._lengths.sum()) // self._steps
         if self._world_size > 1 and events < needed:
             raise ValueError(
-                f"batch_tokens must allow a window for each of {self._world_size} ranks in every step, which "
-                f"takes {needed} events, got {events} a step with batch_tokens = {self._batch_tokens}: "
+                f"batch_events must allow a window for each of {self._world_size} ranks in every step, which "
+                f"takes {needed} events, got {events} a step with batch_events = {self._batch_events}: "
                 "raise it or use fewer processes"
             )
 
     def _deal(self, epoch: int) -> tuple[Int64Array, Int64Array]:
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
-        return deal_epoch(self._lengths, self._steps, self._batch_tokens, generator)
+        return deal_epoch(self._lengths, self._steps, self._batch_events, generator)
 
     def _step_windows(self, epoch: int, step: int) -> Int64Array:
         """Windows of one step, over all ranks."""
@@ -201,12 +203,13 @@ def _cut_windows(
     return users, histories.offsets[users] + first, last - first
 
 
+@takes_old_names
 def history_batches(
     offsets: Int64Array,
     items: Int32Array,
     max_len: int,
     batch_size: int,
-    batch_tokens: int = EVENTS_PER_BATCH,
+    batch_events: int = EVENTS_PER_BATCH,
 ) -> Iterator[Batch]:
     """Pack the last ``max_len`` items of each row, longest first; ``Batch.users`` says which row each is.
 
@@ -215,9 +218,9 @@ def history_batches(
         items: int32, ids 1..V.
         max_len: most items of a row.
         batch_size: most rows a batch.
-        batch_tokens: most items a batch; a row with more is alone.
+        batch_events: most items a batch; a row with more is alone.
     """
-    for name, value in (("max_len", max_len), ("batch_size", batch_size), ("batch_tokens", batch_tokens)):
+    for name, value in (("max_len", max_len), ("batch_size", batch_size), ("batch_events", batch_events)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     lengths = np.minimum(np.diff(offsets), max_len)
@@ -227,7 +230,7 @@ def history_batches(
     first = 0
     while first < len(order):
         before = ends[first] - lengths[order[first]]
-        fitting = int(np.searchsorted(ends, before + batch_tokens, side="right"))
+        fitting = int(np.searchsorted(ends, before + batch_events, side="right"))
         last = min(max(fitting, first + 1), first + batch_size)
         rows = order[first:last]
         packed = torch.from_numpy(items[ragged_indices(starts[rows], lengths[rows])].astype(np.int64))

@@ -82,7 +82,22 @@ def inter_layout(path: Path, user: str, item: str, timestamp: str | None) -> Fil
     return _layout_by_name(path, names, FileLayout("\t", quoted=False, header=True), user, item, timestamp)
 
 
-def read_delimited(path: Path, layout: FileLayout, on_bad_rows: BadRows) -> EventColumns:
+def read_text(path: Path, user: str, item: str, timestamp: str | None, on_bad_rows: BadRows) -> EventColumns:
+    """Read SASRec-style text; it has no column names, so of the names only a `timestamp` of None matters."""
+    return _read_delimited(path, text_layout(path, with_timestamps=timestamp is not None), on_bad_rows)
+
+
+def read_csv(path: Path, user: str, item: str, timestamp: str | None, on_bad_rows: BadRows) -> EventColumns:
+    """Read CSV with a header."""
+    return _read_delimited(path, csv_layout(path, user, item, timestamp), on_bad_rows)
+
+
+def read_inter(path: Path, user: str, item: str, timestamp: str | None, on_bad_rows: BadRows) -> EventColumns:
+    """Read RecBole's `.inter`."""
+    return _read_delimited(path, inter_layout(path, user, item, timestamp), on_bad_rows)
+
+
+def _read_delimited(path: Path, layout: FileLayout, on_bad_rows: BadRows) -> EventColumns:
     """Read the events of a text file, gzipped or not.
 
     Raises:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,11 @@ from numpy.typing import NDArray
 
 from hyenarec.config import BadRows, Format
 from hyenarec.data.columns import EventColumns
-from hyenarec.data.delimited import csv_layout, inter_layout, read_delimited, text_layout
+from hyenarec.data.delimited import read_csv, read_inter, read_text
 from hyenarec.data.filters import filter_histories
 from hyenarec.data.frames import read_frame, read_parquet
 from hyenarec.data.histories import Histories, Int64Array, offsets_of
 from hyenarec.data.vocabulary import Vocabulary
-
-_FORMAT_OF_SUFFIX: dict[str, Format] = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".inter": "inter",
-}
 
 
 def read_histories(
@@ -76,25 +70,46 @@ def read_histories(
     return filter_histories(_in_order(columns), min_user_events, min_item_events)
 
 
+@dataclass(frozen=True)
+class Reader:
+    """A file format.
+
+    Attributes:
+        read: reads a file; takes its path, the names of the user, item and timestamp columns, and what to do
+            with malformed rows.
+        suffixes: of the names of such files; `.gz` aside.
+    """
+
+    read: Callable[[Path, str, str, str | None, BadRows], EventColumns]
+    suffixes: tuple[str, ...] = ()
+
+
+READERS: dict[Format, Reader] = {
+    "text": Reader(read_text),
+    "csv": Reader(read_csv, (".csv", ".tsv")),
+    "parquet": Reader(read_parquet, (".parquet", ".pq")),
+    "inter": Reader(read_inter, (".inter",)),
+}
+"""The file formats; "auto" chooses by suffix, and takes a file of another name for text."""
+
+
 def _read_file(
     path: Path, format: Format, names: tuple[str, str, str | None], on_bad_rows: BadRows
 ) -> EventColumns:
     if not path.is_file():
         raise ValueError(f"path must be a file, got {path}")
     if format == "auto":
-        suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-        format = _FORMAT_OF_SUFFIX.get(suffixes[-1] if suffixes else "", "text")
-    if format == "parquet":
-        return read_parquet(path, *names, on_bad_rows)
-    if format == "csv":
-        layout = csv_layout(path, *names)
-    elif format == "inter":
-        layout = inter_layout(path, *names)
-    elif format == "text":
-        layout = text_layout(path, with_timestamps=names[2] is not None)
-    else:
-        raise ValueError(f"format must be auto, text, csv, parquet or inter, got {format!r}")
-    return read_delimited(path, layout, on_bad_rows)
+        format = _format_by_name(path)
+    if format not in READERS:
+        known = ", ".join(map(repr, ("auto", *READERS)))
+        raise ValueError(f"format must be one of {known}, got {format!r}")
+    return READERS[format].read(path, *names, on_bad_rows)
+
+
+def _format_by_name(path: Path) -> Format:
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    last = suffixes[-1] if suffixes else ""
+    return next((format for format, reader in READERS.items() if last in reader.suffixes), "text")
 
 
 def _in_order(columns: EventColumns) -> Histories:

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from devices import needs_gpu
 
 from hyenarec.data import (
     Histories,
@@ -47,7 +48,7 @@ def epoch_of(batches, epoch, start_step=0):
 
 def test_last_window():
     histories = make([[1, 2, 3, 4, 5], [6], [], [7, 8]])
-    batches = TrainingBatches(histories, max_len=3, batch_tokens=9, seed=0)
+    batches = TrainingBatches(histories, max_len=3, batch_events=9, seed=0)
     (batch,) = batches.batches(0)
     assert sorted(windows_of(batch)) == [(0, [2, 3, 4], [3, 4, 5]), (3, [7], [8])]
     assert {t.dtype for t in (batch.items, batch.offsets, batch.targets, batch.users)} == {torch.int64}
@@ -56,7 +57,7 @@ def test_last_window():
 
 def test_all_windows():
     histories = make([[1, 2, 3, 4, 5, 6, 7, 8], [9], [10, 11, 12, 13]])
-    batches = TrainingBatches(histories, max_len=3, batch_tokens=20, seed=0, windows="all")
+    batches = TrainingBatches(histories, max_len=3, batch_events=20, seed=0, windows="all")
     (batch,) = batches.batches(0)
     assert sorted(windows_of(batch)) == [
         (0, [1], [2]),
@@ -79,7 +80,7 @@ def test_a_step_names_its_items_on_every_rank(windows):
 @pytest.mark.parametrize("max_len", [1, 7, 39, 100])
 def test_all_windows_predict_every_event_once(max_len):
     histories = random_histories()
-    batches = TrainingBatches(histories, max_len, batch_tokens=80, seed=3, windows="all")
+    batches = TrainingBatches(histories, max_len, batch_events=80, seed=3, windows="all")
     predicted = {user: [] for user in range(histories.num_users)}
     for step in epoch_of(batches, 0):
         for user, inputs, targets in step:
@@ -91,7 +92,7 @@ def test_all_windows_predict_every_event_once(max_len):
 
 
 def test_an_epoch_has_every_window_once_in_full_steps_alike_in_events():
-    batches = TrainingBatches(random_histories(), max_len=40, batch_tokens=200, seed=1)
+    batches = TrainingBatches(random_histories(), max_len=40, batch_events=200, seed=1)
     steps = epoch_of(batches, 0)
     events = [sum(len(inputs) for _, inputs, _ in step) for step in steps]
     assert len(steps) == batches.steps_per_epoch == -(-sum(events) // 200)
@@ -103,7 +104,7 @@ def test_an_epoch_has_every_window_once_in_full_steps_alike_in_events():
 
 
 def test_a_batch_has_no_padding():
-    for batch in TrainingBatches(random_histories(), max_len=40, batch_tokens=200, seed=1).batches(0):
+    for batch in TrainingBatches(random_histories(), max_len=40, batch_events=200, seed=1).batches(0):
         assert len(batch.items) == len(batch.targets) == batch.offsets[-1]
         assert batch.items.min() >= 1 and batch.targets.min() >= 1
 
@@ -120,7 +121,7 @@ def test_the_longest_window_of_a_batch_comes_first(world_size):
 
 def test_a_window_above_the_budget_is_alone():
     long, short = list(range(1, 102)), [[1, 2, 3, 4, 5, 6]] * 12
-    batches = TrainingBatches(make([long, *short]), max_len=100, batch_tokens=20, seed=0)
+    batches = TrainingBatches(make([long, *short]), max_len=100, batch_events=20, seed=0)
     steps = epoch_of(batches, 0)
     lengths = sorted([len(inputs) for _, inputs, _ in step] for step in steps)
     assert lengths == [[5, 5, 5, 5]] * 3 + [[100]]
@@ -130,7 +131,7 @@ def test_a_window_above_the_budget_is_alone():
 
 def test_windows_meet_others_in_another_epoch():
     histories = make([list(range(1, length + 1)) for length in range(10, 40)])  # no two alike
-    batches = TrainingBatches(histories, max_len=40, batch_tokens=120, seed=0)
+    batches = TrainingBatches(histories, max_len=40, batch_events=120, seed=0)
     companions = [
         {tuple(sorted(user for user, _, _ in step)) for step in epoch_of(batches, e)} for e in (0, 1)
     ]
@@ -139,20 +140,20 @@ def test_windows_meet_others_in_another_epoch():
 
 def test_the_order_depends_on_seed_and_epoch_alone():
     histories = random_histories()
-    batches = TrainingBatches(histories, max_len=40, batch_tokens=200, seed=1)
+    batches = TrainingBatches(histories, max_len=40, batch_events=200, seed=1)
     first = epoch_of(batches, 0)
     assert epoch_of(batches, 1) != first
     assert epoch_of(batches, 0) == first  # after another epoch, too
-    assert epoch_of(TrainingBatches(histories, max_len=40, batch_tokens=200, seed=1), 0) == first
-    assert epoch_of(TrainingBatches(histories, max_len=40, batch_tokens=200, seed=2), 0) != first
+    assert epoch_of(TrainingBatches(histories, max_len=40, batch_events=200, seed=1), 0) == first
+    assert epoch_of(TrainingBatches(histories, max_len=40, batch_events=200, seed=2), 0) != first
 
 
 def test_resume_from_any_step():
     histories = random_histories()
-    whole = epoch_of(TrainingBatches(histories, max_len=40, batch_tokens=200, seed=1), 4)
+    whole = epoch_of(TrainingBatches(histories, max_len=40, batch_events=200, seed=1), 4)
     for step in range(len(whole) + 1):
         assert (
-            epoch_of(TrainingBatches(histories, max_len=40, batch_tokens=200, seed=1), 4, step)
+            epoch_of(TrainingBatches(histories, max_len=40, batch_events=200, seed=1), 4, step)
             == whole[step:]
         )
 
@@ -160,9 +161,9 @@ def test_resume_from_any_step():
 @pytest.mark.parametrize("world_size", [2, 3, 5])
 def test_ranks_share_the_steps_of_one_process(world_size):
     histories = random_histories()
-    alone = TrainingBatches(histories, max_len=40, batch_tokens=200, seed=1)
+    alone = TrainingBatches(histories, max_len=40, batch_events=200, seed=1)
     ranks = [
-        TrainingBatches(histories, max_len=40, batch_tokens=200, seed=1, rank=rank, world_size=world_size)
+        TrainingBatches(histories, max_len=40, batch_events=200, seed=1, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     shares = [epoch_of(rank, 2) for rank in ranks]
@@ -180,20 +181,20 @@ def test_a_single_step_needs_as_many_windows_as_ranks_only():
     """However unlike they are: no other step may have got fewer."""
     histories = make([list(range(1, 40)), [1, 2]])
     for rank, length in enumerate([38, 1]):
-        batches = TrainingBatches(histories, 50, batch_tokens=100, seed=0, rank=rank, world_size=2)
+        batches = TrainingBatches(histories, 50, batch_events=100, seed=0, rank=rank, world_size=2)
         assert [len(batch.items) for batch in batches.batches(0)] == [length]
 
 
 def test_batches_move_and_keep_their_fields():
-    (batch,) = TrainingBatches(make([[1, 2, 3]]), max_len=3, batch_tokens=9, seed=0).batches(0)
+    (batch,) = TrainingBatches(make([[1, 2, 3]]), max_len=3, batch_events=9, seed=0).batches(0)
     moved = batch.to("meta")
     assert {t.device.type for t in (moved.items, moved.offsets, moved.targets, moved.users)} == {"meta"}
     assert moved.items.shape == batch.items.shape
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_batches_reach_the_gpu():
-    (batch,) = TrainingBatches(make([[1, 2, 3]]), max_len=3, batch_tokens=9, seed=0).batches(0)
+    (batch,) = TrainingBatches(make([[1, 2, 3]]), max_len=3, batch_events=9, seed=0).batches(0)
     torch.cuda.set_sync_debug_mode("error")
     try:
         moved = batch.to("cuda")
@@ -206,16 +207,16 @@ def test_batches_reach_the_gpu():
     "changes, message",
     [
         ({"max_len": 0}, "max_len must be at least 1, got 0"),
-        ({"batch_tokens": 0}, "batch_tokens must be at least 1"),
+        ({"batch_events": 0}, "batch_events must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"rank": 2, "world_size": 2}, r"rank must lie in 0\.\.world_size - 1 = 1, got 2"),
         ({"windows": "some"}, 'windows must be "last" or "all"'),
         (
-            {"batch_tokens": 15, "world_size": 2},
+            {"batch_events": 15, "world_size": 2},
             "a window for each of 2 ranks in every step, which takes 16 events, got 9 a step with batch_",
         ),
         (
-            {"batch_tokens": 10**6, "world_size": 60},
+            {"batch_events": 10**6, "world_size": 60},
             r"histories must have a window for each of 60 ranks, got \d\d: use fewer processes",
         ),
         ({"histories": make([[1], []])}, "at least two events"),
@@ -223,13 +224,13 @@ def test_batches_reach_the_gpu():
     ],
 )
 def test_errors(changes, message):
-    arguments = {"histories": random_histories(), "max_len": 8, "batch_tokens": 40, "seed": 0, **changes}
+    arguments = {"histories": random_histories(), "max_len": 8, "batch_events": 40, "seed": 0, **changes}
     with pytest.raises(ValueError, match=message):
         TrainingBatches(**arguments)
 
 
 def test_start_step_is_checked():
-    batches = TrainingBatches(random_histories(), max_len=40, batch_tokens=200, seed=1)
+    batches = TrainingBatches(random_histories(), max_len=40, batch_events=200, seed=1)
     with pytest.raises(ValueError, match=r"start_step must lie in 0\.\."):
         next(batches.batches(0, batches.steps_per_epoch + 1))
 
@@ -248,18 +249,18 @@ def test_evaluation_batches_pack_the_last_items_of_every_row():
     assert lengths == sorted(lengths, reverse=True)
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 20, 45, 10_000])
-def test_history_batches_keep_to_rows_and_items(batch_tokens):
+@pytest.mark.parametrize("batch_events", [1, 20, 45, 10_000])
+def test_history_batches_keep_to_rows_and_items(batch_events):
     histories = random_histories()
     sizes = []
     for batch in history_batches(
-        histories.offsets, histories.items, 9, batch_size=7, batch_tokens=batch_tokens
+        histories.offsets, histories.items, 9, batch_size=7, batch_events=batch_events
     ):
-        assert len(batch.users) <= 7 and (len(batch.items) <= batch_tokens or len(batch.users) == 1)
+        assert len(batch.users) <= 7 and (len(batch.items) <= batch_events or len(batch.users) == 1)
         sizes.append((len(batch.users), len(batch.items), np.diff(batch.offsets).tolist()))
     assert sum(rows for rows, _, _ in sizes) == len(histories)
     for (rows, items, _), (_, _, following) in pairwise(sizes):  # none could have taken one more
-        assert rows == 7 or items + following[0] > batch_tokens
+        assert rows == 7 or items + following[0] > batch_events
 
 
 def test_history_batches_take_empty_rows_and_check_their_arguments():
@@ -268,3 +269,14 @@ def test_history_batches_take_empty_rows_and_check_their_arguments():
     assert windows_of(batch) == [(1, [4, 5], [0, 0]), (0, [], [])]
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         next(history_batches(offsets, items, max_len=5, batch_size=0))
+
+
+def test_batch_tokens_is_the_old_name_of_batch_events() -> None:
+    histories = random_histories()
+    new, old = (
+        TrainingBatches(histories, max_len=40, seed=1, **{name: 200})
+        for name in ("batch_events", "batch_tokens")
+    )
+    assert epoch_of(new, 0) == epoch_of(old, 0)
+    batches = history_batches(histories.offsets, histories.items, 9, batch_size=7, batch_tokens=20)
+    assert max(len(batch.items) for batch in batches if len(batch.users) > 1) <= 20

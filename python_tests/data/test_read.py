@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pandas
@@ -14,8 +15,10 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from hyenarec.config import Format
 from hyenarec.data import read_histories
 from hyenarec.data.delimited import _read_carefully, _read_fast, text_layout
+from hyenarec.data.read import READERS
 
 EVENTS = [  # user, item, timestamp; out of order, with ties
     (7, 30, 5),
@@ -316,7 +319,7 @@ def test_unusable_arguments(tmp_path):
         ValueError, match=r"timestamp_column must name one column of .*e\.csv, which has 'user', 'item'"
     ):
         read_histories(path)
-    with pytest.raises(ValueError, match="format must be auto, text"):
+    with pytest.raises(ValueError, match="format must be one of 'auto', 'text'"):
         read_histories(path, format="json")
     with pytest.raises(ValueError, match='on_bad_rows must be "error" or "skip"'):
         read_histories(path, on_bad_rows="ignore")
@@ -361,3 +364,7 @@ def test_memory_stays_at_an_event_s_share_of_two_gigabytes(tmp_path):
     measured = json.loads(run.stdout)
     assert measured["events"] == events
     assert measured["bytes"] < 100 * events
+
+
+def test_every_format_has_a_reader() -> None:
+    assert {"auto", *READERS} == set(get_args(Format))

@@ -7,17 +7,13 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-import pytest
 import torch
+from devices import DEVICES as DEVICES
 from op_cases import Arguments, random
 from torch import Tensor
 
 from hyenarec import ops, reference
 
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
-]
 LENGTHS = [0, 1, 2, 7, 64, 200, 1021, 4096]
 HALF_TYPES = {"cpu": [torch.bfloat16], "cuda": [torch.bfloat16, torch.float16]}
 # Largest error relative to the largest expected number.

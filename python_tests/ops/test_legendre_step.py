@@ -87,12 +87,14 @@ def test_optional_arguments(optional: tuple[str, ...], device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("channels", [0, 1, 7, 16, 33, 130])
+@pytest.mark.instruction_sets
 def test_channels(channels: int, device: str) -> None:
     arguments = case(2, 70, device, torch.float32, channels=channels, coefficients=17, horizon=90)
     assert error(one_by_one(arguments), expected(arguments)) < 2e-6
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.instruction_sets
 def test_16_bits(device: str) -> None:
     """State and weights stay in float32 beside them."""
     for dtype in HALF_TYPES[device]:

@@ -61,7 +61,7 @@ void check_sequences(
     const char* packed);
 
 // horizon >= 1, and padded sequences no longer than it. The length of packed ones is a value: see
-// cpu/sequences.h.
+// cpu/tensors.h.
 void check_horizon(const char* op, const c10::SymInt& horizon);
 void check_padded_length(const Argument& activation, const c10::SymInt& horizon, const char* padded);
 

@@ -1,5 +1,5 @@
-// hyena_mixer on the CPU: the scan of legendre_forward.h with the short convolution and the gates at its ends. A
-// chunk's queries, keys and values are computed from x where they are needed and never stored.
+#include "cpu.h"
+
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/ops/empty.h>
@@ -7,461 +7,138 @@
 #include <torch/library.h>
 
 #include "../common/argument_checks.h"
-#include "../common/channels_last.h"
-#include "../legendre_scan/cpu/call.h"
-#include "../legendre_scan/cpu/result_writer.h"
-#include "../legendre_scan/states.h"
-#include "../short_conv/short_conv.h"
-#include "hyena_mixer.h"
+#include "../common/cpu/tensors.h"
+#include "../legendre_scan/cpu/saved_states.h"
+#include "../legendre_scan/cpu/scan_tensors.h"
+#include "arguments.h"
 
 namespace hyenarec {
 namespace {
 
-using scan::Call;
-using scan::kBlock;
-using scan::Task;
-using scan::Wanted;
-
-constexpr int64_t kQuery = 0, kKey = 1, kValue = 2, kParts = 3;
-
-// One call's activations and taps; results without data are not wanted.
-template <typename scalar_t, typename compute_t>
-struct Mixer {
+// What both directions read.
+struct Inputs {
+  at::Tensor offsets, x, taps, biases;  // taps [W, 3D]
+  int64_t horizon;
   Sequences sequences;
-  int64_t channels;         // D
-  int64_t width;            // taps of the short convolution
-  const compute_t* taps;    // [W, 3D]
-  const compute_t* biases;  // [3D]
-  Activation<const scalar_t> x, grad;
-  Activation<scalar_t> out, x_grad;
-  bool past_cache;  // go_past_cache's answer for the results
-  // Rows of sums a task leaves for the short convolution's gradients: for each part W taps, then the bias.
-  int64_t sum_rows() const { return kParts * (width + 1); }
+  scan::ParameterTensors parameters;
+
+  Inputs(const char* op, const HyenaMixerArguments& arguments)
+      : offsets(contiguous_or_undefined(arguments.offsets)),
+        x(readable(arguments.x)),
+        taps(arguments.short_weight.t().contiguous()),
+        biases(
+            arguments.short_bias ? arguments.short_bias->contiguous()
+                                 : at::zeros({taps.size(1)}, taps.options())),
+        horizon(arguments.horizon.expect_int()),
+        sequences(make_sequences(op, x, offsets, horizon)),
+        parameters(arguments.coeffs, arguments.decay, arguments.skip) {}
+
+  template <typename scalar_t>
+  HyenaMixerRows<memory_t<scalar_t>, at::opmath_type<scalar_t>> rows() const {
+    HyenaMixerRows<memory_t<scalar_t>, at::opmath_type<scalar_t>> rows{};
+    rows.sequences = sequences;
+    rows.channels = parameters.coeffs.size(0);
+    rows.width = taps.size(0);
+    rows.taps = taps.const_data_ptr<at::opmath_type<scalar_t>>();
+    rows.biases = biases.const_data_ptr<at::opmath_type<scalar_t>>();
+    rows.x = rows_of<scalar_t>(x);
+    return rows;
+  }
 };
 
-// The short convolution's parameters for a vector of channels, and one chunk's share of their gradients: for
-// each part the taps, then the bias.
-template <typename V>
-struct ShortFilter {
-  V taps[kParts][kShortConvMaxWidth], biases[kParts], shares[kParts][kShortConvMaxWidth + 1];
-};
-
-// The Source of a task.
-template <typename V, typename scalar_t>
-class MixedRows {
-  using compute_t = simd::LaneOf<V>;
-  using Rows = scan::Tile<V>;
-  static constexpr int64_t kHistory = kShortConvMaxWidth;  // rows kept before a chunk's own
-
- public:
-  // `sums`, of Mixer::sum_rows() rows, take the gradients; nullptr in a forward pass.
-  HYENAREC_INLINE MixedRows(
-      const Mixer<scalar_t, compute_t>& mixer, int64_t chunk, const Task& task, scan::Sums* sums)
-      : mixer_(mixer),
-        task_(task),
-        writer_(mixer.past_cache, task.vectors),
-        sums_(sums),
-        reach_(mixer.width - 1) {
-    scan::for_each_vector<V>(task, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
-      for (int64_t part = 0; part < kParts; ++part) {
-        const int64_t column = part * mixer.channels + scan::first_channel<V>(task, v);
-        for (int64_t w = 0; w < mixer.width; ++w)
-          filters_[v].taps[part][w] =
-              simd::load_first<V>(mixer.taps + w * kParts * mixer.channels + column, channels);
-        filters_[v].biases[part] = simd::load_first<V>(mixer.biases + column, channels);
-        for (V& share : filters_[v].shares[part]) share = V{};
-      }
-    });
-    const int64_t pitch = kHistory + chunk + kBlock;
-    const int64_t carried = sums ? kParts * task.group.longer_than(chunk) * task.vectors * kHistory : 0;
-    const int64_t tiles = sums ? (2 * kParts + 2) * scan::kMaxVectors : 2 * scan::kMaxVectors + kParts;
-    const int64_t room = tiles * pitch + carried;
-    V* next = memory_.get<V>(room);
-    for (int64_t i = 0; i < room; ++i) next[i] = V{};
-    const auto take = [&](int64_t vectors) {
-      const Rows rows{next + kHistory, vectors > 1 ? pitch : 0};
-      next += vectors * pitch;
-      return rows;
-    };
-    for (const int64_t part : {kKey, kValue}) events_[part] = take(scan::kMaxVectors);
-    // A forward pass is done with a vector's filtered events, and with keys and values, before it needs room for
-    // others: they share it, to stay in the cache.
-    events_[kQuery] = sums ? take(scan::kMaxVectors) : events_[kKey];
-    for (Rows& filtered : filtered_) filtered = take(sums ? scan::kMaxVectors : 1);
-    if (!sums) return;
-    grad_ = take(scan::kMaxVectors);
-    gradient_ = take(scan::kMaxVectors);
-    carries_ = next;
-  }
-
-  // z = k v
-  HYENAREC_INLINE void load_input(int64_t s, int64_t begin, int64_t rows, const Rows& z) {
-    load_events(kKey, s, begin, rows);
-    load_events(kValue, s, begin, rows);
-    for (int64_t v = 0; v < task_.vectors; ++v) {
-      const V* const keys = filter(kKey, v, rows);
-      const V* const values = filter(kValue, v, rows);
-      for (int64_t t = 0; t < rows; ++t) z.of(v)[t] = keys[t] * values[t];
-    }
-  }
-  // out = q y
-  HYENAREC_INLINE void store_output(int64_t s, int64_t begin, int64_t rows, const Rows& y) {
-    load_events(kQuery, s, begin, rows);
-    for (int64_t v = 0; v < task_.vectors; ++v) {
-      const V* const queries = filter(kQuery, v, rows);
-      for (int64_t t = 0; t < rows; ++t) y.of(v)[t] *= queries[t];
-    }
-    store_rows(y, row(mixer_.out, s, begin, 0), mixer_.out.row_stride, rows);
-  }
-  // dy = q dout
-  HYENAREC_INLINE void load_output_grad(int64_t s, int64_t begin, int64_t rows, const Rows& dy) {
-    load_events(kQuery, s, begin, rows);
-    load_rows(row(mixer_.grad, s, begin, 0), mixer_.grad.row_stride, 0, rows, grad_);
-    for (int64_t v = 0; v < task_.vectors; ++v) {
-      const V* const queries = filter(kQuery, v, rows);
-      for (int64_t t = 0; t < rows; ++t) dy.of(v)[t] = grad_.of(v)[t] * queries[t];
-    }
-  }
-  // dq = y dout
-  HYENAREC_INLINE void take_output(int64_t s, int64_t begin, int64_t rows, const Rows& y) {
-    for (int64_t v = 0; v < task_.vectors; ++v) {
-      V* const dq = gradient_.of(v);
-      for (int64_t t = 0; t < rows; ++t) dq[t] = grad_.of(v)[t] * y.of(v)[t];
-      take_part_grad(kQuery, s, v, begin, rows, dq);
-    }
-    store_x_grad(kQuery, s, begin, rows);
-  }
-  // dk = v dz, dv = k dz
-  HYENAREC_INLINE void take_input_grad(int64_t s, int64_t begin, int64_t rows, const Rows& dz) {
-    for (int64_t v = 0; v < task_.vectors; ++v) {
-      // Both factors are needed before filter_transposed overwrites the first.
-      V* const dk = gradient_.of(v);
-      V* const dv = grad_.of(v);
-      for (int64_t t = 0; t < rows; ++t) {
-        dk[t] = dz.of(v)[t] * filtered_[kValue].of(v)[t];
-        dv[t] = dz.of(v)[t] * filtered_[kKey].of(v)[t];
-      }
-      take_part_grad(kKey, s, v, begin, rows, dk);
-      take_part_grad(kValue, s, v, begin, rows, dv);
-    }
-    store_x_grad(kKey, s, begin, rows);
-    store_x_grad(kValue, s, begin, rows);
-  }
-  // Moves the chunk's shares of the sums to the task's.
-  HYENAREC_INLINE void end_chunk() {
-    const int64_t rows = mixer_.width + 1;
-    for (int64_t v = 0; v < task_.vectors; ++v) {
-      for (int64_t part = 0; part < kParts; ++part)
-        scan::flush(filters_[v].shares[part], rows, sums_->of(task_, v) + part * rows * simd::kLanes<V>);
-    }
-  }
-  HYENAREC_INLINE void watch_inputs(int64_t s, int64_t begin, scan::LookAhead& ahead) const {
-    watch_events({kKey, kValue}, s, begin, ahead);
-  }
-  HYENAREC_INLINE void watch_forward(int64_t s, int64_t begin, scan::LookAhead& ahead) const {
-    watch_events({kKey, kValue, kQuery}, s, begin, ahead);
-    writer_.watch(row(mixer_.out, s, begin, 0), mixer_.out.row_stride * kBytes, row_bytes(), ahead);
-  }
-  HYENAREC_INLINE void watch_backward(int64_t s, int64_t begin, scan::LookAhead& ahead) const {
-    watch_events({kKey, kValue, kQuery}, s, begin, ahead);
-    ahead.read(row(mixer_.grad, s, begin, 0), mixer_.grad.row_stride * kBytes, row_bytes());
-    for (int64_t part = 0; mixer_.x_grad.data && part < kParts; ++part)
-      writer_.watch(
-          row(mixer_.x_grad, s, begin, part), mixer_.x_grad.row_stride * kBytes, row_bytes(), ahead);
-  }
-
- private:
-  static constexpr int64_t kBytes = sizeof(scalar_t);
-
-  HYENAREC_INLINE int64_t row_bytes() const { return task_.vectors * simd::kLanes<V> * kBytes; }
-  HYENAREC_INLINE void watch_events(
-      std::initializer_list<int64_t> parts, int64_t s, int64_t begin, scan::LookAhead& ahead) const {
-    for (const int64_t part : parts)
-      ahead.read(row(mixer_.x, s, begin, part), mixer_.x.row_stride * kBytes, row_bytes());
-  }
-
-  template <typename pointer_t>
-  HYENAREC_INLINE pointer_t* row(const Activation<pointer_t>& a, int64_t s, int64_t t, int64_t part) const {
-    const int64_t column = part * mixer_.channels + scan::first_channel<V>(task_, 0);
-    return a.row(mixer_.sequences, task_.group.sequences[s], t) + column;
-  }
-  HYENAREC_INLINE V* carry_of(int64_t part, int64_t s, int64_t v) const {
-    return carries_ + ((s * task_.vectors + v) * kParts + part) * kHistory;
-  }
-  HYENAREC_INLINE void load_rows(
-      const scalar_t* from, int64_t stride, int64_t first, int64_t rows, const Rows& to) const {
-    for (int64_t t = first; t < rows; ++t) {
-      scan::for_each_vector<V>(task_, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
-        to.of(v)[t] = simd::load_first<V>(from + t * stride + v * simd::kLanes<V>, channels);
-      });
-    }
-  }
-
-  HYENAREC_INLINE void store_rows(const Rows& from, scalar_t* to, int64_t stride, int64_t rows) const {
-    for (int64_t t = 0; t < rows; ++t, to += stride) {
-      scan::for_each_vector<V>(task_, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
-        writer_.write(from.of(v)[t], to + v * simd::kLanes<V>, channels);
-      });
-    }
-  }
-
-  // A part's rows of x, behind those that its first taps reach; zero where there are none.
-  HYENAREC_INLINE void load_events(int64_t part, int64_t s, int64_t begin, int64_t rows) const {
-    const Rows& events = events_[part];
-    const int64_t earlier = std::min(reach_, begin);
-    load_rows(row(mixer_.x, s, begin, part), mixer_.x.row_stride, -earlier, rows, events);
-    for (int64_t v = 0; v < task_.vectors; ++v) {
-      for (int64_t t = -reach_; t < -earlier; ++t) events.of(v)[t] = V{};
-      scan::clear_rest(events.of(v), rows, scan::padded(rows));
-    }
-  }
-  // filtered[t] = bias + sum_w taps[w] x[t - w]
-  HYENAREC_INLINE const V* filter(int64_t part, int64_t v, int64_t rows) const {
-    const V* const events = events_[part].of(v);
-    V* const to = filtered_[part].of(v);
-    for (int64_t first = 0; first < rows; first += kBlock) {
-      V sums[kBlock];
-      for (V& sum : sums) sum = filters_[v].biases[part];
-      for (int64_t w = 0; w < mixer_.width; ++w) {
-        const V tap = filters_[v].taps[part][w];
-        for (int64_t i = 0; i < kBlock; ++i) sums[i] += tap * events[first + i - w];
-      }
-      for (int64_t i = 0; i < kBlock; ++i) to[first + i] = sums[i];
-    }
-    return to;
-  }
-
-  // The taps' and the bias's gradients; d is zero from `rows` to the end of its block.
-  HYENAREC_INLINE void add_tap_products(int64_t part, int64_t v, const V* d, int64_t rows) {
-    const V* const events = events_[part].of(v);
-    V* const shares = filters_[v].shares[part];
-    const int64_t end = scan::padded(rows);
-    for (int64_t w = 0; w < mixer_.width; ++w) {
-      V sums[4] = {};
-      for (int64_t t = 0; t < end; t += 4) {
-        for (int64_t i = 0; i < 4; ++i) sums[i] += d[t + i] * events[t + i - w];
-      }
-      shares[w] += (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    }
-    V sums[4] = {};
-    for (int64_t t = 0; t < end; t += 4) {
-      for (int64_t i = 0; i < 4; ++i) sums[i] += d[t + i];
-    }
-    shares[mixer_.width] += (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  }
-
-  // The gradient of x at as many rows, sum_w taps[w] d[t + w], in place of the part's filtered events.
-  HYENAREC_INLINE void filter_transposed(int64_t part, int64_t v, const V* d, int64_t rows) const {
-    V* const to = filtered_[part].of(v);
-    for (int64_t first = 0; first < rows; first += kBlock) {
-      V sums[kBlock] = {};
-      for (int64_t w = 0; w < mixer_.width; ++w) {
-        const V tap = filters_[v].taps[part][w];
-        for (int64_t i = 0; i < kBlock; ++i) sums[i] += tap * d[first + i + w];
-      }
-      for (int64_t i = 0; i < kBlock; ++i) to[first + i] = sums[i];
-    }
-  }
-  HYENAREC_INLINE void store_x_grad(int64_t part, int64_t s, int64_t begin, int64_t rows) const {
-    if (!mixer_.x_grad.data) return;
-    store_rows(filtered_[part], row(mixer_.x_grad, s, begin, part), mixer_.x_grad.row_stride, rows);
-  }
-
-  // From the gradient d of a part's filtered events.
-  HYENAREC_INLINE void take_part_grad(int64_t part, int64_t s, int64_t v, int64_t begin, int64_t rows, V* d) {
-    scan::clear_rest(d, rows, scan::padded(rows) + kBlock);
-    add_tap_products(part, v, d, rows);
-    const bool ends = begin + rows == task_.group.lengths[s];
-    if (!ends) std::copy_n(carry_of(part, s, v), reach_, d + rows);  // of the chunk behind this one
-    if (begin > 0) std::copy_n(d, reach_, carry_of(part, s, v));
-    filter_transposed(part, v, d, rows);
-  }
-
-  const Mixer<scalar_t, compute_t>& mixer_;
-  const Task& task_;
-  const scan::ResultWriter<V, scalar_t> writer_;
-  scan::Sums* const sums_;
-  const int64_t reach_;  // events that the short convolution reaches back
-  ShortFilter<V> filters_[scan::kMaxVectors];
-  scan::Scratch memory_;
-  // Tiles of one chunk, each row of which lies behind kHistory others and before kBlock more.
-  Rows events_[kParts], filtered_[kParts], grad_{}, gradient_{};
-  V* carries_ = nullptr;  // [sequence][vector][part]: gradients at a chunk's edge that the next chunk needs
-};
-
-// The short convolution's gradients, [3D, W] and [3D], from the sums over all tasks.
-template <typename scalar_t, typename compute_t>
-void store_filter_grads(
-    const Call<compute_t>& call,
-    const scan::Sums& sums,
-    const Mixer<scalar_t, compute_t>& mixer,
-    bool want_weight,
-    at::Tensor& weight_grad,
-    at::Tensor& bias_grad) {
-  const int64_t width = mixer.width;
-  for (int64_t d = 0; d < mixer.channels; ++d) {
-    const auto total = call.total(sums, d);
-    for (int64_t part = 0; part < kParts; ++part) {
-      const double* of_part = total.data() + part * (width + 1);
-      const int64_t column = part * mixer.channels + d;
-      if (want_weight)
-        std::copy_n(of_part, width, weight_grad.mutable_data_ptr<compute_t>() + column * width);
-      if (bias_grad.numel() > 0)
-        bias_grad.mutable_data_ptr<compute_t>()[column] = static_cast<compute_t>(of_part[width]);
-    }
-  }
+void check_values(const char* op, const HyenaMixerArguments& arguments) {
+  detail::check_cpu_activation_type({op, "x", arguments.x});
+  detail::check_decay_values(op, arguments.decay);
 }
 
-// `states` takes what the backward pass needs, see legendre_states.h; undefined: nothing will.
-at::Tensor mix(
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const std::optional<at::Tensor>& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    int64_t horizon,
-    const at::Tensor& skip,
-    const std::optional<at::Tensor>& offsets,
-    const at::Tensor& states) {
-  const char* op = "hyena_mixer";
-  detail::check_cpu_activation_type({op, "x", x});
-  detail::check_decay_values(op, decay);
-  const auto starts = contiguous_or_undefined(offsets);
-  const auto sequences = make_sequences(op, x, starts, horizon);
-  auto out_sizes = x.sizes().vec();
-  out_sizes.back() = coeffs.size(0);
-  auto out = at::empty(out_sizes, x.options());
+// `states` takes what the backward pass needs; undefined: nothing will.
+at::Tensor mix(const HyenaMixerArguments& arguments, const at::Tensor& states) {
+  constexpr const char* op = "hyena_mixer";
+  check_values(op, arguments);
+  const Inputs inputs(op, arguments);
+  auto out_sizes = arguments.x.sizes().vec();
+  out_sizes.back() = arguments.coeffs.size(0);
+  auto out = at::empty(out_sizes, arguments.x.options());
   if (out.numel() == 0) {
     if (states.defined()) states.zero_();
     return out;
   }
-
-  const auto rows = with_unit_channel_stride(x);
-  const auto taps = short_weight.t().contiguous();
-  const auto biases = short_bias ? short_bias->contiguous() : at::zeros({taps.size(1)}, taps.options());
-  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "hyena_mixer", [&] {
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, out.scalar_type(), op, [&] {
     using compute_t = at::opmath_type<scalar_t>;
-    const Mixer<scalar_t, compute_t> mixer{
-        sequences,
-        coeffs.size(0),
-        taps.size(0),
-        taps.const_data_ptr<compute_t>(),
-        biases.const_data_ptr<compute_t>(),
-        activation_of(rows.const_data_ptr<scalar_t>(), rows),
-        {},
-        activation_of(out.mutable_data_ptr<scalar_t>(), out),
-        {},
-        scan::go_past_cache({out})};
-    Call<compute_t> call(sequences, coeffs, decay, skip, horizon);
-    call.forward(states, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
-      return MixedRows<decltype(lanes), scalar_t>(mixer, call.chunk(), task, nullptr);
-    });
+    auto rows = inputs.rows<scalar_t>();
+    rows.out = rows_of_result<scalar_t>(out);
+    rows.past_cache = scan::go_past_cache({scan::result_of(out)});
+    const auto parameters = inputs.parameters.arguments<compute_t>(inputs.horizon);
+    scan::ScanCall<compute_t> call(all_threads(), inputs.sequences, parameters);
+    call.forward(
+        scan::states_of<compute_t>(states), [&](auto lanes, const scan::Task& task) HYENAREC_INLINE_LAMBDA {
+          return HyenaMixerIO<decltype(lanes), memory_t<scalar_t>>(rows, call.chunk(), task, nullptr);
+        });
   });
   return out;
 }
 
-at::Tensor hyena_mixer_cpu(
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const std::optional<at::Tensor>& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    int64_t horizon,
-    const at::Tensor& skip,
-    const std::optional<at::Tensor>& offsets) {
-  detail::check_hyena_mixer_arguments(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
-  return mix(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets, {});
+at::Tensor hyena_mixer_cpu(const HyenaMixerArguments& arguments) {
+  detail::check_hyena_mixer_arguments(arguments);
+  return mix(arguments, {});
 }
 
-std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states_cpu(
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const std::optional<at::Tensor>& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    int64_t horizon,
-    const at::Tensor& skip,
-    const std::optional<at::Tensor>& offsets) {
-  detail::check_hyena_mixer_arguments(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
-  const auto states = detail::empty_legendre_states(x, coeffs, horizon, offsets);
-  return {mix(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets, states), states};
+std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states_cpu(const HyenaMixerArguments& arguments) {
+  detail::check_hyena_mixer_arguments(arguments);
+  const auto states =
+      detail::empty_legendre_states(arguments.x, arguments.coeffs, arguments.horizon, arguments.offsets);
+  return {mix(arguments, states), states};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> hyena_mixer_backward_cpu(
-    const at::Tensor& grad,
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const std::optional<at::Tensor>& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    int64_t horizon,
-    const at::Tensor& skip,
-    const std::optional<at::Tensor>& offsets,
-    std::array<bool, 6> needs_grad,
-    const std::optional<at::Tensor>& states) {
-  const char* op = "hyena_mixer_backward";
-  detail::check_hyena_mixer_backward_arguments(
-      grad, x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets, states);
-  detail::check_cpu_activation_type({op, "x", x});
-  detail::check_decay_values(op, decay);
-  const auto starts = contiguous_or_undefined(offsets);
-  const auto sequences = make_sequences(op, x, starts, horizon);
-  const auto gradient = [](bool wanted, const at::Tensor& like) {
-    return wanted ? at::empty(like.sizes(), like.options()) : at::empty({0}, like.options());
-  };
-  auto x_grad = gradient(needs_grad[0], x);
-  auto weight_grad = gradient(needs_grad[1], short_weight);
-  auto bias_grad =
-      at::empty({needs_grad[2] && short_bias ? short_weight.size(0) : 0}, short_weight.options());
-  const bool want_weight = needs_grad[1], want_bias = needs_grad[2] && short_bias;
-  const bool through_short_conv = needs_grad[0] || want_weight || want_bias;
-  const Wanted wanted{
-      through_short_conv, through_short_conv, needs_grad[3] || needs_grad[4] || needs_grad[5]};
+HyenaMixerGradients hyena_mixer_backward_cpu(const HyenaMixerBackwardArguments& arguments) {
+  constexpr const char* op = "hyena_mixer_backward";
+  detail::check_hyena_mixer_backward_arguments(arguments);
+  const auto& [grad, forward, needs_grad, given_states] = arguments;
+  check_values(op, forward);
+  const Inputs inputs(op, forward);
+  const auto grads = readable(grad);
+  auto x_grad = detail::empty_gradient(needs_grad[0], forward.x);
+  auto weight_grad = detail::empty_gradient(needs_grad[1], forward.short_weight);
+  auto bias_grad = detail::empty_gradient(needs_grad[2] && forward.short_bias, inputs.biases);
+  auto coeffs_grad = detail::empty_gradient(needs_grad[3], forward.coeffs);
+  auto decay_grad = detail::empty_gradient(needs_grad[4], forward.decay);
+  auto skip_grad = detail::empty_gradient(needs_grad[5], forward.skip);
+  const bool through_filter = needs_grad[0] || needs_grad[1] || (needs_grad[2] && forward.short_bias);
+  const GradientMask wanted{through_filter, through_filter, needs_grad[3] || needs_grad[4] || needs_grad[5]};
 
-  const auto rows = with_unit_channel_stride(x), grads = with_unit_channel_stride(grad);
-  const auto taps = short_weight.t().contiguous();
-  const auto biases = short_bias ? short_bias->contiguous() : at::zeros({taps.size(1)}, taps.options());
-  scan::ParameterGradients gradients;
-  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "hyena_mixer_backward", [&] {
+  auto states = given_states ? given_states->contiguous() : at::Tensor();
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, forward.x.scalar_type(), op, [&] {
     using compute_t = at::opmath_type<scalar_t>;
-    Mixer<scalar_t, compute_t> mixer{
-        sequences,
-        coeffs.size(0),
-        taps.size(0),
-        taps.const_data_ptr<compute_t>(),
-        biases.const_data_ptr<compute_t>(),
-        activation_of(rows.const_data_ptr<scalar_t>(), rows),
-        activation_of(grads.const_data_ptr<scalar_t>(), grads),
-        {},
-        {},
-        scan::go_past_cache({x_grad})};
-    if (needs_grad[0]) mixer.x_grad = activation_of(x_grad.mutable_data_ptr<scalar_t>(), x_grad);
-    Call<compute_t> call(sequences, coeffs, decay, skip, horizon);
-    auto saved = states.has_value() ? states->contiguous() : at::Tensor();
-    if (!states && call.reads_states(wanted))
-      saved = std::get<1>(
-          hyena_mixer_with_states_cpu(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets));
-    auto sums = call.make_sums(mixer.sum_rows());
-    gradients = call.backward(wanted, saved, [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
-      return MixedRows<decltype(lanes), scalar_t>(mixer, call.chunk(), task, &sums);
-    });
-    if (want_weight || want_bias) store_filter_grads(call, sums, mixer, want_weight, weight_grad, bias_grad);
+    auto rows = inputs.rows<scalar_t>();
+    rows.grad = rows_of<scalar_t>(grads);
+    rows.x_grad = rows_of_result<scalar_t>(x_grad);
+    rows.past_cache = scan::go_past_cache({scan::result_of(x_grad)});
+    const auto parameters = inputs.parameters.arguments<compute_t>(inputs.horizon);
+    scan::ScanCall<compute_t> call(all_threads(), inputs.sequences, parameters);
+    if (!states.defined() && call.reads_states(wanted))
+      states = std::get<1>(hyena_mixer_with_states_cpu(forward));
+    auto sums = call.make_sums(rows.sum_rows());
+    call.backward(
+        wanted, scan::saved_states_of<compute_t>(states),
+        {scan::gradient_of<compute_t>(coeffs_grad), scan::gradient_of<compute_t>(decay_grad),
+         scan::gradient_of<compute_t>(skip_grad)},
+        [&](auto lanes, const scan::Task& task) HYENAREC_INLINE_LAMBDA {
+          return HyenaMixerIO<decltype(lanes), memory_t<scalar_t>>(rows, call.chunk(), task, &sums);
+        });
+    auto* const weights = scan::gradient_of<compute_t>(weight_grad);
+    auto* const biases = scan::gradient_of<compute_t>(bias_grad);
+    if (weights || biases) store_filter_grads(call, sums, rows, weights, biases);
   });
-  const auto none = [&] { return at::empty({0}, coeffs.options()); };
-  return {
-      x_grad,
-      weight_grad,
-      bias_grad,
-      needs_grad[3] ? gradients.coeffs : none(),
-      needs_grad[4] ? gradients.decay : none(),
-      needs_grad[5] ? gradients.skip : none()};
+  return {x_grad, weight_grad, bias_grad, coeffs_grad, decay_grad, skip_grad};
 }
 
 }  // namespace
 }  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
-  m.impl("hyena_mixer", hyenarec::hyena_mixer_cpu);
-  m.impl("hyena_mixer_with_states", hyenarec::hyena_mixer_with_states_cpu);
-  m.impl("hyena_mixer_backward", hyenarec::hyena_mixer_backward_cpu);
+  using namespace hyenarec;
+  using hyenarec::detail::unpacked;
+  m.impl("hyena_mixer", unpacked<decltype(hyena_mixer), hyena_mixer_cpu>);
+  m.impl("hyena_mixer_with_states", unpacked<HyenaMixerWithStates, hyena_mixer_with_states_cpu>);
+  m.impl("hyena_mixer_backward", unpacked<HyenaMixerBackward, hyena_mixer_backward_cpu>);
 }

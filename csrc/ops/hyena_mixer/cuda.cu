@@ -1,19 +1,16 @@
-// hyena_mixer on CUDA: the launches of legendre_scan_launch.cuh around the source of hyena_mixer.cuh.
+// hyena_mixer on CUDA: the launches of ../legendre_scan/cuda/scan.cuh around the HyenaMixerIO of cuda.cuh.
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
 #include "../common/argument_checks.h"
-#include "../legendre_scan/cuda/launch.cuh"
-#include "../legendre_scan/states.h"
+#include "../legendre_scan/cuda/scan.cuh"
+#include "arguments.h"
 #include "cuda.cuh"
-#include "hyena_mixer.h"
 
 namespace hyenarec {
 namespace {
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 // Calls run(taps, is_fast) with constants: up to four taps are compiled for 9, 17 and 33 coefficients, more
 // only for any number of them (choose_scan_coeffs), which is slower.
@@ -32,67 +29,52 @@ struct Inputs {
   at::Tensor weight, bias;
   int64_t channels;
 
-  Inputs(const at::Tensor& x_, const at::Tensor& weight_, const OptionalTensor& bias_, int64_t channels_)
-      : x(x_),
-        weight(weight_.contiguous()),
-        bias(bias_ ? bias_->contiguous() : at::Tensor()),
-        channels(channels_) {}
+  explicit Inputs(const HyenaMixerArguments& arguments)
+      : x(arguments.x),
+        weight(arguments.short_weight.contiguous()),
+        bias(arguments.short_bias ? arguments.short_bias->contiguous() : at::Tensor()),
+        channels(arguments.decay.size(0)) {}
 
   template <typename scalar_t, int kTaps>
-  MixerSource<scalar_t, kTaps> source() const {
+  HyenaMixerIO<scalar_t, kTaps> io() const {
     using T = accumulate_t<scalar_t>;
-    MixerSource<scalar_t, kTaps> result{};
-    result.x = x.data<scalar_t>();
-    result.weight = weight.const_data_ptr<T>();
-    result.bias = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
-    result.width = static_cast<int>(weight.size(1));
-    result.channels = channels;
-    return result;
+    HyenaMixerIO<scalar_t, kTaps> io{};
+    io.x = x.data<scalar_t>();
+    io.weight = weight.const_data_ptr<T>();
+    io.bias = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
+    io.width = static_cast<int>(weight.size(1));
+    io.channels = channels;
+    return io;
   }
 };
 
-at::Tensor hyena_mixer_cuda(
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const OptionalTensor& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const at::Tensor& skip,
-    const OptionalTensor& offsets) {
-  detail::check_hyena_mixer_arguments(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
+template <typename T, bool is_fast>
+ScanCall<T, is_fast> scan_call(
+    const char* op, const RowSequences& sequences, const HyenaMixerArguments& arguments) {
+  return {op, sequences, arguments.coeffs, arguments.decay, arguments.skip, arguments.horizon.expect_int()};
+}
+
+at::Tensor hyena_mixer_cuda(const HyenaMixerArguments& arguments) {
+  constexpr const char* op = "hyena_mixer";
+  detail::check_hyena_mixer_arguments(arguments);
+  const at::Tensor& x = arguments.x;
   const c10::cuda::CUDAGuard guard(x.device());
   auto sizes = x.sizes().vec();
-  sizes.back() = decay.size(0);
+  sizes.back() = arguments.decay.size(0);
   auto out = at::empty(sizes, x.options());
   if (out.numel() == 0) return out;
 
-  const RowSequences sequences("hyena_mixer", x, offsets);
-  const Inputs inputs(x, short_weight, short_bias, decay.size(0));
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "hyena_mixer", [&] {
-    choose_taps<scalar_t>(short_weight.size(1), [&](auto taps, auto is_fast) {
-      ScanCall<accumulate_t<scalar_t>, is_fast()> call(
-          "hyena_mixer", sequences, coeffs, decay, skip, horizon.guard_int(__FILE__, __LINE__));
-      auto source = inputs.source<scalar_t, taps()>();
-      source.out = result_rows<scalar_t>(out);
-      call.forward(source);
+  const RowSequences sequences(op, x, arguments.offsets);
+  const Inputs inputs(arguments);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), op, [&] {
+    choose_taps<scalar_t>(arguments.short_weight.size(1), [&](auto taps, auto is_fast) {
+      auto call = scan_call<accumulate_t<scalar_t>, is_fast()>(op, sequences, arguments);
+      auto io = inputs.io<scalar_t, taps()>();
+      io.out = result_rows<scalar_t>(out);
+      call.forward(io);
     });
   });
   return out;
-}
-
-// The backward pass needs no states here: they are zeros.
-std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states_cuda(
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const OptionalTensor& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const at::Tensor& skip,
-    const OptionalTensor& offsets) {
-  const auto out = hyena_mixer_cuda(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
-  return {out, detail::empty_legendre_states(x, coeffs, horizon, offsets).zero_()};
 }
 
 // sums [3 (kTaps + 1), channels]: the gradients of each part's taps, then of its bias, into grad_weight
@@ -105,73 +87,70 @@ void split_sums(
   if (grad_bias.numel() > 0) grad_bias.view({3, channels}).copy_(parts.select(1, -1));
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> hyena_mixer_backward_cuda(
-    const at::Tensor& grad,
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const OptionalTensor& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const at::Tensor& skip,
-    const OptionalTensor& offsets,
-    std::array<bool, 6> needs_grad,
-    const OptionalTensor& states) {
-  detail::check_hyena_mixer_backward_arguments(
-      grad, x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets, states);
-  const c10::cuda::CUDAGuard guard(x.device());
-  const int64_t channels = decay.size(0);
-  auto grad_x = detail::empty_gradient(needs_grad[0], x);
-  auto grad_weight = detail::empty_gradient(needs_grad[1], short_weight);
-  auto grad_bias = detail::empty_gradient(needs_grad[2] && short_bias, short_bias ? *short_bias : decay);
-  auto grad_coeffs = detail::empty_gradient(needs_grad[3], coeffs);
-  auto grad_decay = detail::empty_gradient(needs_grad[4], decay);
-  auto grad_skip = detail::empty_gradient(needs_grad[5], skip);
-  const auto all = [&] {
-    return std::make_tuple(grad_x, grad_weight, grad_bias, grad_coeffs, grad_decay, grad_skip);
-  };
-  if (x.numel() == 0) {
-    for (auto* parameter : {&grad_weight, &grad_bias, &grad_coeffs, &grad_decay, &grad_skip})
-      parameter->zero_();
-    return all();
-  }
-  const bool needs_filter = grad_weight.numel() + grad_bias.numel() > 0;
-  const bool needs_kernel = needs_grad[3] || needs_grad[4] || needs_grad[5];
-  const bool needs_parts = needs_grad[0] || needs_filter;  // the gradients of q, k and v
-  if (!(needs_parts || needs_kernel)) return all();
+// The gradients that launch() fills, each [0] if it isn't wanted.
+struct Results {
+  at::Tensor x, weight, bias, coeffs, decay, skip;
 
-  const RowSequences sequences("hyena_mixer_backward", x, offsets);
-  const Inputs inputs(x, short_weight, short_bias, channels);
+  explicit Results(const HyenaMixerBackwardArguments& arguments) {
+    const auto& [grad, forward, needs_grad, states] = arguments;
+    x = detail::empty_gradient(needs_grad[0], forward.x);
+    weight = detail::empty_gradient(needs_grad[1], forward.short_weight);
+    bias = detail::empty_gradient(
+        needs_grad[2] && forward.short_bias, forward.short_bias.value_or(forward.decay));
+    coeffs = detail::empty_gradient(needs_grad[3], forward.coeffs);
+    decay = detail::empty_gradient(needs_grad[4], forward.decay);
+    skip = detail::empty_gradient(needs_grad[5], forward.skip);
+  }
+  HyenaMixerGradients all() const { return {x, weight, bias, coeffs, decay, skip}; }
+};
+
+HyenaMixerGradients hyena_mixer_backward_cuda(const HyenaMixerBackwardArguments& arguments) {
+  constexpr const char* op = "hyena_mixer_backward";
+  detail::check_hyena_mixer_backward_arguments(arguments);
+  const auto& [grad, forward, needs_grad, states] = arguments;
+  const at::Tensor& x = forward.x;
+  const c10::cuda::CUDAGuard guard(x.device());
+  Results grads(arguments);
+  if (x.numel() == 0) {
+    for (auto* parameter : {&grads.weight, &grads.bias, &grads.coeffs, &grads.decay, &grads.skip})
+      parameter->zero_();
+    return grads.all();
+  }
+  const bool needs_x = needs_grad[0], needs_filter = grads.weight.numel() + grads.bias.numel() > 0;
+  const bool needs_parts = needs_x || needs_filter;  // the gradients of q, k and v
+  const GradientMask wanted{
+      needs_parts, needs_parts, needs_filter || needs_grad[3] || needs_grad[4] || needs_grad[5]};
+  if (!wanted.any()) return grads.all();
+
+  const RowSequences sequences(op, x, forward.offsets);
+  const Inputs inputs(forward);
   const OptionalRows output(grad);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "hyena_mixer_backward", [&] {
-    choose_taps<scalar_t>(short_weight.size(1), [&](auto taps, auto is_fast) {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), op, [&] {
+    choose_taps<scalar_t>(forward.short_weight.size(1), [&](auto taps, auto is_fast) {
       using T = accumulate_t<scalar_t>;
-      using Source = MixerSource<scalar_t, taps()>;
-      ScanCall<T, is_fast()> call(
-          "hyena_mixer_backward", sequences, coeffs, decay, skip, horizon.guard_int(__FILE__, __LINE__));
-      auto source = inputs.source<scalar_t, taps()>();
-      source.grad = output.data<scalar_t>();
-      source.grad_x = result_rows<scalar_t>(grad_x);
+      using IO = HyenaMixerIO<scalar_t, taps()>;
+      auto call = scan_call<T, is_fast()>(op, sequences, forward);
+      auto io = inputs.io<scalar_t, taps()>();
+      io.grad = output.data<scalar_t>();
+      io.grad_x = result_rows<scalar_t>(grads.x);
       const bool has_edges = call.work().segments > 1;
-      const auto edges = has_edges ? call.segment_scratch(6 * Source::kHalo) : at::Tensor();
-      source.edges = has_edges ? edges.template mutable_data_ptr<T>() : nullptr;
-      source.edge_pitch = call.pitch();
-      const auto grads = call.backward(
-          source, {needs_parts, needs_parts, needs_filter || needs_kernel},
-          {grad_coeffs, grad_decay, grad_skip, {}});
-      if (has_edges && needs_grad[0])
-        launch(call.shape(), hyena_mixer_join<scalar_t, taps()>, call.work(), source);
-      if (needs_filter) split_sums(grads.source_sums, channels, grad_weight, grad_bias);
+      const auto edges = has_edges ? call.segment_scratch(6 * IO::kHalo) : at::Tensor();
+      io.edges = has_edges ? edges.template mutable_data_ptr<T>() : nullptr;
+      io.edge_pitch = call.pitch();
+      const auto sums = call.backward(io, wanted, {grads.coeffs, grads.decay, grads.skip, {}}).io_sums;
+      if (has_edges && needs_x) launch(call.shape(), hyena_mixer_join<scalar_t, taps()>, call.work(), io);
+      if (needs_filter) split_sums(sums, inputs.channels, grads.weight, grads.bias);
     });
   });
-  return all();
+  return grads.all();
 }
 
 }  // namespace
 }  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  m.impl("hyena_mixer", hyenarec::hyena_mixer_cuda);
-  m.impl("hyena_mixer_with_states", hyenarec::hyena_mixer_with_states_cuda);
-  m.impl("hyena_mixer_backward", hyenarec::hyena_mixer_backward_cuda);
+  using namespace hyenarec;
+  using hyenarec::detail::unpacked;
+  m.impl("hyena_mixer", unpacked<decltype(hyena_mixer), hyena_mixer_cuda>);
+  m.impl("hyena_mixer_backward", unpacked<HyenaMixerBackward, hyena_mixer_backward_cuda>);
 }

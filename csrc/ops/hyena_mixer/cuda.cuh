@@ -1,8 +1,8 @@
-// Device code of hyena_mixer: what the scan's sweeps (legendre_scan.cuh) read and write when the short
+// Device code of hyena_mixer: what the scan's sweeps read and write when the short
 // convolution and the split into q, k and v happen on the way.
 //
 // A chunk's rows of q, k or v are filtered in registers from the raw rows and the few before them, which the
-// chunk before has just read. Backwards, the filter's adjoint needs the gradients of the few rows behind a
+// chunk before has just read. Backwards, the filter's transposed needs the gradients of the few rows behind a
 // chunk: its thread has just computed them and keeps them. Where a segment ends, another block has them: both
 // sides leave their numbers in `edges`, and hyena_mixer_join adds them up.
 //
@@ -17,7 +17,7 @@ namespace hyenarec {
 // out = q (kernel * (k v)), where q, k and v are the filtered parts 0, 1 and 2 of x, `channels` each.
 // kTaps >= width.
 template <typename scalar_t, int kTaps>
-struct MixerSource {
+struct HyenaMixerIO {
   using Scalar = scalar_t;
   using T = accumulate_t<scalar_t>;
   static constexpr int kHalo = kTaps - 1;
@@ -79,7 +79,7 @@ struct MixerSource {
 #pragma unroll
     for (int j = 0; j < kScanChunk; ++j) z[j] *= v[j];
   }
-  __device__ void gate_and_store(
+  __device__ void store_output(
       int64_t channel, int64_t row, int64_t before, int rows, T (&y)[kScanChunk]) const {
     T q[kScanChunk];
     filter(0, channel, row, before, rows, q);
@@ -91,7 +91,7 @@ struct MixerSource {
     *out.at(row, channel) = static_cast<scalar_t>(NAN);
   }
 
-  __device__ void load_gradient(
+  __device__ void load_output_grad(
       int64_t channel, int64_t row, int64_t before, int rows, T (&dy)[kScanChunk]) const {
     filter(0, channel, row, before, rows, dy);
     multiply_rows(grad, channel, row, rows, dy);
@@ -125,7 +125,7 @@ struct MixerSource {
     }
   }
 
-  __device__ void store_output_gradient(
+  __device__ void store_gate_grad(
       Memory& memory, int64_t channel, int64_t row, int64_t before, int rows, const T (&y)[kScanChunk])
       const {
     T dq[kScanChunk];
@@ -134,7 +134,7 @@ struct MixerSource {
     for (int j = 0; j < kScanChunk; ++j) dq[j] *= y[j];
     store_filter_gradient(memory, 0, channel, row, before, rows, dq);
   }
-  __device__ void store_input_gradient(
+  __device__ void store_input_grad(
       Memory& memory, int64_t channel, int64_t row, int64_t before, int rows, const T (&dz)[kScanChunk])
       const {
     T d[kScanChunk];
@@ -202,7 +202,7 @@ struct MixerSource {
 // filtered rows behind it say. Shape: scan_shape().
 template <typename scalar_t, int kTaps>
 __global__ void __launch_bounds__(kScanThreads)
-    hyena_mixer_join(ScanWork work, MixerSource<scalar_t, kTaps> source) {
+    hyena_mixer_join(ScanWork work, HyenaMixerIO<scalar_t, kTaps> io) {
   using T = accumulate_t<scalar_t>;
   constexpr int kHalo = kTaps - 1;
   const ScanPlace place = scan_place(work);
@@ -212,14 +212,14 @@ __global__ void __launch_bounds__(kScanThreads)
     if (sequence.length <= end) return;
     const int64_t slot = work.slot(sequence, work.segment_chunks * kScanChunk) + place.segment + 1;
     for (int part = 0; part < 3; ++part) {
-      const int64_t column = part * work.channels + place.channel, pitch = source.edge_pitch;
-      const T* head = source.edges + (slot * 6 + part) * kHalo * pitch + place.channel;
+      const int64_t column = part * work.channels + place.channel, pitch = io.edge_pitch;
+      const T* head = io.edges + (slot * 6 + part) * kHalo * pitch + place.channel;
       const T* tail = head + 3 * kHalo * pitch;
       for (int i = 0; i < kHalo; ++i) {
         T sum = tail[i * pitch];
-        for (int lag = kHalo - i; lag < source.width; ++lag)
-          sum += source.weight[column * source.width + lag] * head[(i + lag - kHalo) * pitch];
-        *source.grad_x.at(sequence.begin + end - kHalo + i, column) = static_cast<scalar_t>(sum);
+        for (int lag = kHalo - i; lag < io.width; ++lag)
+          sum += io.weight[column * io.width + lag] * head[(i + lag - kHalo) * pitch];
+        *io.grad_x.at(sequence.begin + end - kHalo + i, column) = static_cast<scalar_t>(sum);
       }
     }
   });

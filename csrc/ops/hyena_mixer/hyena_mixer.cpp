@@ -1,15 +1,14 @@
 #include "hyena_mixer.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "../common/argument_checks.h"
-#include "../legendre_scan/states.h"
+#include "../legendre_scan/cpu/saved_states.h"
+#include "../short_conv/arguments.h"
+#include "arguments.h"
 
 namespace hyenarec {
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 at::Tensor hyena_mixer(
     const at::Tensor& x,
@@ -20,60 +19,27 @@ at::Tensor hyena_mixer(
     c10::SymInt horizon,
     const at::Tensor& skip,
     const OptionalTensor& offsets) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("hyenarec::hyena_mixer", "")
-                             .typed<decltype(hyena_mixer)>();
+  static const auto op = detail::find_operator<decltype(hyena_mixer)>("hyena_mixer");
   return op.call(x, short_weight, short_bias, coeffs, decay, std::move(horizon), skip, offsets);
 }
 
-std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states(
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const OptionalTensor& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const at::Tensor& skip,
-    const OptionalTensor& offsets) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("hyenarec::hyena_mixer_with_states", "")
-                             .typed<decltype(hyena_mixer_with_states)>();
-  return op.call(x, short_weight, short_bias, coeffs, decay, std::move(horizon), skip, offsets);
+std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states(const HyenaMixerArguments& arguments) {
+  static const auto op = detail::find_operator<HyenaMixerWithStates>("hyena_mixer_with_states");
+  return arguments.apply([](const auto&... each) { return op.call(each...); });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> hyena_mixer_backward(
-    const at::Tensor& grad,
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const OptionalTensor& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const at::Tensor& skip,
-    const OptionalTensor& offsets,
-    std::array<bool, 6> needs_grad,
-    const OptionalTensor& states) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("hyenarec::hyena_mixer_backward", "")
-                             .typed<decltype(hyena_mixer_backward)>();
-  return op.call(
-      grad, x, short_weight, short_bias, coeffs, decay, std::move(horizon), skip, offsets, needs_grad,
-      states);
+HyenaMixerGradients hyena_mixer_backward(const HyenaMixerBackwardArguments& arguments) {
+  static const auto op = detail::find_operator<HyenaMixerBackward>("hyena_mixer_backward");
+  return arguments.forward.apply([&](const auto&... each) {
+    return op.call(arguments.grad, each..., arguments.needs_grad, arguments.states);
+  });
 }
 
 namespace detail {
 namespace {
 
-void check_arguments(
-    const char* op,
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const OptionalTensor& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    const c10::SymInt& horizon,
-    const at::Tensor& skip,
-    const OptionalTensor& offsets) {
+void check_arguments(const char* op, const HyenaMixerArguments& arguments) {
+  const auto& [x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets] = arguments;
   const Argument x_argument{op, "x", x};
   check_activation_type(x_argument);
   check_sequences(x_argument, offsets, "[B, L, 3D]", "[total, 3D]");
@@ -101,32 +67,16 @@ c10::SymDimVector output_sizes(const at::Tensor& x) {
 
 }  // namespace
 
-void check_hyena_mixer_arguments(
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const OptionalTensor& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    const c10::SymInt& horizon,
-    const at::Tensor& skip,
-    const OptionalTensor& offsets) {
-  check_arguments("hyena_mixer", x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
+void check_hyena_mixer_arguments(const HyenaMixerArguments& arguments) {
+  check_arguments("hyena_mixer", arguments);
 }
 
-void check_hyena_mixer_backward_arguments(
-    const at::Tensor& grad,
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const OptionalTensor& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    const c10::SymInt& horizon,
-    const at::Tensor& skip,
-    const OptionalTensor& offsets,
-    const OptionalTensor& states) {
+void check_hyena_mixer_backward_arguments(const HyenaMixerBackwardArguments& arguments) {
   const char* op = "hyena_mixer_backward";
-  check_arguments(op, x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
-  const char* layout = offsets ? "[total, D]" : "[B, L, D]";
+  const auto& [grad, forward, needs_grad, states] = arguments;
+  check_arguments(op, forward);
+  const at::Tensor& x = forward.x;
+  const char* layout = forward.offsets ? "[total, D]" : "[B, L, D]";
   const Argument grad_argument{op, "grad", grad};
   const Argument x_argument{op, "x", x};
   check_rank(grad_argument, x.dim(), layout);
@@ -138,53 +88,28 @@ void check_hyena_mixer_backward_arguments(
   }
   check_type(grad_argument, x.scalar_type(), "like x");
   check_device(grad_argument, x_argument);
-  if (states) check_legendre_states(op, *states, x, coeffs, horizon, offsets);
+  if (states) check_legendre_states(op, *states, x, forward.coeffs, forward.horizon, forward.offsets);
 }
 
 }  // namespace detail
 
 namespace {
 
-at::Tensor hyena_mixer_meta(
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const OptionalTensor& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const at::Tensor& skip,
-    const OptionalTensor& offsets) {
-  detail::check_hyena_mixer_arguments(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
-  return at::empty_symint(detail::output_sizes(x), x.options());
+at::Tensor hyena_mixer_meta(const HyenaMixerArguments& arguments) {
+  detail::check_hyena_mixer_arguments(arguments);
+  return at::empty_symint(detail::output_sizes(arguments.x), arguments.x.options());
 }
 
-std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states_meta(
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const OptionalTensor& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const at::Tensor& skip,
-    const OptionalTensor& offsets) {
-  const auto out = hyena_mixer_meta(x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets);
-  return {out, detail::empty_legendre_states(x, coeffs, horizon, offsets)};
+std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states_meta(const HyenaMixerArguments& arguments) {
+  return {
+      hyena_mixer_meta(arguments),
+      detail::empty_legendre_states(arguments.x, arguments.coeffs, arguments.horizon, arguments.offsets)};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> hyena_mixer_backward_meta(
-    const at::Tensor& grad,
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const OptionalTensor& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const at::Tensor& skip,
-    const OptionalTensor& offsets,
-    std::array<bool, 6> needs_grad,
-    const OptionalTensor& states) {
-  detail::check_hyena_mixer_backward_arguments(
-      grad, x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets, states);
+HyenaMixerGradients hyena_mixer_backward_meta(const HyenaMixerBackwardArguments& arguments) {
+  detail::check_hyena_mixer_backward_arguments(arguments);
+  const auto& [x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets] = arguments.forward;
+  const auto& needs_grad = arguments.needs_grad;
   return {
       detail::empty_gradient(needs_grad[0], x),
       detail::empty_gradient(needs_grad[1], short_weight),
@@ -197,8 +122,23 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
 }  // namespace
 }  // namespace hyenarec
 
+TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
+  m.def(
+      "hyena_mixer(Tensor x, Tensor short_weight, Tensor? short_bias, Tensor coeffs, Tensor decay, SymInt "
+      "horizon, Tensor skip, Tensor? offsets=None) -> Tensor");
+  m.def(
+      "hyena_mixer_with_states(Tensor x, Tensor short_weight, Tensor? short_bias, Tensor coeffs, Tensor "
+      "decay, SymInt horizon, Tensor skip, Tensor? offsets) -> (Tensor, Tensor)");
+  m.def(
+      "hyena_mixer_backward(Tensor grad, Tensor x, Tensor short_weight, Tensor? short_bias, Tensor coeffs, "
+      "Tensor decay, SymInt horizon, Tensor skip, Tensor? offsets, bool[6] needs_grad, Tensor? states=None) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  m.impl("hyena_mixer", hyenarec::hyena_mixer_meta);
-  m.impl("hyena_mixer_with_states", hyenarec::hyena_mixer_with_states_meta);
-  m.impl("hyena_mixer_backward", hyenarec::hyena_mixer_backward_meta);
+  using namespace hyenarec;
+  using hyenarec::detail::unpacked;
+  m.impl("hyena_mixer", unpacked<decltype(hyena_mixer), hyena_mixer_meta>);
+  m.impl("hyena_mixer_with_states", unpacked<HyenaMixerWithStates, hyena_mixer_with_states_meta>);
+  m.impl("hyena_mixer_backward", unpacked<HyenaMixerBackward, hyena_mixer_backward_meta>);
 }

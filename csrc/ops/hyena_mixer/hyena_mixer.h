@@ -4,30 +4,28 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/SymInt.h>
 
-#include <array>
 #include <optional>
-#include <tuple>
 
 #include "../common/macros.h"
 
 namespace hyenarec {
 
 // q, k, v = short_conv(x, short_weight, short_bias, offsets), D channels each, side by side in this order;
-// out = legendre_conv(v, coeffs, decay, horizon, skip, pre_gate = k, post_gate = q, offsets):
-// out[t, d] = q[t, d] (sum_{lag <= t} kernel[d, lag] z[t - lag, d] + skip[d] z[t, d]) within each sequence, z =
-// k v. With 16-bit x the short convolution's results are not rounded to 16 bits.
+// out = legendre_conv(v, coeffs, decay, horizon, skip, pre_gate = k, post_gate = q, offsets): out[t, d] =
+// q[t, d] (sum_{lag <= t} kernel[d, lag] z[t - lag, d] + skip[d] z[t, d]) within each sequence, z = k v. With
+// 16-bit x the short convolution's results are not rounded to 16 bits.
 //
 // x             [B, L, 3D], L <= horizon; or packed [total, 3D] with offsets. float32, float64, bfloat16, or
 //               (CUDA) float16; any strides; B, L, total, D may be 0
-// short_weight  [3D, W], 1 <= W <= 8; short_weight[:, 0] meets the current event. float64 if x is float64, else
-//               float32, like all parameters
+// short_weight  [3D, W], 1 <= W <= 8; short_weight[:, 0] meets the current event. float64 if x is float64,
+//               else float32, like all parameters
 // short_bias    [3D]; nullopt: none
 // coeffs        [D, N]; decay [D]; horizon; skip [D]: see legendre_conv.h
-// offsets       [S + 1], int64: see legendre_conv.h. Any order is right; on a GPU the longest sequences first is
-//               fastest
-// All on one device. Returns [B, L, D] or [total, D], contiguous, dtype of x; 16-bit inputs are accumulated in
-// float32.
-// Differentiable in every tensor but offsets (once). Throws c10::Error naming the argument that is wrong.
+// offsets       [S + 1], int64: see legendre_conv.h. Any order is right; on a GPU the longest sequences
+//               first is fastest
+// All on one device. Returns [B, L, D] or [total, D], contiguous, dtype of x; 16-bit inputs are accumulated
+// in float32. Differentiable in every tensor but offsets (once). Throws c10::Error naming the argument that
+// is wrong.
 HYENAREC_API at::Tensor hyena_mixer(
     const at::Tensor& x,
     const at::Tensor& short_weight,
@@ -38,60 +36,4 @@ HYENAREC_API at::Tensor hyena_mixer(
     const at::Tensor& skip,
     const std::optional<at::Tensor>& offsets = std::nullopt);
 
-// The same, and the states with which hyena_mixer_backward begins on a CPU: [rows, N, D] in coeffs' dtype, see
-// legendre_states.h; zeros on CUDA.
-HYENAREC_API std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states(
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const std::optional<at::Tensor>& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const at::Tensor& skip,
-    const std::optional<at::Tensor>& offsets);
-
-// Gradients of hyena_mixer from grad (like its result in shape and dtype, any strides): {x, short_weight,
-// short_bias, coeffs, decay, skip}, contiguous, each with its input's shape and dtype. needs_grad selects them
-// in that order; one that is not selected, or whose argument is absent, comes back as an empty tensor of shape
-// [0] in its would-be dtype. `states` are those of hyena_mixer_with_states for the same arguments; without, a CPU may
-// compute them first by a forward pass. Not differentiable: a second derivative raises.
-HYENAREC_API std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
-hyena_mixer_backward(
-    const at::Tensor& grad,
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const std::optional<at::Tensor>& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const at::Tensor& skip,
-    const std::optional<at::Tensor>& offsets,
-    std::array<bool, 6> needs_grad,
-    const std::optional<at::Tensor>& states = std::nullopt);
-
-namespace detail {
-
-// Every backend kernel (CPU, CUDA, Meta) calls these first, so that checks also run under inference_mode.
-void check_hyena_mixer_arguments(
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const std::optional<at::Tensor>& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    const c10::SymInt& horizon,
-    const at::Tensor& skip,
-    const std::optional<at::Tensor>& offsets);
-void check_hyena_mixer_backward_arguments(
-    const at::Tensor& grad,
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const std::optional<at::Tensor>& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    const c10::SymInt& horizon,
-    const at::Tensor& skip,
-    const std::optional<at::Tensor>& offsets,
-    const std::optional<at::Tensor>& states);
-
-}  // namespace detail
 }  // namespace hyenarec

@@ -1,124 +1,104 @@
-// legendre_conv on CUDA: the launches of legendre_scan_launch.cuh around the sources of legendre_conv.cuh.
+// legendre_conv on CUDA: the launches of ../legendre_scan/cuda/scan.cuh around the LegendreConvIO of
+// cuda.cuh.
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
 #include "../common/argument_checks.h"
-#include "../legendre_scan/cuda/launch.cuh"
-#include "../legendre_scan/states.h"
+#include "../legendre_scan/cuda/scan.cuh"
+#include "arguments.h"
 #include "cuda.cuh"
-#include "legendre_conv.h"
 
 namespace hyenarec {
 namespace {
 
-using OptionalTensor = std::optional<at::Tensor>;
+// What both directions read.
+struct Inputs {
+  OptionalRows u, pre_gate, post_gate;
 
-at::Tensor legendre_conv_cuda(
-    const at::Tensor& u,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const OptionalTensor& skip,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate,
-    const OptionalTensor& offsets) {
-  detail::check_legendre_conv_arguments(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
+  explicit Inputs(const LegendreConvArguments& arguments)
+      : u(arguments.u), pre_gate(arguments.pre_gate), post_gate(arguments.post_gate) {}
+
+  template <typename scalar_t>
+  LegendreConvIO<scalar_t> io() const {
+    LegendreConvIO<scalar_t> io{};
+    io.u = u.data<scalar_t>();
+    io.pre = pre_gate.data<scalar_t>();
+    io.post = post_gate.data<scalar_t>();
+    return io;
+  }
+};
+
+template <typename scalar_t>
+ScanCall<accumulate_t<scalar_t>> scan_call(
+    const char* op, const RowSequences& sequences, const LegendreConvArguments& arguments) {
+  return {op, sequences, arguments.coeffs, arguments.decay, arguments.skip, arguments.horizon.expect_int()};
+}
+
+at::Tensor legendre_conv_cuda(const LegendreConvArguments& arguments) {
+  constexpr const char* op = "legendre_conv";
+  detail::check_legendre_conv_arguments(arguments);
+  const at::Tensor& u = arguments.u;
   const c10::cuda::CUDAGuard guard(u.device());
   auto out = at::empty(u.sizes(), u.options());
   if (out.numel() == 0) return out;
 
-  const RowSequences sequences("legendre_conv", u, offsets);
-  const OptionalRows input(u), pre(pre_gate), post(post_gate);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "legendre_conv", [&] {
-    ScanCall<accumulate_t<scalar_t>> call(
-        "legendre_conv", sequences, coeffs, decay, skip, horizon.guard_int(__FILE__, __LINE__));
-    ConvSource<scalar_t> source{};
-    source.u = input.data<scalar_t>();
-    source.pre = pre.data<scalar_t>();
-    source.post = post.data<scalar_t>();
-    source.out = result_rows<scalar_t>(out);
-    call.forward(source);
+  const RowSequences sequences(op, u, arguments.offsets);
+  const Inputs inputs(arguments);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), op, [&] {
+    auto call = scan_call<scalar_t>(op, sequences, arguments);
+    auto io = inputs.io<scalar_t>();
+    io.out = result_rows<scalar_t>(out);
+    call.forward(io);
   });
   return out;
 }
 
-// The backward pass needs no states here: they are zeros.
-std::tuple<at::Tensor, at::Tensor> legendre_conv_with_states_cuda(
-    const at::Tensor& u,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const OptionalTensor& skip,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate,
-    const OptionalTensor& offsets) {
-  const auto out = legendre_conv_cuda(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
-  return {out, detail::empty_legendre_states(u, coeffs, horizon, offsets).zero_()};
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
-legendre_conv_backward_cuda(
-    const at::Tensor& grad,
-    const at::Tensor& u,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const OptionalTensor& skip,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate,
-    const OptionalTensor& offsets,
-    std::array<bool, 6> needs_grad,
-    const OptionalTensor& states) {
-  detail::check_legendre_conv_backward_arguments(
-      grad, u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets, states);
+LegendreConvGradients legendre_conv_backward_cuda(const LegendreConvBackwardArguments& arguments) {
+  constexpr const char* op = "legendre_conv_backward";
+  detail::check_legendre_conv_backward_arguments(arguments);
+  const auto& [grad, forward, needs_grad, states] = arguments;
+  const at::Tensor& u = forward.u;
   const c10::cuda::CUDAGuard guard(u.device());
-  const bool needs_skip = needs_grad[3] && skip;
+  const bool needs_skip = needs_grad[3] && forward.skip;
   auto grad_u = detail::empty_gradient(needs_grad[0], u);
-  auto grad_pre = detail::empty_gradient(needs_grad[4] && pre_gate, u);
-  auto grad_post = detail::empty_gradient(needs_grad[5] && post_gate, u);
-  auto grad_coeffs = detail::empty_gradient(needs_grad[1], coeffs);
-  auto grad_decay = detail::empty_gradient(needs_grad[2], decay);
-  auto grad_skip = detail::empty_gradient(needs_skip, decay);
-  const auto all = [&] {
-    return std::make_tuple(grad_u, grad_coeffs, grad_decay, grad_skip, grad_pre, grad_post);
-  };
-  const ScanWanted wanted{
+  auto grad_pre = detail::empty_gradient(needs_grad[4] && forward.pre_gate, u);
+  auto grad_post = detail::empty_gradient(needs_grad[5] && forward.post_gate, u);
+  auto grad_coeffs = detail::empty_gradient(needs_grad[1], forward.coeffs);
+  auto grad_decay = detail::empty_gradient(needs_grad[2], forward.decay);
+  auto grad_skip = detail::empty_gradient(needs_skip, forward.decay);
+  const LegendreConvGradients all{grad_u, grad_coeffs, grad_decay, grad_skip, grad_pre, grad_post};
+  if (u.numel() == 0) {
+    for (auto* parameter : {&grad_coeffs, &grad_decay, &grad_skip}) parameter->zero_();
+    return all;
+  }
+  const GradientMask wanted{
       grad_u.numel() + grad_pre.numel() > 0, grad_post.numel() > 0,
       needs_grad[1] || needs_grad[2] || needs_skip};
-  if (u.numel() == 0) {
-    grad_coeffs.zero_();
-    grad_decay.zero_();
-    grad_skip.zero_();
-    return all();
-  }
-  if (!(wanted.input || wanted.output || wanted.kernel)) return all();
+  if (!wanted.any()) return all;
 
-  const RowSequences sequences("legendre_conv_backward", u, offsets);
-  const OptionalRows input(u), pre(pre_gate), post(post_gate), output(grad);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "legendre_conv_backward", [&] {
-    ScanCall<accumulate_t<scalar_t>> call(
-        "legendre_conv_backward", sequences, coeffs, decay, skip, horizon.guard_int(__FILE__, __LINE__));
-    const ConvSource<scalar_t> source{
-        input.data<scalar_t>(),
-        pre.data<scalar_t>(),
-        post.data<scalar_t>(),
-        output.data<scalar_t>(),
-        {nullptr, 0},
-        result_rows<scalar_t>(grad_u),
-        result_rows<scalar_t>(grad_pre),
-        result_rows<scalar_t>(grad_post)};
-    call.backward(source, wanted, {grad_coeffs, grad_decay, grad_skip, {}});
+  const RowSequences sequences(op, u, forward.offsets);
+  const Inputs inputs(forward);
+  const OptionalRows output(grad);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), op, [&] {
+    auto call = scan_call<scalar_t>(op, sequences, forward);
+    auto io = inputs.io<scalar_t>();
+    io.grad = output.data<scalar_t>();
+    io.grad_u = result_rows<scalar_t>(grad_u);
+    io.grad_pre = result_rows<scalar_t>(grad_pre);
+    io.grad_post = result_rows<scalar_t>(grad_post);
+    call.backward(io, wanted, {grad_coeffs, grad_decay, grad_skip, {}});
   });
-  return all();
+  return all;
 }
 
 }  // namespace
 }  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  m.impl("legendre_conv", hyenarec::legendre_conv_cuda);
-  m.impl("legendre_conv_with_states", hyenarec::legendre_conv_with_states_cuda);
-  m.impl("legendre_conv_backward", hyenarec::legendre_conv_backward_cuda);
+  using namespace hyenarec;
+  using hyenarec::detail::unpacked;
+  m.impl("legendre_conv", unpacked<decltype(legendre_conv), legendre_conv_cuda>);
+  m.impl("legendre_conv_backward", unpacked<LegendreConvBackward, legendre_conv_backward_cuda>);
 }

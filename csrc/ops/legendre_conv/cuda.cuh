@@ -1,7 +1,7 @@
-// Device code of legendre_conv: what the scan's sweeps (legendre_scan.cuh) read and write.
+// Device code of legendre_conv: what the scan's sweeps read and write.
 //
-// Bytes that must move, a row of D channels: forward u, two gates and out, 4 D; backward grad, u, two gates and
-// three gradients, 7 D.
+// Bytes that must move, a row of D channels: forward u, two gates and out, 4 D; backward grad, u, two gates
+// and three gradients, 7 D.
 #pragma once
 
 #include "../legendre_scan/cuda/backward.cuh"
@@ -11,7 +11,7 @@ namespace hyenarec {
 
 // out = post (kernel * (pre u)); see the sweeps for what the functions mean.
 template <typename scalar_t>
-struct ConvSource {
+struct LegendreConvIO {
   using Scalar = scalar_t;
   using T = accumulate_t<scalar_t>;
   static constexpr int kSums = 0;
@@ -23,7 +23,7 @@ struct ConvSource {
     load_rows(u, channel, row, rows, x);
     multiply_rows(pre, channel, row, rows, x);
   }
-  __device__ void gate_and_store(int64_t channel, int64_t row, int64_t, int rows, T (&y)[kScanChunk]) const {
+  __device__ void store_output(int64_t channel, int64_t row, int64_t, int rows, T (&y)[kScanChunk]) const {
     multiply_rows(post, channel, row, rows, y);
     store_rows(out, channel, row, rows, y);
   }
@@ -31,7 +31,8 @@ struct ConvSource {
     *out.at(row, channel) = static_cast<scalar_t>(NAN);
   }
 
-  __device__ void load_gradient(int64_t channel, int64_t row, int64_t, int rows, T (&dy)[kScanChunk]) const {
+  __device__ void load_output_grad(
+      int64_t channel, int64_t row, int64_t, int rows, T (&dy)[kScanChunk]) const {
     load_rows(grad, channel, row, rows, dy);
     multiply_rows(post, channel, row, rows, dy);
   }
@@ -39,11 +40,11 @@ struct ConvSource {
   __device__ void begin(Memory&) const {}
   __device__ void begin_segment(Memory&, int64_t, int64_t, int64_t) const {}
   __device__ void end_segment(const Memory&) const {}
-  __device__ void store_output_gradient(
+  __device__ void store_gate_grad(
       Memory&, int64_t channel, int64_t row, int64_t, int rows, const T (&y)[kScanChunk]) const {
     store_products(grad_post, grad, channel, row, rows, y);
   }
-  __device__ void store_input_gradient(
+  __device__ void store_input_grad(
       Memory&, int64_t channel, int64_t row, int64_t, int rows, const T (&dx)[kScanChunk]) const {
     store_products(grad_u, pre, channel, row, rows, dx);
     store_products(grad_pre, u, channel, row, rows, dx);

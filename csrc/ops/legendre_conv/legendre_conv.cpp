@@ -1,15 +1,13 @@
 #include "legendre_conv.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "../common/argument_checks.h"
-#include "../legendre_scan/states.h"
+#include "../legendre_scan/cpu/saved_states.h"
+#include "arguments.h"
 
 namespace hyenarec {
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 at::Tensor legendre_conv(
     const at::Tensor& u,
@@ -20,59 +18,27 @@ at::Tensor legendre_conv(
     const OptionalTensor& pre_gate,
     const OptionalTensor& post_gate,
     const OptionalTensor& offsets) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("hyenarec::legendre_conv", "")
-                             .typed<decltype(legendre_conv)>();
+  static const auto op = detail::find_operator<decltype(legendre_conv)>("legendre_conv");
   return op.call(u, coeffs, decay, std::move(horizon), skip, pre_gate, post_gate, offsets);
 }
 
-std::tuple<at::Tensor, at::Tensor> legendre_conv_with_states(
-    const at::Tensor& u,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const OptionalTensor& skip,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate,
-    const OptionalTensor& offsets) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("hyenarec::legendre_conv_with_states", "")
-                             .typed<decltype(legendre_conv_with_states)>();
-  return op.call(u, coeffs, decay, std::move(horizon), skip, pre_gate, post_gate, offsets);
+std::tuple<at::Tensor, at::Tensor> legendre_conv_with_states(const LegendreConvArguments& arguments) {
+  static const auto op = detail::find_operator<LegendreConvWithStates>("legendre_conv_with_states");
+  return arguments.apply([](const auto&... each) { return op.call(each...); });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> legendre_conv_backward(
-    const at::Tensor& grad,
-    const at::Tensor& u,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const OptionalTensor& skip,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate,
-    const OptionalTensor& offsets,
-    std::array<bool, 6> needs_grad,
-    const OptionalTensor& states) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("hyenarec::legendre_conv_backward", "")
-                             .typed<decltype(legendre_conv_backward)>();
-  return op.call(
-      grad, u, coeffs, decay, std::move(horizon), skip, pre_gate, post_gate, offsets, needs_grad, states);
+LegendreConvGradients legendre_conv_backward(const LegendreConvBackwardArguments& arguments) {
+  static const auto op = detail::find_operator<LegendreConvBackward>("legendre_conv_backward");
+  return arguments.forward.apply([&](const auto&... each) {
+    return op.call(arguments.grad, each..., arguments.needs_grad, arguments.states);
+  });
 }
 
 namespace detail {
 namespace {
 
-void check_arguments(
-    const char* op,
-    const at::Tensor& u,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    const c10::SymInt& horizon,
-    const OptionalTensor& skip,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate,
-    const OptionalTensor& offsets) {
+void check_arguments(const char* op, const LegendreConvArguments& arguments) {
+  const auto& [u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets] = arguments;
   const Argument u_argument{op, "u", u};
   check_activation_type(u_argument);
   check_sequences(u_argument, offsets, "[B, L, D]", "[total, D]");
@@ -88,80 +54,36 @@ void check_arguments(
 
 }  // namespace
 
-void check_legendre_conv_arguments(
-    const at::Tensor& u,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    const c10::SymInt& horizon,
-    const OptionalTensor& skip,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate,
-    const OptionalTensor& offsets) {
-  check_arguments("legendre_conv", u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
+void check_legendre_conv_arguments(const LegendreConvArguments& arguments) {
+  check_arguments("legendre_conv", arguments);
 }
 
-void check_legendre_conv_backward_arguments(
-    const at::Tensor& grad,
-    const at::Tensor& u,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    const c10::SymInt& horizon,
-    const OptionalTensor& skip,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate,
-    const OptionalTensor& offsets,
-    const OptionalTensor& states) {
+void check_legendre_conv_backward_arguments(const LegendreConvBackwardArguments& arguments) {
   const char* op = "legendre_conv_backward";
-  check_arguments(op, u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
-  check_like({op, "grad", grad}, {op, "u", u});
-  if (states) check_legendre_states(op, *states, u, coeffs, horizon, offsets);
+  const auto& [grad, forward, needs_grad, states] = arguments;
+  check_arguments(op, forward);
+  check_like({op, "grad", grad}, {op, "u", forward.u});
+  if (states) check_legendre_states(op, *states, forward.u, forward.coeffs, forward.horizon, forward.offsets);
 }
 
 }  // namespace detail
 
 namespace {
 
-at::Tensor legendre_conv_meta(
-    const at::Tensor& u,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const OptionalTensor& skip,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate,
-    const OptionalTensor& offsets) {
-  detail::check_legendre_conv_arguments(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
-  return at::empty_symint(u.sym_sizes(), u.options());
+at::Tensor legendre_conv_meta(const LegendreConvArguments& arguments) {
+  detail::check_legendre_conv_arguments(arguments);
+  return at::empty_symint(arguments.u.sym_sizes(), arguments.u.options());
 }
 
-std::tuple<at::Tensor, at::Tensor> legendre_conv_with_states_meta(
-    const at::Tensor& u,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const OptionalTensor& skip,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate,
-    const OptionalTensor& offsets) {
-  const auto out = legendre_conv_meta(u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets);
-  return {out, detail::empty_legendre_states(u, coeffs, horizon, offsets)};
+std::tuple<at::Tensor, at::Tensor> legendre_conv_with_states_meta(const LegendreConvArguments& arguments) {
+  const auto& [u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets] = arguments;
+  return {legendre_conv_meta(arguments), detail::empty_legendre_states(u, coeffs, horizon, offsets)};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
-legendre_conv_backward_meta(
-    const at::Tensor& grad,
-    const at::Tensor& u,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const OptionalTensor& skip,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate,
-    const OptionalTensor& offsets,
-    std::array<bool, 6> needs_grad,
-    const OptionalTensor& states) {
-  detail::check_legendre_conv_backward_arguments(
-      grad, u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets, states);
+LegendreConvGradients legendre_conv_backward_meta(const LegendreConvBackwardArguments& arguments) {
+  detail::check_legendre_conv_backward_arguments(arguments);
+  const auto& [u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets] = arguments.forward;
+  const auto& needs_grad = arguments.needs_grad;
   return {
       detail::empty_gradient(needs_grad[0], u),
       detail::empty_gradient(needs_grad[1], coeffs),
@@ -174,8 +96,23 @@ legendre_conv_backward_meta(
 }  // namespace
 }  // namespace hyenarec
 
+TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
+  m.def(
+      "legendre_conv(Tensor u, Tensor coeffs, Tensor decay, SymInt horizon, Tensor? skip=None, Tensor? "
+      "pre_gate=None, Tensor? post_gate=None, Tensor? offsets=None) -> Tensor");
+  m.def(
+      "legendre_conv_with_states(Tensor u, Tensor coeffs, Tensor decay, SymInt horizon, Tensor? skip, "
+      "Tensor? pre_gate, Tensor? post_gate, Tensor? offsets) -> (Tensor, Tensor)");
+  m.def(
+      "legendre_conv_backward(Tensor grad, Tensor u, Tensor coeffs, Tensor decay, SymInt horizon, Tensor? "
+      "skip, Tensor? pre_gate, Tensor? post_gate, Tensor? offsets, bool[6] needs_grad, Tensor? states=None) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  m.impl("legendre_conv", hyenarec::legendre_conv_meta);
-  m.impl("legendre_conv_with_states", hyenarec::legendre_conv_with_states_meta);
-  m.impl("legendre_conv_backward", hyenarec::legendre_conv_backward_meta);
+  using namespace hyenarec;
+  using hyenarec::detail::unpacked;
+  m.impl("legendre_conv", unpacked<decltype(legendre_conv), legendre_conv_meta>);
+  m.impl("legendre_conv_with_states", unpacked<LegendreConvWithStates, legendre_conv_with_states_meta>);
+  m.impl("legendre_conv_backward", unpacked<LegendreConvBackward, legendre_conv_backward_meta>);
 }

@@ -4,21 +4,19 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/SymInt.h>
 
-#include <array>
 #include <optional>
-#include <tuple>
 
 #include "../common/macros.h"
 
 namespace hyenarec {
 
 // out[t, d] = post_gate[t, d] (sum_{lag <= t} kernel[d, lag] z[t - lag, d] + skip[d] z[t, d]) within each
-// sequence, z = pre_gate u, kernel[d, lag] = exp(-decay[d] lag) sum_n coeffs[d, n] P_n(2 lag / (horizon - 1) -
-// 1): what fft_conv(u, legendre_kernel(coeffs, decay, horizon, L), ...) computes, by the scan that
-// legendre_tables.h describes.
+// sequence, z = pre_gate u, kernel[d, lag] = exp(-decay[d] lag) sum_n coeffs[d, n] P_n(2 lag / (horizon - 1)
+// - 1): what fft_conv(u, legendre_kernel(coeffs, decay, horizon, L), ...) computes, by the scan that
+// docs/scan.md describes.
 //
-// u          [B, L, D], L <= horizon; or packed [total, D] with offsets. float32, float64, bfloat16, or (CUDA)
-//            float16; any strides; B, L, total, D may be 0
+// u          [B, L, D], L <= horizon; or packed [total, D] with offsets. float32, float64, bfloat16, or
+//            (CUDA) float16; any strides; B, L, total, D may be 0
 // coeffs     [D, N]; N >= 0 (degree N - 1), N > horizon is allowed. float64 if u is float64, else float32
 // decay      [D], dtype of coeffs, per lag; finite and >= 0 (values are checked on the CPU only)
 // horizon    number of lags that [-1, 1] spans, >= 1; with horizon = 1 the only lag sits at -1
@@ -40,61 +38,4 @@ HYENAREC_API at::Tensor legendre_conv(
     const std::optional<at::Tensor>& post_gate = std::nullopt,
     const std::optional<at::Tensor>& offsets = std::nullopt);
 
-// The same, and the states with which legendre_conv_backward begins on a CPU: [rows, N, D] in coeffs' dtype, see
-// legendre_states.h; zeros on CUDA.
-HYENAREC_API std::tuple<at::Tensor, at::Tensor> legendre_conv_with_states(
-    const at::Tensor& u,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const std::optional<at::Tensor>& skip,
-    const std::optional<at::Tensor>& pre_gate,
-    const std::optional<at::Tensor>& post_gate,
-    const std::optional<at::Tensor>& offsets);
-
-// Gradients of legendre_conv from grad (like u in shape and dtype, any strides): {u, coeffs, decay, skip,
-// pre_gate, post_gate}, contiguous, each with its input's shape and dtype. needs_grad selects them in that
-// order; one that is not selected, or whose argument is absent, comes back as an empty tensor of shape [0] in
-// its would-be dtype (u's for u and gates, coeffs' for coeffs, decay and skip). `states` are those of
-// legendre_conv_with_states for the same arguments; without, a CPU may compute them first by a forward pass. Not
-// differentiable: a second derivative raises.
-HYENAREC_API std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
-legendre_conv_backward(
-    const at::Tensor& grad,
-    const at::Tensor& u,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const std::optional<at::Tensor>& skip,
-    const std::optional<at::Tensor>& pre_gate,
-    const std::optional<at::Tensor>& post_gate,
-    const std::optional<at::Tensor>& offsets,
-    std::array<bool, 6> needs_grad,
-    const std::optional<at::Tensor>& states = std::nullopt);
-
-namespace detail {
-
-// Every backend kernel (CPU, CUDA, Meta) calls these first, so that checks also run under inference_mode.
-void check_legendre_conv_arguments(
-    const at::Tensor& u,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    const c10::SymInt& horizon,
-    const std::optional<at::Tensor>& skip,
-    const std::optional<at::Tensor>& pre_gate,
-    const std::optional<at::Tensor>& post_gate,
-    const std::optional<at::Tensor>& offsets);
-void check_legendre_conv_backward_arguments(
-    const at::Tensor& grad,
-    const at::Tensor& u,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    const c10::SymInt& horizon,
-    const std::optional<at::Tensor>& skip,
-    const std::optional<at::Tensor>& pre_gate,
-    const std::optional<at::Tensor>& post_gate,
-    const std::optional<at::Tensor>& offsets,
-    const std::optional<at::Tensor>& states);
-
-}  // namespace detail
 }  // namespace hyenarec

@@ -1,4 +1,4 @@
-// Builds the constants of legendre_tables.h and cpu/section_tables.h, in double. No torch here.
+// Builds the constants of tables.h and cpu/segment_tables.h, in double. No torch here.
 #pragma once
 
 #include <algorithm>
@@ -123,8 +123,8 @@ class LegendreTableBuilder {
   // Terms are dropped where they are below so much of a number that is 1.
   static constexpr double kTolerance = std::numeric_limits<scalar_t>::epsilon() / 8.0;
 
-  // `kernel` is the scale of the kernels' coefficients, state(R) that of a state, [N], when R events of the horizon
-  // are left.
+  // `kernel` is the scale of the kernels' coefficients, state(R) that of a state, [N], when R events of the
+  // horizon are left.
   LegendreTableBuilder(
       int64_t horizon, int64_t chunk, int64_t num_coeffs, Scale kernel, std::function<Scale(int64_t)> state)
       : horizon_(horizon),

@@ -2,15 +2,15 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
-#include <list>
 #include <memory>
-#include <mutex>
-#include <utility>
+
+#include "../common/lru_cache.h"
 
 namespace hyenarec::detail {
 
-// Of Tables with horizon, chunk, num_coeffs and chunks that say what they are for and how far they reach.
+// Of Tables that say with reach() how many events they cover.
 template <typename Tables>
 class LegendreTableCache {
  public:
@@ -19,27 +19,19 @@ class LegendreTableCache {
   // Tables that reach `length` events at least; build(length) makes them. From any thread.
   template <typename Build>
   Shared get(int64_t horizon, int64_t chunk, int64_t num_coeffs, int64_t length, const Build& build) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = std::find_if(tables_.begin(), tables_.end(), [&](const Shared& kept) {
-      return kept->horizon == horizon && kept->chunk == chunk && kept->num_coeffs == num_coeffs;
-    });
-    Shared tables = found == tables_.end() ? nullptr : *found;
-    if (found != tables_.end()) tables_.erase(found);
-    const int64_t reach = tables ? tables->reach() : 0;
-    if (!tables || reach < length) {
-      // Twice as far as before, so that ever longer histories don't build the tables each time.
-      tables = std::make_shared<const Tables>(build(std::min(std::max(length, 2 * reach), horizon)));
-    }
-    tables_.push_front(tables);
-    if (tables_.size() > kMost) tables_.pop_back();
-    return tables;
+    return cache_.get(
+        {horizon, chunk, num_coeffs}, /*keep_for_ever=*/false,
+        [&](const Tables& kept) { return kept.reach() >= length; },
+        [&](const Shared& kept) {
+          // Twice as far as before, so that ever longer histories don't build the tables each time.
+          const int64_t further = kept ? 2 * kept->reach() : 0;
+          return std::make_shared<const Tables>(build(std::min(std::max(length, further), horizon)));
+        });
   }
 
  private:
-  static constexpr size_t kMost = 16;  // a model needs one or two
-
-  std::mutex mutex_;
-  std::list<Shared> tables_;  // latest first
+  static constexpr size_t kMaxTables = 16;  // a model needs one or two
+  LruCache<std::array<int64_t, 3>, const Tables> cache_{kMaxTables};
 };
 
 }  // namespace hyenarec::detail

@@ -6,7 +6,7 @@
 namespace hyenarec {
 
 int64_t legendre_chunk_length(int64_t num_coeffs) {
-  return num_coeffs <= kMostShortChunkCoeffs ? kShortChunk : kLongChunk;
+  return num_coeffs <= kMaxShortChunkCoeffs ? kShortChunk : kLongChunk;
 }
 
 template <typename scalar_t>

@@ -1,16 +1,14 @@
 // legendre_step has no gradient, and says so instead of giving a wrong one.
-#include "legendre_step.h"
-
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
+#include "arguments.h"
+
 namespace hyenarec {
 namespace {
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 void check_no_gradient(const char* name, const at::Tensor& tensor) {
   TORCH_CHECK(

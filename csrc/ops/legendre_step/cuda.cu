@@ -8,8 +8,8 @@
 #include "../common/cuda/launch.cuh"
 #include "../legendre_scan/cuda/device_tables.h"
 #include "../legendre_scan/tables.h"
+#include "arguments.h"
 #include "cuda.cuh"
-#include "legendre_step.h"
 
 namespace hyenarec {
 namespace {
@@ -56,7 +56,8 @@ at::Tensor legendre_step_cuda(
   auto out = at::empty(u.sizes(), u.options());
   if (out.numel() == 0) return out;
 
-  TORCH_INTERNAL_ASSERT(chunk <= kLegendreStepThreads);
+  static_assert(
+      kShortChunk <= kLegendreStepThreads && kLongChunk <= kLegendreStepThreads, "a thread an event");
   const auto events = detail::legendre_step_events(u);
   const auto pre = detail::legendre_step_events(pre_gate), post = detail::legendre_step_events(post_gate);
   const auto positions = position.contiguous(), rows = weights.contiguous();

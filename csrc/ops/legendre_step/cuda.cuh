@@ -34,7 +34,7 @@ struct StepEvents {
 };
 
 // One channel of a stream's state and of the weights; rows are `pitch` = channels apart. The layouts are
-// those of ../legendre_step.h.
+// those of legendre_step.h.
 template <typename T>
 struct StepChannel {
   int64_t pitch;
@@ -42,8 +42,8 @@ struct StepChannel {
   T* events;
   const T* coeffs;
   const T* near;
-  const T* fade;
-  const T* drop;
+  const T* decay_from_start;
+  const T* chunk_decay_change;
 
   __device__ StepChannel(
       const LegendreStepWork& work, T* states, const T* weights, int64_t stream, int64_t channel)
@@ -52,8 +52,8 @@ struct StepChannel {
         events(coefficients + work.num_coeffs * pitch),
         coeffs(weights + channel),
         near(coeffs + work.num_coeffs * pitch),
-        fade(near + work.chunk * pitch),
-        drop(fade + (work.chunk + 1) * pitch) {}
+        decay_from_start(near + work.chunk * pitch),
+        chunk_decay_change(decay_from_start + (work.chunk + 1) * pitch) {}
 };
 
 // What all events so far contribute to event j of the chunk that begins at `start`.
@@ -71,7 +71,7 @@ __device__ inline T step_output(
       previous = current;
       current = next;
     }
-    sum *= channel.fade[j * pitch];
+    sum *= channel.decay_from_start[j * pitch];
   }
   for (int64_t lag = 0; lag <= j; ++lag) sum += channel.near[lag * pitch] * channel.events[(j - lag) * pitch];
   return sum;
@@ -83,17 +83,18 @@ template <typename T>
 __device__ inline void step_leave_chunk(
     const LegendreStepWork& work, const ScanTables<T>& tables, const StepChannel<T>& channel, int64_t index) {
   const int64_t pitch = channel.pitch;
-  const T step = channel.fade[work.chunk * pitch], drop = channel.drop[0];
+  const T step = channel.decay_from_start[work.chunk * pitch],
+          chunk_decay_change = channel.chunk_decay_change[0];
   const T* change = tables.restriction_change(index);
   for (int64_t p = 0; p < work.num_coeffs; ++p) {  // upper triangular: row p needs no row before it
     T& coefficient = channel.coefficients[p * pitch];
     T sum = T(0);
     for (int64_t m = p; m < work.num_coeffs && index > 0; ++m)
       sum += change[p * tables.pitch + m] * channel.coefficients[m * pitch];
-    coefficient = index > 0 ? coefficient + (drop * coefficient + step * sum) : T(0);
+    coefficient = index > 0 ? coefficient + (chunk_decay_change * coefficient + step * sum) : T(0);
   }
   for (int64_t j = 0; j < work.chunk; ++j)
-    channel.events[j * pitch] *= channel.fade[(work.chunk - j) * pitch];
+    channel.events[j * pitch] *= channel.decay_from_start[(work.chunk - j) * pitch];
 }
 
 // Takes the finished chunk `index` into the state. All threads of the block take part; those beyond the

@@ -1,6 +1,5 @@
 #include "legendre_step.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
@@ -15,24 +14,18 @@
 #include "../common/channels_last.h"
 #include "../legendre_kernel/legendre_kernel.h"
 #include "../legendre_scan/tables.h"
+#include "arguments.h"
 
 namespace hyenarec {
 
 at::Tensor legendre_step_weights(
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const std::optional<at::Tensor>& skip) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("hyenarec::legendre_step_weights", "")
-                             .typed<decltype(legendre_step_weights)>();
+    const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon, const OptionalTensor& skip) {
+  static const auto op = detail::find_operator<decltype(legendre_step_weights)>("legendre_step_weights");
   return op.call(coeffs, decay, std::move(horizon), skip);
 }
 
 at::Tensor legendre_step_state(const at::Tensor& coeffs, c10::SymInt batch) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("hyenarec::legendre_step_state", "")
-                             .typed<decltype(legendre_step_state)>();
+  static const auto op = detail::find_operator<decltype(legendre_step_state)>("legendre_step_state");
   return op.call(coeffs, std::move(batch));
 }
 
@@ -42,11 +35,9 @@ at::Tensor legendre_step(
     const at::Tensor& position,
     const at::Tensor& weights,
     c10::SymInt horizon,
-    const std::optional<at::Tensor>& pre_gate,
-    const std::optional<at::Tensor>& post_gate) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("hyenarec::legendre_step", "")
-                             .typed<decltype(legendre_step)>();
+    const OptionalTensor& pre_gate,
+    const OptionalTensor& post_gate) {
+  static const auto op = detail::find_operator<decltype(legendre_step)>("legendre_step");
   return op.call(state, u, position, weights, std::move(horizon), pre_gate, post_gate);
 }
 
@@ -56,7 +47,7 @@ void check_legendre_step_weights_arguments(
     const at::Tensor& coeffs,
     const at::Tensor& decay,
     const c10::SymInt& horizon,
-    const std::optional<at::Tensor>& skip) {
+    const OptionalTensor& skip) {
   const char* op = "legendre_step_weights";
   const Argument coeffs_argument{op, "coeffs", coeffs};
   const auto type = coeffs.scalar_type();
@@ -80,8 +71,8 @@ LegendreStepSizes check_legendre_step_arguments(
     const at::Tensor& position,
     const at::Tensor& weights,
     const c10::SymInt& horizon,
-    const std::optional<at::Tensor>& pre_gate,
-    const std::optional<at::Tensor>& post_gate) {
+    const OptionalTensor& pre_gate,
+    const OptionalTensor& post_gate) {
   const char* op = "legendre_step";
   const Argument u_argument{op, "u", u};
   check_activation_type(u_argument);
@@ -122,16 +113,13 @@ LegendreStepSizes check_legendre_step_arguments(
   return {num_coeffs, chunk};
 }
 
-at::Tensor legendre_step_events(const std::optional<at::Tensor>& tensor) {
+at::Tensor legendre_step_events(const OptionalTensor& tensor) {
   if (!tensor) return {};
   return with_unit_channel_stride(tensor->dim() == 2 ? tensor->unsqueeze(1) : *tensor);
 }
 
 at::Tensor make_legendre_step_weights(
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    int64_t horizon,
-    const std::optional<at::Tensor>& skip) {
+    const at::Tensor& coeffs, const at::Tensor& decay, int64_t horizon, const OptionalTensor& skip) {
   const int64_t chunk = legendre_chunk_length(coeffs.size(1));
   const int64_t lags = std::min(chunk, horizon);
   auto near = at::zeros({chunk, coeffs.size(0)}, coeffs.options());
@@ -139,10 +127,10 @@ at::Tensor make_legendre_step_weights(
   if (skip) near.select(0, 0).add_(*skip);
   // In double, as the kernel is: a stream multiplies its state by them again and again.
   const auto rates = decay.to(at::kDouble);
-  const auto fade = at::outer(at::arange(chunk + 1, rates.options()), rates.neg()).exp_();
-  const auto drop = rates.mul(static_cast<double>(-chunk)).expm1_().unsqueeze(0);
+  const auto decay_from_start = at::outer(at::arange(chunk + 1, rates.options()), rates.neg()).exp_();
+  const auto chunk_decay_change = rates.mul(static_cast<double>(-chunk)).expm1_().unsqueeze(0);
   const auto options = coeffs.options();
-  auto weights = at::cat({coeffs.t(), near, fade.to(options), drop.to(options)});
+  auto weights = at::cat({coeffs.t(), near, decay_from_start.to(options), chunk_decay_change.to(options)});
   // Far below rounding; as denormal numbers, in which fast decays end, they would take ten times as long.
   const double least = coeffs.scalar_type() == at::kDouble
                            ? std::numeric_limits<double>::min() / std::numeric_limits<double>::epsilon()
@@ -155,10 +143,7 @@ at::Tensor make_legendre_step_weights(
 namespace {
 
 at::Tensor legendre_step_weights_meta(
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const std::optional<at::Tensor>& skip) {
+    const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon, const OptionalTensor& skip) {
   detail::check_legendre_step_weights_arguments(coeffs, decay, horizon, skip);
   const int64_t num_coeffs = coeffs.sym_size(1).guard_int(__FILE__, __LINE__);
   return at::empty_symint(
@@ -181,14 +166,22 @@ at::Tensor legendre_step_meta(
     const at::Tensor& position,
     const at::Tensor& weights,
     c10::SymInt horizon,
-    const std::optional<at::Tensor>& pre_gate,
-    const std::optional<at::Tensor>& post_gate) {
+    const OptionalTensor& pre_gate,
+    const OptionalTensor& post_gate) {
   detail::check_legendre_step_arguments(state, u, position, weights, horizon, pre_gate, post_gate);
   return at::empty_symint(u.sym_sizes(), u.options());
 }
 
 }  // namespace
 }  // namespace hyenarec
+
+TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
+  m.def("legendre_step_weights(Tensor coeffs, Tensor decay, SymInt horizon, Tensor? skip=None) -> Tensor");
+  m.def("legendre_step_state(Tensor coeffs, SymInt batch) -> Tensor");
+  m.def(
+      "legendre_step(Tensor(a!) state, Tensor u, Tensor position, Tensor weights, SymInt horizon, Tensor? "
+      "pre_gate=None, Tensor? post_gate=None) -> Tensor");
+}
 
 TORCH_LIBRARY_IMPL(hyenarec, CompositeImplicitAutograd, m) {
   m.impl("legendre_step_state", hyenarec::legendre_step_state_composite);

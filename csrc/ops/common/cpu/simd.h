@@ -101,14 +101,15 @@ HYENAREC_INLINE void store(const V& lanes, scalar_t* to) {
   std::memcpy(to, &stored, sizeof(stored));
 }
 
-// The same past the cache, where the machine can; `to` is aligned like what is stored. For other threads it is there
-// only after end_stores_past_cache.
+// The same past the cache, where the machine can; `to` is aligned like what is stored. For other threads it
+// is there only after end_stores_past_cache.
 template <typename V, typename scalar_t>
 HYENAREC_INLINE void store_past_cache(const V& lanes, scalar_t* to) {
 #if defined(__x86_64__) && defined(__GNUC__)
   const auto stored = stored_as(lanes, to);
   typedef decltype(stored_as(lanes, to)) Aliased __attribute__((may_alias));
-  // By name: functions of intrinsics can't be inlined before it is known for which machine. VEX encoded where V is.
+  // By name: functions of intrinsics can't be inlined before it is known for which machine. VEX encoded where
+  // V is.
   if constexpr (sizeof(stored) < 16)  // no such instruction
     store(lanes, to);
   else if constexpr (sizeof(V) == 16)
@@ -162,7 +163,8 @@ HYENAREC_INLINE LaneOf<V> sum_of_lanes(const V& lanes) {
   }
 }
 
-// HYENAREC_SHUFFLE(a, b, ...): lanes of two vectors; needs a type `Mask`, the vector of integers of their shape.
+// HYENAREC_SHUFFLE(a, b, ...): lanes of two vectors; needs a type `Mask`, the vector of integers of their
+// shape.
 #if defined(__clang__)
 #define HYENAREC_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -209,8 +211,8 @@ __attribute__((noinline, target("arch=x86-64-v3"))) void run_with_avx2(const Bod
 }
 #endif
 
-// Bytes of the widest vector register to use: the machine's, 64, 32, or 16 on any, or less where the environment
-// says ATEN_CPU_CAPABILITY=avx2 or =default, which torch's own kernels heed, too.
+// Bytes of the widest vector register to use: the machine's, 64, 32, or 16 on any, or less where the
+// environment says ATEN_CPU_CAPABILITY=avx2 or =default, which torch's own kernels heed, too.
 inline int widest_vector_bytes() {
   static const int bytes = [] {
     [[maybe_unused]] const char* set = std::getenv("ATEN_CPU_CAPABILITY");

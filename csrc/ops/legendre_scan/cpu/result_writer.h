@@ -1,9 +1,7 @@
-// How a task writes its rows of results. Where a call writes more than a cache can be expected to hold until the
-// results are read, they go past it: then the processor neither fetches the lines that they overwrite nor gives up
-// for them what is still to be read.
+// How a task writes its rows of results. Where a call writes more than a cache can be expected to hold until
+// the results are read, they go past it: then the processor neither fetches the lines that they overwrite nor
+// gives up for them what is still to be read.
 #pragma once
-
-#include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <initializer_list>
@@ -13,24 +11,29 @@
 
 namespace hyenarec::scan {
 
-// Bytes of a call's results up to which they stay in the cache. Measured with a matrix product that reads them right
-// afterwards (32 MiB of third level cache): 4 MiB are better off in it, 8 MiB are not.
-constexpr int64_t kMostCachedBytes = 6 << 20;
+// Bytes of a call's results up to which they stay in the cache. Measured with a matrix product that reads
+// them right afterwards (32 MiB of third level cache): 4 MiB are better off in it, 8 MiB are not.
+constexpr int64_t kMaxCachedBytes = 6 << 20;
 
-// Whether a call that writes these contiguous tensors [..., channels] writes them past the cache. Their rows must fill
-// its lines.
-inline bool go_past_cache(std::initializer_list<at::Tensor> results) {
+// Where a result lies; `bytes` is 0 if it isn't wanted.
+struct Result {
+  const void* data;
+  int64_t bytes, row_bytes;
+};
+
+// Whether a call that writes these results writes them past the cache. Their rows must fill its lines.
+inline bool go_past_cache(std::initializer_list<Result> results) {
   int64_t bytes = 0;
-  for (const auto& result : results) {
-    if (result.numel() == 0) continue;
-    const auto address = reinterpret_cast<uintptr_t>(result.const_data_ptr());
-    if (address % kLine != 0 || result.size(-1) * result.element_size() % kLine != 0) return false;
-    bytes += static_cast<int64_t>(result.nbytes());
+  for (const Result& result : results) {
+    if (result.bytes == 0) continue;
+    if (reinterpret_cast<uintptr_t>(result.data) % kLine != 0 || result.row_bytes % kLine != 0) return false;
+    bytes += result.bytes;
   }
-  return bytes > kMostCachedBytes;
+  return bytes > kMaxCachedBytes;
 }
 
-// Of one task; ends with it. V: a vector of the numbers that are computed with, scalar_t: what is stored.
+// A task's writer of V, vectors of the numbers that are computed with, as scalar_t. It lives as long as the
+// task.
 template <typename V, typename scalar_t>
 class ResultWriter {
  public:
@@ -49,7 +52,7 @@ class ResultWriter {
     else
       simd::store_first(value, to, count);
   }
-  // Names rows that will be written to a LookAhead.
+  // Tells a LookAhead about rows that will be written.
   HYENAREC_INLINE void watch(const scalar_t* first, int64_t stride, int64_t bytes, LookAhead& ahead) const {
     if (past_cache_)
       ahead.written_past_cache(first, stride);

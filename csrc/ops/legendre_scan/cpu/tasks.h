@@ -1,28 +1,26 @@
-// How a scan's work is cut into tasks: a few sequences by up to four vectors of channels. All sequences of a task
-// are walked in step, chunk by chunk: what depends on chunk and channel only is then at hand for all of them, and
-// neighbouring vectors find each other's rows in the cache.
+// How a scan's work is cut into tasks: a few sequences by up to four vectors of channels. All sequences of a
+// task are walked in step, chunk by chunk: what depends on chunk and channel only is then at hand for all of
+// them, and neighbouring vectors find each other's rows in the cache.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <numeric>
 #include <vector>
 
-#include "../../common/cpu/sequences.h"
-#include "stages.h"
+#include "../../common/cpu/rows.h"
+#include "../../common/cpu/simd.h"
+#include "chunk.h"
+#include "state.h"
 
 namespace hyenarec::scan {
 
-constexpr int64_t kMaxChunk = 32;
 constexpr int64_t kMaxVectors = 4;  // of a task: four cache lines side by side
-// A task's size. Sequences share what they are multiplied with, events outweigh what the task itself costs: many of the
-// one make up for few of the other, down to the least of each. But the threads of a small machine need a few tasks
-// each, and kMostTaskEvents are enough for any.
-constexpr int64_t kLeastTaskSequences = 4, kLeastTaskEvents = 2048, kMostTaskEvents = 8192, kTasks = 8;
+// A task's size. Its sequences share what they are multiplied with, and its events must outweigh what the
+// task itself costs. Many sequences make up for few events and the other way round, down to a minimum of
+// each. But the threads of a small machine need a few tasks each, and kMaxTaskEvents are enough for any task.
+constexpr int64_t kMinTaskSequences = 4, kMinTaskEvents = 2048, kMaxTaskEvents = 8192, kTasks = 8;
 constexpr int64_t kSequencesTimesEvents = 1 << 16;
 
 // Memory for vectors, aligned for them, reused from task to task.
@@ -51,7 +49,7 @@ struct Group {
   std::vector<int64_t> sequences;
   std::vector<int64_t> lengths;
   int64_t longest() const { return lengths.front(); }
-  // Sequences that go on after event `time`: the first so many.
+  // How many sequences go on after event `time`; they are the first ones.
   int64_t longer_than(int64_t time) const {
     return std::partition_point(
                lengths.begin(), lengths.end(), [&](int64_t length) { return length > time; }) -
@@ -59,10 +57,10 @@ struct Group {
   }
 };
 
-// Events that make a task of so many sequences large enough in a call with `rows` events.
+// Events that make a task of this many sequences large enough in a call with `rows` events.
 inline int64_t enough_events(int64_t sequences, int64_t rows) {
-  const int64_t most = std::clamp(rows / kTasks, kLeastTaskEvents, kMostTaskEvents);
-  return std::clamp(kSequencesTimesEvents / sequences, kLeastTaskEvents, most);
+  const int64_t most = std::clamp(rows / kTasks, kMinTaskEvents, kMaxTaskEvents);
+  return std::clamp(kSequencesTimesEvents / sequences, kMinTaskEvents, most);
 }
 
 // All sequences that have events, longest first, in groups. They depend on the lengths only, never on the
@@ -74,7 +72,7 @@ inline std::vector<Group> make_groups(const Sequences& sequences) {
     return sequences.size(a) > sequences.size(b);
   });
   std::vector<Group> groups;
-  const int64_t least = std::clamp<int64_t>(static_cast<int64_t>(order.size()) / 2, 1, kLeastTaskSequences);
+  const int64_t least = std::clamp<int64_t>(static_cast<int64_t>(order.size()) / 2, 1, kMinTaskSequences);
   bool is_full = true;
   int64_t members = 0, events = 0;
   for (const int64_t s : order) {
@@ -119,8 +117,8 @@ HYENAREC_INLINE int64_t first_channel(const Task& task, int64_t vector) {
   return (task.first_vector + vector) * simd::kLanes<V>;
 }
 
-// The states that sections hand on, saved by a forward pass for the backward pass: [rows, N, D], a sequence's one
-// after another. value_t is const where they are read.
+// The states that segments hand on, saved by a forward pass for the backward pass: [rows, N, D], a sequence's
+// one after another. value_t is const where they are read.
 template <typename value_t>
 struct SavedStates {
   value_t* data = nullptr;
@@ -128,7 +126,7 @@ struct SavedStates {
   int64_t rows = 0;
   std::vector<int64_t> first_row;  // of each sequence
 
-  // What section `index` of a sequence hands on.
+  // What segment `index` of a sequence hands on.
   value_t* row(int64_t sequence, int64_t index) const {
     return data + (first_row[sequence] + index) * num_coeffs * channels;
   }
@@ -171,36 +169,21 @@ struct StateRows {
   int64_t pitch;  // N, or as many as are used
 
   HYENAREC_INLINE V* of(int64_t s, int64_t v) const { return data + (s * vectors + v) * pitch; }
-  HYENAREC_INLINE Members<V> members(int64_t v) const { return {of(0, v), vectors * pitch}; }
+  HYENAREC_INLINE StridedRows<V> members(int64_t v) const { return {of(0, v), vectors * pitch}; }
   HYENAREC_INLINE int64_t size(int64_t sequences) const { return sequences * vectors * pitch; }
 };
 
-template <typename V>
-HYENAREC_INLINE void clear_rest(V* values, int64_t rows, int64_t chunk) {
-  for (int64_t t = rows; t < chunk; ++t) values[t] = V{};
-}
-
-// The chunk that a sweep computes after that of sequence `s` at `begin`: of the next sequence, or `step` events
-// on of the first. `alive` sequences have a chunk at `begin`. Without rows where the sweep ends.
-struct Place {
+// The chunk that a sweep computes after that of sequence `s` at `begin`: the next sequence's, or the first
+// sequence's `step` events on. `alive` sequences have a chunk at `begin`. It has no rows where the sweep
+// ends.
+struct NextChunk {
   int64_t s, begin, rows;
 };
-HYENAREC_INLINE Place
-next_place(const Group& group, int64_t s, int64_t begin, int64_t alive, int64_t chunk, int64_t step) {
+HYENAREC_INLINE NextChunk
+next_chunk(const Group& group, int64_t s, int64_t begin, int64_t alive, int64_t chunk, int64_t step) {
   if (s + 1 < alive) return {s + 1, begin, std::min(chunk, group.lengths[s + 1] - begin)};
   const int64_t next = begin + step;
   return {0, next, next < 0 ? 0 : std::clamp<int64_t>(group.longest() - next, 0, chunk)};
-}
-
-// Calls run(task, scratch) for each task in [0, count), largest first if they come so, on all threads.
-template <typename Run>
-void run_tasks(int64_t count, const Run& run) {
-  std::atomic<int64_t> next{0};
-  const int64_t threads = std::min<int64_t>(count, at::get_num_threads());
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    Scratch scratch;
-    for (int64_t task = next++; task < count; task = next++) run(task, scratch);
-  });
 }
 
 }  // namespace hyenarec::scan

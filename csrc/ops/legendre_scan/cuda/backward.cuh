@@ -1,32 +1,27 @@
-// Device code of the Legendre scan's backward sweep: from the last chunk to the first, with the adjoint of the
-// state, all gradients at once. See legendre_scan.cuh, whose legendre_scan_forward<.., true> has written the
-// states at the chunks' starts before.
+// Device code of the Legendre scan's backward sweep: from the last chunk to the first, with the gradient of
+// the state, all gradients at once. legendre_scan_forward<.., true> of forward.cuh has written the states at
+// the chunks' starts before.
 //
 // Sums over time and sequences: the near kernel's and decay's stay with their thread until the end; for the
-// coefficients' far part, each chunk's products adjoint[p] moment[q] are added over the block's sequences in
-// shared memory and contracted with the transfer table there, so that it is read once a block. Each block
+// coefficients' far part, each chunk's products state_grad[p] moment[q] are added over the block's sequences
+// in shared memory and contracted with the transfer table there, so that it is read once a block. Each block
 // writes its sums; torch adds the blocks up, in double and in a fixed order: the same bits in every run.
 #pragma once
 
+#include "../gradient_mask.h"
 #include "forward.cuh"
 
 namespace hyenarec {
 
-struct ScanWanted {
-  bool input;   // gradients of what is convolved
-  bool output;  // of the gate behind the convolution
-  bool kernel;  // of coeffs, decay and skip
-};
-
-// Sums over time that a thread keeps in shared memory: near kernel, decay, those of the source. With those of
+// Sums over time that a thread keeps in shared memory: near kernel, decay, those of the ScanIO. With those of
 // coeffs behind the near kernel's they are the rows of sums that a block leaves, of pitch channels each.
 constexpr int kScanDecaySum = kScanChunk;
-constexpr int kScanSourceSums = kScanChunk + 1;
-template <typename Source>
-constexpr int kScanTimeSums = kScanSourceSums + Source::kSums;
-template <typename Source>
+constexpr int kScanIOSums = kScanChunk + 1;
+template <typename IO>
+constexpr int kScanTimeSums = kScanIOSums + IO::kSums;
+template <typename IO>
 constexpr int64_t scan_sum_rows(int64_t num_coeffs) {
-  return kScanTimeSums<Source> + num_coeffs;
+  return kScanTimeSums<IO> + num_coeffs;
 }
 // Where a sum over time lies among them.
 __host__ __device__ inline int64_t scan_sum_row(int64_t time_sum, int64_t num_coeffs) {
@@ -37,7 +32,7 @@ __host__ __device__ inline int64_t scan_sum_row(int64_t time_sum, int64_t num_co
 template <typename T>
 struct ScanBlockSums {
   T* time_sums;  // [warps, kScanTimeSums]
-  T* factors;    // [warps, 2 N]: adjoint, then moments
+  T* factors;    // [warps, 2 N]: state_grad, then moments
   T* products;   // [slab, N]: products of `slab` moments q with all p < N - q. A single warp needs none
   T* rows;       // the block's rows of sums, this lane's, `pitch` apart; null: nothing is to be summed
   int pitch;
@@ -54,14 +49,14 @@ struct ScanBackwardShape {
 // warps. At most `most_blocks` blocks a tile: each leaves its sums.
 constexpr int kScanBackwardBlocks = 2;
 constexpr int64_t kScanBackwardBytes = 96 * 1024;
-template <typename Source>
+template <typename IO>
 ScanBackwardShape scan_backward_shape(
     const ScanWork& work, int64_t num_coeffs, int warps, int64_t slab, int64_t most_blocks) {
-  using T = accumulate_t<typename Source::Scalar>;
+  using T = accumulate_t<typename IO::Scalar>;
   const auto bytes = [&] {
     const int64_t products = warps > 1 ? slab * num_coeffs : 0;
     return kScanLanes * static_cast<int64_t>(sizeof(T)) *
-           (kScanTapRows + warps * (kScanTimeSums<Source> + 2 * num_coeffs) + products);
+           (kScanTapRows + warps * (kScanTimeSums<IO> + 2 * num_coeffs) + products);
   };
   while (bytes() > kScanBackwardBytes && slab > 1) slab = ceil_div(slab, 2);
   while (bytes() > kScanBackwardBytes && warps > 1) warps = warps / 2;
@@ -89,7 +84,7 @@ __device__ inline void add_products(int first, int last, int n, const ScanBlockS
   }
 }
 
-// One chunk's share of the coefficients' gradient, by the whole block: sum over sequences of adjoint[p]
+// One chunk's part of the coefficients' gradient, by the whole block: sum over sequences of state_grad[p]
 // moment[q], contracted with transfer[q, p, k]. Warps take the products in turn, then the coefficients.
 template <typename T>
 __device__ inline void add_coefficient_sums(
@@ -123,18 +118,18 @@ __device__ inline void add_coefficient_sums(
 }
 
 // What a thread has of its sequence while it walks it backwards.
-template <typename Source, int kN>
+template <typename IO, int kN>
 struct ScanBackward {
-  using T = accumulate_t<typename Source::Scalar>;
+  using T = accumulate_t<typename IO::Scalar>;
 
-  const Source& source;
+  const IO& io;
   const ScanThread<T, kN>& thread;
-  const ScanWanted wanted;
+  const GradientMask wanted;
   T* const near_sums;  // shared, this thread's own: [32], 32 apart
   T* const factors;    // shared, this warp's: [2 N], 32 apart
-  T adjoint[kN];       // of the state behind the chunk, then at its start
+  T state_grad[kN];    // of the state behind the chunk, then at its start
   T decay_sum;
-  typename Source::Memory memory;
+  typename IO::Memory memory;
 
   // near_sums[lag] += sum_j dy[j] x[j - lag].
   __device__ void add_near_sums(const T (&x)[kScanChunk], const T (&dy)[kScanChunk]) {
@@ -148,9 +143,9 @@ struct ScanBackward {
   }
 
   __device__ void store_factors(int64_t chunk, const T (&x)[kScanChunk]) {
-    store_state<kN>(factors, kScanLanes, adjoint, thread.coeffs());
+    store_state<kN>(factors, kScanLanes, state_grad, thread.coeffs());
     ScanHalves<T> halves;
-    halves.take([&](int j) { return thread.lift(j) * x[j]; });
+    halves.take([&](int j) { return thread.decay_to_end(j) * x[j]; });
     T* moments = factors + thread.coeffs() * kScanLanes;
     thread.for_each_moment(chunk, [&](int q, const T*) { moments[q * kScanLanes] = halves.moment(q); });
   }
@@ -159,18 +154,18 @@ struct ScanBackward {
   }
 
   // dx[j] = what the states behind the chunk say of its inputs.
-  __device__ void input_from_adjoint(int64_t chunk, T (&dx)[kScanChunk]) const {
+  __device__ void input_grad_from_state(int64_t chunk, T (&dx)[kScanChunk]) const {
     const int n = thread.coeffs();
     ScanHalves<T> halves;
     halves.clear();
     thread.for_each_moment(chunk, [&](int q, const T* entries) {
       T sum = T(0);
 #pragma unroll kScanUnroll < kN>
-      for (int p = 0; p < n - q; ++p) sum += entries[p * kScanLanes] * adjoint[p];
+      for (int p = 0; p < n - q; ++p) sum += entries[p * kScanLanes] * state_grad[p];
       halves.add(q, sum);
     });
 #pragma unroll
-    for (int j = 0; j < kScanChunk; ++j) dx[j] = thread.lift(j) * halves.value(j);
+    for (int j = 0; j < kScanChunk; ++j) dx[j] = thread.decay_to_end(j) * halves.value(j);
   }
 
   // One chunk. `state` points at the state at its start, null for the sequence's first; is_last: no state
@@ -180,7 +175,7 @@ struct ScanBackward {
     const int64_t before = chunk * kScanChunk, channel = thread.channel;
     const int pitch = thread.channels.pitch;
     T x[kScanChunk], dy[kScanChunk], y[kScanChunk];
-    const bool needs_y = wanted.output || wanted.kernel;
+    const bool needs_y = wanted.output || wanted.parameters;
 #pragma unroll
     for (int j = 0; j < kScanChunk; ++j) y[j] = T(0);
     if (needs_y && state != nullptr) {
@@ -189,53 +184,54 @@ struct ScanBackward {
       thread.evaluate(chunk, start, y);
     }
     end_of_phase();
-    source.load_gradient(channel, row, before, rows, dy);
+    io.load_output_grad(channel, row, before, rows, dy);
 #pragma unroll
     for (int j = 0; j < kScanChunk; ++j) decay_sum -= static_cast<T>(j) * dy[j] * y[j];
     end_of_phase();
-    source.load_input(channel, row, before, rows, x);
+    io.load_input(channel, row, before, rows, x);
     if (wanted.output) {
       add_near(thread, x, y);
-      source.store_output_gradient(memory, channel, row, before, rows, y);
+      io.store_gate_grad(memory, channel, row, before, rows, y);
     }
     end_of_phase();
-    if (wanted.kernel) {
+    if (wanted.parameters) {
       add_near_sums(x, dy);
       end_of_phase();
       is_last ? clear_factors() : store_factors(chunk, x);
     }
     end_of_phase();
-    if (wanted.input || wanted.kernel) {
+    if (wanted.input || wanted.parameters) {
       if (is_last) {
 #pragma unroll
         for (int j = 0; j < kScanChunk; ++j) y[j] = T(0);
       } else {
-        input_from_adjoint(chunk, y);
+        input_grad_from_state(chunk, y);
       }
 #pragma unroll
       for (int j = 0; j < kScanChunk; ++j) decay_sum -= static_cast<T>(kScanChunk - j) * x[j] * y[j];
     }
     end_of_phase();
     if (wanted.input) {
-      add_near_adjoint(thread, dy, y);
-      source.store_input_gradient(memory, channel, row, before, rows, y);
+      add_near_backward(thread, dy, y);
+      io.store_input_grad(memory, channel, row, before, rows, y);
     }
     if (state == nullptr) return;
     end_of_phase();
     if (!is_last) {
-      transposed_restrict<kN>(
-          thread.tables.restriction_change(chunk), thread.pitch(), thread.chunk_decay(), adjoint, n);
-      if (wanted.kernel) {
+      restrict_state_backward<kN>(
+          thread.tables.restriction_change(chunk), thread.pitch(), thread.chunk_decay_change(), state_grad,
+          n);
+      if (wanted.parameters) {
         T sum = T(0);
 #pragma unroll kScanUnroll < kN>
-        for (int p = 0; p < n; ++p) sum += state[p * pitch] * adjoint[p];
+        for (int p = 0; p < n; ++p) sum += state[p * pitch] * state_grad[p];
         decay_sum -= static_cast<T>(kScanChunk) * sum;
       }
     }
-    thread.evaluate_adjoint(chunk, dy, adjoint);
+    thread.evaluate_backward(chunk, dy, state_grad);
   }
 
-  // Of decay, the near kernel's share included.
+  // Of decay, the near kernel's part included.
   __device__ T whole_decay_sum() const {
     T sum = decay_sum;
     for (int lag = 1; lag < kScanChunk; ++lag)
@@ -244,31 +240,22 @@ struct ScanBackward {
   }
 };
 
-// All gradients. states: at the start of every chunk but a sequence's first; carry: the adjoint at the start
-// of segments, null with one segment; partial [row_groups, segments, scan_sum_rows, pitch], null if nothing
-// is to be summed: the near kernel's rows are gradients of its polynomial, before the fades. Beyond
-// legendre_scan.cuh's, a source has
-//   Memory                                      what a thread keeps from chunk to chunk
-//   kSums, store_sums(memory, to)               sums over time of its own
-//   begin(memory)                               at the start
-//   begin_segment(memory, channel, before, behind), end_segment(memory)
-//                                               around the chunks of a segment, walked backwards
-//   store_output_gradient(memory, .., y)        of the gate, from the convolution's output y
-//   store_input_gradient(memory, .., dx)        of z's factors
-//   poison_gradients(channel, row)              NaN to them, for a row beyond the horizon
-template <typename Source, int kN>
+// All gradients. states: at the start of every chunk but a sequence's first; carry: the state's gradient at
+// the start of segments, null with one segment; partial [row_groups, segments, scan_sum_rows, pitch], null if
+// nothing is to be summed: the near kernel's rows are gradients of its polynomial, before the decays.
+template <typename IO, int kN>
 __global__ void __launch_bounds__(kScanThreads, kScanBackwardBlocks) legendre_scan_backward(
     ScanWork work,
-    ScanTables<accumulate_t<typename Source::Scalar>> tables,
-    ScanChannels<accumulate_t<typename Source::Scalar>> channels,
-    Source source,
-    ScanWanted wanted,
+    ScanTables<accumulate_t<typename IO::Scalar>> tables,
+    ScanParameters<accumulate_t<typename IO::Scalar>> channels,
+    IO io,
+    GradientMask wanted,
     int slab,
-    const accumulate_t<typename Source::Scalar>* __restrict__ states,
-    const accumulate_t<typename Source::Scalar>* __restrict__ carry,
-    accumulate_t<typename Source::Scalar>* __restrict__ partial) {
-  using T = accumulate_t<typename Source::Scalar>;
-  constexpr int kTimeSums = kScanTimeSums<Source>;
+    const accumulate_t<typename IO::Scalar>* __restrict__ states,
+    const accumulate_t<typename IO::Scalar>* __restrict__ carry,
+    accumulate_t<typename IO::Scalar>* __restrict__ partial) {
+  using T = accumulate_t<typename IO::Scalar>;
+  constexpr int kTimeSums = kScanTimeSums<IO>;
   const ScanPlace place = scan_place(work);
   const bool is_channel = place.channel < work.channels;
   const int warps = static_cast<int>(blockDim.y), warp = static_cast<int>(threadIdx.y);
@@ -283,15 +270,15 @@ __global__ void __launch_bounds__(kScanThreads, kScanBackwardBlocks) legendre_sc
   const int64_t block = place.group * work.segments + place.segment;
   const ScanBlockSums<T> sums{
       shared_sums, factors, factors + warps * 2 * n * kScanLanes,
-      wanted.kernel ? partial + block * scan_sum_rows<Source>(n) * channels.pitch + place.channel : nullptr,
+      wanted.parameters ? partial + block * scan_sum_rows<IO>(n) * channels.pitch + place.channel : nullptr,
       channels.pitch};
   T* const time_sums = sums.time_sums + warp * kTimeSums * kScanLanes + lane;
   for (int i = 0; i < kTimeSums; ++i) time_sums[i * kScanLanes] = T(0);
-  for (int k = warp; k < n && wanted.kernel; k += warps) sums.coeffs(k) = T(0);
+  for (int k = warp; k < n && wanted.parameters; k += warps) sums.coeffs(k) = T(0);
 
-  ScanBackward<Source, kN> walker{
-      source, thread, wanted, time_sums, factors + warp * 2 * n * kScanLanes + lane, {}, T(0), {}};
-  source.begin(walker.memory);
+  ScanBackward<IO, kN> walker{io, thread, wanted, time_sums, factors + warp * 2 * n * kScanLanes + lane,
+                              {}, T(0),   {}};
+  io.begin(walker.memory);
   const int64_t unit = work.segment_chunks * kScanChunk;
   // All warps of the block make the same steps: what they add up, they add up together.
   for (int64_t first = place.group * warps; first < work.sequences; first += work.row_groups * warps) {
@@ -301,14 +288,14 @@ __global__ void __launch_bounds__(kScanThreads, kScanBackwardBlocks) legendre_sc
     for (int i = 0; i < warps; ++i) most = larger(most, chunks_of(work.sequence(first + i)));
     const int64_t segment_end = mine.first + work.segment_chunks;
 
-    clear_state<kN>(walker.adjoint, n);
+    clear_state<kN>(walker.state_grad, n);
     const int64_t slot = work.slot(sequence, unit) + place.segment;
     const bool has_successor = chunks_of(sequence) > segment_end;
     if (is_channel && has_successor) {
       load_state<kN>(
-          carry + (slot + 1) * n * channels.pitch + place.channel, channels.pitch, walker.adjoint, n);
+          carry + (slot + 1) * n * channels.pitch + place.channel, channels.pitch, walker.state_grad, n);
     }
-    source.begin_segment(
+    io.begin_segment(
         walker.memory, place.channel, place.segment > 0 ? slot : -1, has_successor ? slot + 1 : -1);
     for (int64_t chunk = smaller(segment_end, most) - 1; chunk >= mine.first; --chunk) {
       const bool is_last = chunk + 1 == chunks_of(sequence);
@@ -317,26 +304,26 @@ __global__ void __launch_bounds__(kScanThreads, kScanBackwardBlocks) legendre_sc
         walker.walk(
             chunk, sequence.begin + chunk * kScanChunk, chunk_rows(sequence, chunk), is_last,
             chunk > 0 ? states + start * n * channels.pitch + place.channel : nullptr);
-      } else if (wanted.kernel) {
+      } else if (wanted.parameters) {
         walker.clear_factors();
       }
-      if (wanted.kernel && chunk + 1 < most) add_coefficient_sums(tables, chunk, n, slab, sums);
+      if (wanted.parameters && chunk + 1 < most) add_coefficient_sums(tables, chunk, n, slab, sums);
     }
-    if (is_channel && mine.first < mine.last) source.end_segment(walker.memory);
+    if (is_channel && mine.first < mine.last) io.end_segment(walker.memory);
     if (is_channel && place.segment == 0) {
       for (int64_t i = 0; i < sequence.excess; ++i)
-        source.poison_gradients(place.channel, sequence.begin + sequence.length + i);
+        io.poison_gradients(place.channel, sequence.begin + sequence.length + i);
     }
   }
 
-  if (!wanted.kernel) return;
+  if (!wanted.parameters) return;
   time_sums[kScanDecaySum * kScanLanes] = walker.whole_decay_sum();
-  source.store_sums(walker.memory, time_sums + kScanSourceSums * kScanLanes);
+  io.store_sums(walker.memory, time_sums + kScanIOSums * kScanLanes);
   __syncthreads();
   for (int row = warp; row < kTimeSums; row += warps) {
     T sum = T(0);
     for (int i = 0; i < warps; ++i) sum += sums.time_sums[(i * kTimeSums + row) * kScanLanes + lane];
-    if (row < kScanChunk) sum *= thread.fade(row);
+    if (row < kScanChunk) sum *= thread.decay_from_start(row);
     sums.rows[scan_sum_row(row, n) * channels.pitch] = sum;
   }
 }

@@ -1,5 +1,5 @@
 // One channel of the Legendre scan in a thread's registers: a state and a chunk of values, and what the scan
-// does with them (see ../legendre_tables.h).
+// does with them (see ../tables.h).
 #pragma once
 
 #include "../math.h"
@@ -97,7 +97,7 @@ __device__ inline void restrict_state(
 }
 // The transposed of it, in place: from the last row up, each adds to those behind it.
 template <int kN, typename T>
-__device__ inline void transposed_restrict(
+__device__ inline void restrict_state_backward(
     const T* __restrict__ change, int pitch, T decay, T (&state)[kN], int n) {
 #pragma unroll kScanUnroll < kN>
   for (int p = n - 1; p >= 0; --p) add_row<kN>(change + p * pitch, p, state[p], state, n);
@@ -144,25 +144,25 @@ struct ScanHalves {
 
 // A block's numbers of each channel in shared memory, [kScanTapRows, 32 lanes]: the kernel at the lags of a
 // chunk, skip included, then exp(-decay j), j = 0 .. 32, then expm1(-32 decay).
-constexpr int kScanChunkDecay = 2 * kScanChunk + 1;
+constexpr int kScanChunkDecayChange = 2 * kScanChunk + 1;
 constexpr int kScanTapRows = 2 * kScanChunk + 2;
 
 // Makes them, by the whole block, whose warps take the rows in turn.
 template <typename T>
 __device__ inline void make_taps(
-    const ScanChannels<T>& channels, const ScanWork& work, const ScanPlace& place, T* taps) {
+    const ScanParameters<T>& channels, const ScanWork& work, const ScanPlace& place, T* taps) {
   const bool is_channel = place.channel < work.channels;
   const T rate = is_channel ? channels.decay[place.channel] : T(0);
   const T* polynomials = channels.contracted + place.tile * channels.rows * kScanLanes + threadIdx.x;
   T* const mine = taps + threadIdx.x;
   for (int j = static_cast<int>(threadIdx.y); j <= kScanChunk; j += static_cast<int>(blockDim.y)) {
-    const T fade = exp(-rate * static_cast<T>(j));
-    mine[(kScanChunk + j) * kScanLanes] = fade;
+    const T decay_from_start = exp(-rate * static_cast<T>(j));
+    mine[(kScanChunk + j) * kScanLanes] = decay_from_start;
     if (j == kScanChunk) {
-      mine[kScanChunkDecay * kScanLanes] = expm1(-rate * static_cast<T>(kScanChunk));
+      mine[kScanChunkDecayChange * kScanLanes] = expm1(-rate * static_cast<T>(kScanChunk));
     } else {
       const T skip = j == 0 && is_channel && channels.skip != nullptr ? channels.skip[place.channel] : T(0);
-      mine[j * kScanLanes] = polynomials[j * kScanLanes] * fade + skip;
+      mine[j * kScanLanes] = polynomials[j * kScanLanes] * decay_from_start + skip;
     }
   }
   __syncthreads();
@@ -172,13 +172,16 @@ __device__ inline void make_taps(
 template <typename T, int kN>
 struct ScanThread {
   const ScanTables<T>& tables;
-  const ScanChannels<T>& channels;
+  const ScanParameters<T>& channels;
   int64_t tile, channel;
   // This thread's of make_taps(), 32 apart: addresses that differ by constants, one register for all.
   const T* const taps;
 
   __device__ ScanThread(
-      const ScanTables<T>& tables_, const ScanChannels<T>& channels_, const ScanPlace& place, const T* taps_)
+      const ScanTables<T>& tables_,
+      const ScanParameters<T>& channels_,
+      const ScanPlace& place,
+      const T* taps_)
       : tables(tables_),
         channels(channels_),
         tile(place.tile),
@@ -188,23 +191,24 @@ struct ScanThread {
   __device__ int coeffs() const { return coeffs_of<kN>(tables); }
   __device__ int pitch() const { return row_pitch_of<kN>(tables); }
   __device__ T near(int lag) const { return taps[lag * kScanLanes]; }
-  __device__ T fade(int j) const { return taps[(kScanChunk + j) * kScanLanes]; }
+  __device__ T decay_from_start(int j) const { return taps[(kScanChunk + j) * kScanLanes]; }
   // exp(-decay (32 - j)): what takes the chunk's event j to the next chunk's start.
-  __device__ T lift(int j) const { return fade(kScanChunk - j); }
+  __device__ T decay_to_end(int j) const { return decay_from_start(kScanChunk - j); }
   // expm1(-32 decay)
-  __device__ T chunk_decay() const { return taps[kScanChunkDecay * kScanLanes]; }
+  __device__ T chunk_decay_change() const { return taps[kScanChunkDecayChange * kScanLanes]; }
 
   // Events of the chunk that the horizon cuts.
   __device__ int tail_rows() const { return static_cast<int>(tables.horizon % kScanChunk); }
 
-  // y[j] = fade_j polynomial(j) of the state at the chunk's start; events beyond the horizon are left alone.
+  // y[j] = exp(-decay j) polynomial(j) of the state at the chunk's start; events beyond the horizon are left
+  // alone.
   __device__ void evaluate(int64_t chunk, const T (&state)[kN], T (&y)[kScanChunk]) const {
     const int n = coeffs();
     if (chunk == tables.tail_chunk) {
       // Seldom, so short code: a loop over events, whose registers can't be indexed.
 #pragma unroll 1
       for (int row = 0; row < tail_rows(); ++row) {
-        const T value = fade(row) * dot_row<kN>(tables.tail + row * pitch(), 0, state, n);
+        const T value = decay_from_start(row) * dot_row<kN>(tables.tail + row * pitch(), 0, state, n);
 #pragma unroll
         for (int j = 0; j < kScanChunk; ++j) y[j] = j == row ? value : y[j];
       }
@@ -219,10 +223,10 @@ struct ScanThread {
       if (k < terms) halves.add(k, dot_row<kN>(local + k * pitch(), k, state, n));
     }
 #pragma unroll
-    for (int j = 0; j < kScanChunk; ++j) y[j] = fade(j) * halves.value(j);
+    for (int j = 0; j < kScanChunk; ++j) y[j] = decay_from_start(j) * halves.value(j);
   }
   // The transposed of it: state += what dy of the chunk's outputs says of the state at its start.
-  __device__ void evaluate_adjoint(int64_t chunk, const T (&dy)[kScanChunk], T (&state)[kN]) const {
+  __device__ void evaluate_backward(int64_t chunk, const T (&dy)[kScanChunk], T (&state)[kN]) const {
     const int n = coeffs();
     if (chunk == tables.tail_chunk) {
 #pragma unroll 1
@@ -230,12 +234,12 @@ struct ScanThread {
         T value = T(0);
 #pragma unroll
         for (int j = 0; j < kScanChunk; ++j) value = j == row ? dy[j] : value;
-        add_row<kN>(tables.tail + row * pitch(), 0, fade(row) * value, state, n);
+        add_row<kN>(tables.tail + row * pitch(), 0, decay_from_start(row) * value, state, n);
       }
       return;
     }
     ScanHalves<T> halves;
-    halves.take([&](int j) { return fade(j) * dy[j]; });
+    halves.take([&](int j) { return decay_from_start(j) * dy[j]; });
     const int terms = static_cast<int>(tables.shapes[chunk].num_local);
     const T* local = tables.local(chunk);
 #pragma unroll kScanUnroll < kN>
@@ -261,9 +265,10 @@ struct ScanThread {
   // The state at the next chunk's start from that at this one's and the chunk's inputs.
   __device__ void advance(int64_t chunk, const T (&x)[kScanChunk], T (&state)[kN]) const {
     const int n = coeffs();
-    if (chunk > 0) restrict_state<kN>(tables.restriction_change(chunk), pitch(), chunk_decay(), state, n);
+    if (chunk > 0)
+      restrict_state<kN>(tables.restriction_change(chunk), pitch(), chunk_decay_change(), state, n);
     ScanHalves<T> halves;
-    halves.take([&](int j) { return lift(j) * x[j]; });
+    halves.take([&](int j) { return decay_to_end(j) * x[j]; });
     for_each_moment(chunk, [&](int q, const T* entries) {
       const T moment = halves.moment(q);
 #pragma unroll kScanUnroll < kN>
@@ -283,7 +288,7 @@ __device__ inline void add_near(const Thread& thread, const T (&x)[kScanChunk], 
   }
 }
 template <typename Thread, typename T>
-__device__ inline void add_near_adjoint(const Thread& thread, const T (&x)[kScanChunk], T (&y)[kScanChunk]) {
+__device__ inline void add_near_backward(const Thread& thread, const T (&x)[kScanChunk], T (&y)[kScanChunk]) {
 #pragma unroll
   for (int lag = 0; lag < kScanChunk; ++lag) {
     const T tap = thread.near(lag);

@@ -12,7 +12,7 @@
 namespace hyenarec {
 namespace {
 
-constexpr size_t kMostTables = 32;
+constexpr size_t kMaxTables = 32;
 
 // Arrays one after another on the host, each where vector loads of it are aligned.
 class Packer {
@@ -76,7 +76,7 @@ at::Tensor DeviceScanTables::gradient_matrix() const {
 
 std::shared_ptr<const DeviceScanTables> get_scan_tables(const ScanTablesKey& key) {
   // Never destroyed: at exit the CUDA driver may be gone before static objects are.
-  static auto& cache = *new LruCache<ScanTablesKey, const DeviceScanTables>(kMostTables);
+  static auto& cache = *new LruCache<ScanTablesKey, const DeviceScanTables>(kMaxTables);
   const bool is_captured =
       c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
   return cache.get(key, is_captured, [&] {

@@ -11,7 +11,7 @@
 
 namespace hyenarec {
 
-// Which tables: of sequences up to `length` events (rounded up, so that few are made); see scan_tables.h.
+// Which tables: of sequences up to `length` events (rounded up, so that few are made); see host_tables.h.
 struct ScanTablesKey {
   c10::DeviceIndex device;
   c10::ScalarType type;  // float or double

@@ -1,12 +1,12 @@
-// The sweeps of the linear-time Legendre scan (see ../legendre_tables.h) over sequences, shared by
-// legendre_conv and hyena_mixer.
+// The forward sweep of the linear-time Legendre scan (see ../tables.h) over sequences, shared by
+// legendre_conv and hyena_mixer, and what both directions need of segments.
 //
 // A thread owns one channel of one sequence and walks its chunks of 32 events in order; the lanes of a warp
 // lie along channels, so each row of a chunk is one coalesced access. The chunk and the state stay in
 // registers: the near part is a triangular Toeplitz product from registers, 528 multiply-adds for 32 loaded
 // taps; the polynomials at the chunk's events are constants of the program, symmetric or antisymmetric about
 // its middle, so that moments and evaluation cost 16 multiply-adds a term. A block's warps make taps and
-// fades together and don't talk to each other on the way forward. They hold different sequences and the same
+// decays together and don't talk to each other on the way forward. They hold different sequences and the same
 // channels: what depends on chunk and channel, the coefficients contracted with the transfer table, is read
 // from the second-level cache by the first of them and from the first-level cache by the others.
 //
@@ -14,11 +14,11 @@
 // cut into segments of equal numbers of chunks, each walked by a warp of its own, after two small launches
 // have found the state at each segment's start: every segment from a zero state (legendre_scan_carry), then
 // the segments of a sequence one after another (legendre_scan_combine). That reads the inputs once more.
-// The adjoint runs the same way in the other direction.
+// The backward sweep runs the same way in the other direction.
 //
 // Cost an element, N = 17, horizon 1,024 (9 moments and 9 local terms of 17), multiply-adds: near 16.5,
-// moments and evaluation 9, restriction and local terms 8.4, transfer 3.7, fades 3; together 41. Numbers read
-// an element from tables and taps: about 15. Backward is about three times the arithmetic for 7/4 of the
+// moments and evaluation 9, restriction and local terms 8.4, transfer 3.7, decays 3; together 41. Numbers
+// read an element from tables and taps: about 15. Backward is about three times the arithmetic for 7/4 of the
 // bytes, plus the states (N / 32 of a float32 activation, written and read) and a second look at the inputs.
 // Tensor cores are not used: the near part, the only large product, would need three tf32 products to stay
 // within 1e-5 in float32.
@@ -29,8 +29,8 @@
 namespace hyenarec {
 
 constexpr int kScanThreads = 128;  // a sweep's block, at most: four sequences
-// Blocks a multiprocessor holds at least: 168 registers a thread. With 128 the compiler spills 0.3 to 1 KB a thread,
-// for all threads together as much as the first-level cache holds.
+// Blocks a multiprocessor holds at least: 168 registers a thread. With 128 the compiler spills 0.3 to 1 KB a
+// thread, for all threads together as much as the first-level cache holds.
 constexpr int kScanBlocks = 3;
 
 // How a sweep that needs the taps is launched.
@@ -41,24 +41,16 @@ LaunchShape scan_sweep_shape(const ScanWork& work, int warps) {
   return shape;
 }
 
-// `Source` knows the activations. It has Source::Scalar and, each for one channel of the `rows` <= 32 rows from
-// `row` on, T = accumulate_t<Scalar>; values of other rows are zero:
-//   load_input(channel, row, before, rows, x)   z, what is convolved; `before` rows of the same sequence
-//                                               precede `row`
-//   load_gradient(..., dy)                      the gradient of the convolution's output, through the gate
-//   gate_and_store(..., y)                      y times the gate to the output
-//   poison_output(channel, row)                 NaN to the output, for a row beyond the horizon
-
 // The states at the start of segments, kept in [scan_slots(.. segment), N, pitch]. Chunks that are walked:
 // those of a segment which has a successor, from a zero state.
-template <typename Source, int kN>
+template <typename IO, int kN>
 __global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_carry(
     ScanWork work,
-    ScanTables<accumulate_t<typename Source::Scalar>> tables,
-    ScanChannels<accumulate_t<typename Source::Scalar>> channels,
-    Source source,
-    accumulate_t<typename Source::Scalar>* __restrict__ carry) {
-  using T = accumulate_t<typename Source::Scalar>;
+    ScanTables<accumulate_t<typename IO::Scalar>> tables,
+    ScanParameters<accumulate_t<typename IO::Scalar>> channels,
+    IO io,
+    accumulate_t<typename IO::Scalar>* __restrict__ carry) {
+  using T = accumulate_t<typename IO::Scalar>;
   const ScanPlace place = scan_place(work);
   HYENAREC_SHARED_MEMORY(T, taps);
   make_taps(channels, work, place, taps);
@@ -72,7 +64,7 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_carry
     clear_state<kN>(state, n);
     for (int64_t chunk = chunks.first; chunk < chunks.last; ++chunk) {
       const int64_t row = sequence.begin + chunk * kScanChunk;
-      source.load_input(place.channel, row, chunk * kScanChunk, kScanChunk, x);
+      io.load_input(place.channel, row, chunk * kScanChunk, kScanChunk, x);
       thread.advance(chunk, x, state);
     }
     const int64_t slot = work.slot(sequence, work.segment_chunks * kScanChunk) + place.segment + 1;
@@ -80,15 +72,15 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_carry
   });
 }
 
-// The same for the adjoint: what the outputs from a segment's start on, within it, say of the state there.
-template <typename Source, int kN>
-__global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_adjoint_carry(
+// Its backward: what the gradients of a segment's outputs say of the state at its start.
+template <typename IO, int kN>
+__global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_carry_backward(
     ScanWork work,
-    ScanTables<accumulate_t<typename Source::Scalar>> tables,
-    ScanChannels<accumulate_t<typename Source::Scalar>> channels,
-    Source source,
-    accumulate_t<typename Source::Scalar>* __restrict__ carry) {
-  using T = accumulate_t<typename Source::Scalar>;
+    ScanTables<accumulate_t<typename IO::Scalar>> tables,
+    ScanParameters<accumulate_t<typename IO::Scalar>> channels,
+    IO io,
+    accumulate_t<typename IO::Scalar>* __restrict__ carry) {
+  using T = accumulate_t<typename IO::Scalar>;
   const ScanPlace place = scan_place(work);
   if (place.segment == 0) return;  // the whole block
   HYENAREC_SHARED_MEMORY(T, taps);
@@ -99,26 +91,26 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_adjoi
   for_each_sequence(work, place, [&](const ScanSequence& sequence) {
     const ScanChunks chunks = chunks_of_segment(work, sequence, place.segment);
     if (chunks.first >= chunks.last) return;
-    T adjoint[kN], dy[kScanChunk];
-    clear_state<kN>(adjoint, n);
+    T state_grad[kN], dy[kScanChunk];
+    clear_state<kN>(state_grad, n);
     for (int64_t chunk = chunks.last - 1; chunk >= chunks.first; --chunk) {
       const int64_t row = sequence.begin + chunk * kScanChunk;
       if (chunk + 1 < chunks.last)
-        transposed_restrict<kN>(
-            tables.restriction_change(chunk), thread.pitch(), thread.chunk_decay(), adjoint, n);
-      source.load_gradient(place.channel, row, chunk * kScanChunk, chunk_rows(sequence, chunk), dy);
-      thread.evaluate_adjoint(chunk, dy, adjoint);
+        restrict_state_backward<kN>(
+            tables.restriction_change(chunk), thread.pitch(), thread.chunk_decay_change(), state_grad, n);
+      io.load_output_grad(place.channel, row, chunk * kScanChunk, chunk_rows(sequence, chunk), dy);
+      thread.evaluate_backward(chunk, dy, state_grad);
     }
     const int64_t slot = work.slot(sequence, work.segment_chunks * kScanChunk) + place.segment;
-    store_state<kN>(carry + slot * n * channels.pitch + place.channel, channels.pitch, adjoint, n);
+    store_state<kN>(carry + slot * n * channels.pitch + place.channel, channels.pitch, state_grad, n);
   });
 }
 
-// carry of each segment alone -> of all segments before it (kAdjoint: from it on). A warp for a sequence and
+// carry of each segment alone -> of all segments before it (kBackward: from it on). A warp for a sequence and
 // 32 channels.
-template <typename T, int kN, bool kAdjoint>
+template <typename T, int kN, bool kBackward>
 __global__ void __launch_bounds__(kScanThreads) legendre_scan_combine(
-    ScanWork work, ScanTables<T> tables, ScanChannels<T> channels, T* __restrict__ carry) {
+    ScanWork work, ScanTables<T> tables, ScanParameters<T> channels, T* __restrict__ carry) {
   const ScanPlace place = scan_place(work);
   if (place.channel >= work.channels || place.segment > 0) return;
   const int n = coeffs_of<kN>(tables), row_pitch = row_pitch_of<kN>(tables);
@@ -130,12 +122,12 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_combine(
     T state[kN];
     clear_state<kN>(state, n);
     for (int64_t i = 1; i < segments; ++i) {
-      const int64_t segment = kAdjoint ? segments - i : i;
-      // The state before segment 1 is zero, and so is the adjoint behind the last.
+      const int64_t segment = kBackward ? segments - i : i;
+      // The state before segment 1 is zero, and so is its gradient behind the last.
       if (i > 1) {
-        const T* jump = tables.jumps + (kAdjoint ? segment : segment - 1) * n * row_pitch;
-        if (kAdjoint) {
-          transposed_restrict<kN>(jump, row_pitch, decay, state, n);
+        const T* jump = tables.jumps + (kBackward ? segment : segment - 1) * n * row_pitch;
+        if (kBackward) {
+          restrict_state_backward<kN>(jump, row_pitch, decay, state, n);
         } else {
           restrict_state<kN>(jump, row_pitch, decay, state, n);
         }
@@ -150,15 +142,15 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_combine(
 
 // The output; or with kStates instead the states at the start of chunks, for the backward sweep, into
 // [scan_slots(.. 32), N, pitch].
-template <typename Source, int kN, bool kStates>
+template <typename IO, int kN, bool kStates>
 __global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_forward(
     ScanWork work,
-    ScanTables<accumulate_t<typename Source::Scalar>> tables,
-    ScanChannels<accumulate_t<typename Source::Scalar>> channels,
-    Source source,
-    const accumulate_t<typename Source::Scalar>* __restrict__ carry,
-    accumulate_t<typename Source::Scalar>* __restrict__ states) {
-  using T = accumulate_t<typename Source::Scalar>;
+    ScanTables<accumulate_t<typename IO::Scalar>> tables,
+    ScanParameters<accumulate_t<typename IO::Scalar>> channels,
+    IO io,
+    const accumulate_t<typename IO::Scalar>* __restrict__ carry,
+    accumulate_t<typename IO::Scalar>* __restrict__ states) {
+  using T = accumulate_t<typename IO::Scalar>;
   const ScanPlace place = scan_place(work);
   HYENAREC_SHARED_MEMORY(T, taps);
   make_taps(channels, work, place, taps);
@@ -182,19 +174,19 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_forwa
         store_state<kN>(states + slot * n * channels.pitch + place.channel, channels.pitch, state, n);
       }
       if (kStates && is_last) break;
-      source.load_input(place.channel, row, before, rows, x);
+      io.load_input(place.channel, row, before, rows, x);
       if (!kStates) {
 #pragma unroll
         for (int j = 0; j < kScanChunk; ++j) y[j] = T(0);
         if (chunk > 0) thread.evaluate(chunk, state, y);
         add_near(thread, x, y);
-        source.gate_and_store(place.channel, row, before, rows, y);
+        io.store_output(place.channel, row, before, rows, y);
       }
       if (!is_last) thread.advance(chunk, x, state);
     }
     if (!kStates && place.segment == 0) {
       for (int64_t i = 0; i < sequence.excess; ++i)
-        source.poison_output(place.channel, sequence.begin + sequence.length + i);
+        io.poison_output(place.channel, sequence.begin + sequence.length + i);
     }
   });
 }

@@ -1,4 +1,5 @@
-// The Legendre scan's tables as the GPU reads them: flat, rows padded for vector loads. No torch, no CUDA here.
+// The Legendre scan's tables as the GPU reads them: flat, rows padded for vector loads. No torch, no CUDA
+// here.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +7,7 @@
 
 namespace hyenarec {
 
-// See ScanTables in legendre_scan_layout.cuh for what the arrays mean and how they are laid out.
+// See ScanTables in layout.cuh for what the arrays mean and how they are laid out.
 template <typename T>
 struct HostScanTables {
   int64_t chunks = 0;  // that are covered

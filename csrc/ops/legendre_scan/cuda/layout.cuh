@@ -1,5 +1,5 @@
 // How the Legendre scan's tables, parameters and sequences lie in memory, and which of them a thread has.
-// Shared by the scan's sweeps (legendre_scan.cuh) and legendre_step.
+// Shared by the scan's sweeps and legendre_step.
 #pragma once
 
 #include "../../common/cuda/device.cuh"
@@ -7,6 +7,7 @@
 namespace hyenarec {
 
 constexpr int kScanChunk = 32;
+static_assert(kScanChunk % 4 == 0, "a chunk has two halves, whose sums are made by twos");
 constexpr int kScanLanes = 32;  // channels of a warp: a tile
 
 // What depends on horizon and number of coefficients only. Rows of matrices are `pitch` numbers long, a
@@ -43,7 +44,7 @@ __host__ __device__ inline int64_t scan_entries(int64_t num_coeffs, int64_t mome
 
 // What depends on the parameters. `pitch` channels are the channels rounded up to whole tiles.
 template <typename T>
-struct ScanChannels {
+struct ScanParameters {
   int pitch;
   int64_t rows;         // of ScanTables::contraction, those of chunks that a sequence can pass through
   const T* contracted;  // [tiles, rows, 32 lanes]: these rows times coeffs; zeros beyond the channels

@@ -25,7 +25,7 @@ __device__ inline void keep_rows(int rows, T (&values)[kScanChunk]) {
 // chunks are `whole`: then no row needs a comparison.
 template <int kCount, typename scalar_t, typename T>
 __device__ inline void load_channel(
-    const ScanRows<const scalar_t>& source,
+    const ScanRows<const scalar_t>& io,
     int64_t channel,
     int64_t row,
     bool whole,
@@ -33,31 +33,31 @@ __device__ inline void load_channel(
     int last,
     int before,
     T (&values)[kCount]) {
-  const scalar_t* from = source.at(row, channel);
+  const scalar_t* from = io.at(row, channel);
   if (whole) {
 #pragma unroll
-    for (int j = 0; j < kCount; ++j) values[j] = static_cast<T>(from[(j - before) * source.stride]);
+    for (int j = 0; j < kCount; ++j) values[j] = static_cast<T>(from[(j - before) * io.stride]);
   } else {
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {
       const int place = j - before < first ? first : j - before > last ? last : j - before;
-      values[j] = static_cast<T>(from[place * source.stride]);
+      values[j] = static_cast<T>(from[place * io.stride]);
     }
   }
 }
 // values[j] = the channel of row + j; zero beyond `rows`, of which there is at least one.
 template <typename scalar_t, typename T>
 __device__ inline void load_rows(
-    const ScanRows<const scalar_t>& source, int64_t channel, int64_t row, int rows, T (&values)[kScanChunk]) {
-  load_channel(source, channel, row, rows == kScanChunk, 0, rows - 1, 0, values);
+    const ScanRows<const scalar_t>& io, int64_t channel, int64_t row, int rows, T (&values)[kScanChunk]) {
+  load_channel(io, channel, row, rows == kScanChunk, 0, rows - 1, 0, values);
   keep_rows(rows, values);
 }
 template <typename scalar_t, typename T>
 __device__ inline void multiply_rows(
-    const ScanRows<const scalar_t>& source, int64_t channel, int64_t row, int rows, T (&values)[kScanChunk]) {
-  if (source.data == nullptr) return;
+    const ScanRows<const scalar_t>& io, int64_t channel, int64_t row, int rows, T (&values)[kScanChunk]) {
+  if (io.data == nullptr) return;
   T factors[kScanChunk];
-  load_rows(source, channel, row, rows, factors);
+  load_rows(io, channel, row, rows, factors);
 #pragma unroll
   for (int j = 0; j < kScanChunk; ++j) values[j] *= factors[j];
 }

@@ -1,0 +1,217 @@
+// legendre_step on the CPU: rows of channels, vectorised along them. See ../legendre_scan/tables.h for the
+// mathematics. Only the last step of a chunk needs the tables: within it the state's polynomial is evaluated
+// at one time, for which its basis costs N operations for all channels. No torch here.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../common/cpu/rows.h"
+#include "../common/cpu/simd.h"
+#include "../legendre_scan/cpu/chunk.h"
+#include "../legendre_scan/math.h"
+#include "../legendre_scan/tables.h"
+#include "sizes.h"
+
+namespace hyenarec::step {
+
+// sum[d] += factor row[d]
+template <typename scalar_t>
+HYENAREC_INLINE void add_scaled(scalar_t factor, const scalar_t* row, int64_t channels, scalar_t* sum) {
+  for (int64_t d = 0; d < channels; ++d) sum[d] += factor * row[d];
+}
+
+// sum[d] += a[d] b[d]
+template <typename scalar_t>
+HYENAREC_INLINE void add_product(const scalar_t* a, const scalar_t* b, int64_t channels, scalar_t* sum) {
+  for (int64_t d = 0; d < channels; ++d) sum[d] += a[d] * b[d];
+}
+
+// The parameters as legendre_step_weights lays them out; rows of `channels`.
+template <typename scalar_t>
+struct Weights {
+  const scalar_t* coeffs;              // [N]
+  const scalar_t* near;                // [C]
+  const scalar_t* decay_from_start;    // [C + 1]: exp(-decay j)
+  const scalar_t* chunk_decay_change;  // [1]: exp(-decay C) - 1
+
+  Weights(const scalar_t* rows, LegendreStepSizes sizes, int64_t channels)
+      : coeffs(rows),
+        near(coeffs + sizes.num_coeffs * channels),
+        decay_from_start(near + sizes.chunk * channels),
+        chunk_decay_change(decay_from_start + (sizes.chunk + 1) * channels) {}
+};
+
+// One stream's state; rows of `channels`.
+template <typename scalar_t>
+struct State {
+  scalar_t* coefficients;  // [N], of what all finished chunks contribute; of no meaning in the first chunk
+  scalar_t* events;        // [C], of the current chunk, gated
+
+  State(scalar_t* rows, LegendreStepSizes sizes, int64_t channels)
+      : coefficients(rows), events(rows + sizes.num_coeffs * channels) {}
+};
+
+// basis[n] = P_n at event j of a chunk that starts with `remaining` events of the horizon left.
+template <typename scalar_t>
+inline void fill_basis(int64_t j, int64_t remaining, std::vector<scalar_t>& basis) {
+  const double place = legendre_position(j, remaining);
+  double current = 1.0, previous = 0.0;
+  for (size_t n = 0; n < basis.size(); ++n) {
+    basis[n] = static_cast<scalar_t>(current);
+    const double next = legendre_next(static_cast<int64_t>(n), place, current, previous);
+    previous = current;
+    current = next;
+  }
+}
+
+// sum[d] = what all events so far contribute to event j of the chunk, which is already in state.events. An
+// empty basis: the first chunk, with nothing before it.
+template <typename scalar_t>
+HYENAREC_INLINE void convolve(
+    const Weights<scalar_t>& weights,
+    const State<scalar_t>& state,
+    const std::vector<scalar_t>& basis,
+    int64_t j,
+    int64_t channels,
+    scalar_t* sum) {
+  std::fill(sum, sum + channels, scalar_t(0));
+  for (size_t n = 0; n < basis.size(); ++n)
+    add_scaled(basis[n], state.coefficients + n * channels, channels, sum);
+  const scalar_t* decay_from_start = weights.decay_from_start + j * channels;
+  for (int64_t d = 0; d < channels; ++d) sum[d] *= decay_from_start[d];
+  for (int64_t lag = 0; lag <= j; ++lag)
+    add_product(weights.near + lag * channels, state.events + (j - lag) * channels, channels, sum);
+}
+
+// Takes the finished chunk into the state, all in place: restrict what was there to the remaining horizon,
+// then add the chunk's moments, transferred. `scratch` holds two rows.
+template <typename scalar_t>
+HYENAREC_INLINE void finish_chunk(
+    const LegendreChunk<scalar_t>& tables,
+    const scalar_t* basis,
+    LegendreStepSizes sizes,
+    bool is_first,
+    const Weights<scalar_t>& weights,
+    const State<scalar_t>& state,
+    int64_t channels,
+    scalar_t* scratch) {
+  const int64_t num_coeffs = sizes.num_coeffs, chunk = sizes.chunk;
+  scalar_t* sum = scratch;
+  scalar_t* moment = scratch + channels;
+  const scalar_t* step = weights.decay_from_start + chunk * channels;
+  if (is_first) std::fill(state.coefficients, state.coefficients + num_coeffs * channels, scalar_t(0));
+  for (int64_t p = 0; p < num_coeffs && !is_first; ++p) {  // upper triangular: row p needs no row before it
+    std::fill(sum, sum + channels, scalar_t(0));
+    for (int64_t m = p; m < num_coeffs; ++m)
+      add_scaled(
+          tables.restriction_change[p * num_coeffs + m], state.coefficients + m * channels, channels, sum);
+    scalar_t* row = state.coefficients + p * channels;
+    for (int64_t d = 0; d < channels; ++d)
+      row[d] += weights.chunk_decay_change[d] * row[d] + step[d] * sum[d];
+  }
+  for (int64_t j = 0; j < chunk; ++j) {  // events as the chunk's end sees them
+    const scalar_t* decay_to_end = weights.decay_from_start + (chunk - j) * channels;
+    scalar_t* event = state.events + j * channels;
+    for (int64_t d = 0; d < channels; ++d) event[d] *= decay_to_end[d];
+  }
+  const scalar_t* transfer = tables.transfer.data();
+  for (int64_t q = 0; q < tables.num_moments; ++q) {
+    std::fill(moment, moment + channels, scalar_t(0));
+    for (int64_t j = 0; j < chunk; ++j)
+      add_scaled(basis[q * chunk + j], state.events + j * channels, channels, moment);
+    scan::in_runs(num_coeffs - q, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+      for (int64_t i = 0; i < run(); ++i) {
+        std::fill(sum, sum + channels, scalar_t(0));
+        for (int64_t n = first + i + q; n < num_coeffs; ++n)
+          add_scaled(transfer[(n - first - q) * run() + i], weights.coeffs + n * channels, channels, sum);
+        add_product(sum, moment, channels, state.coefficients + (first + i) * channels);
+      }
+      transfer += (num_coeffs - first - q) * run();
+    });
+  }
+}
+
+// to[d] = from[d] gate[d], between types; V: vectors of the numbers that are computed with.
+template <typename V, typename to_t, typename from_t, typename gate_t>
+HYENAREC_INLINE void multiply_gate(const from_t* from, const gate_t* gate, int64_t channels, to_t* to) {
+  for (int64_t d = 0; d < channels; d += simd::kLanes<V>) {
+    const int64_t count = std::min<int64_t>(channels - d, simd::kLanes<V>);
+    V value = simd::load_first<V>(from + d, count);
+    if (gate) value *= simd::load_first<V>(gate + d, count);
+    simd::store_first(value, to + d, count);
+  }
+}
+
+// What all streams and events share.
+template <typename param_t>
+struct Call {
+  LegendreStepSizes sizes;
+  int64_t channels, horizon;
+  Weights<param_t> weights;
+
+  // Numbers of a stream's state.
+  int64_t state_size() const { return (sizes.num_coeffs + sizes.chunk) * channels; }
+};
+
+// One event of one stream, `position` events after its first. `scratch` holds two rows.
+template <typename V, typename scalar_t, typename param_t>
+HYENAREC_INLINE void step(
+    const Call<param_t>& call,
+    const State<param_t>& state,
+    int64_t position,
+    const scalar_t* u,
+    const scalar_t* pre_gate,
+    const scalar_t* post_gate,
+    std::vector<param_t>& basis,
+    param_t* scratch,
+    scalar_t* out) {
+  const auto [num_coeffs, chunk] = call.sizes;
+  const int64_t j = position % chunk, start = position - j, next = start + chunk;
+  multiply_gate<V>(u, pre_gate, call.channels, state.events + j * call.channels);
+  basis.resize(start > 0 ? num_coeffs : 0);
+  fill_basis(j, call.horizon - start, basis);
+  convolve(call.weights, state, basis, j, call.channels, scratch);
+  multiply_gate<V>(scratch, post_gate, call.channels, out);
+  if (j + 1 < chunk || next >= call.horizon || num_coeffs == 0) return;
+  const auto tables = legendre_tables<param_t>(call.horizon, chunk, num_coeffs, call.horizon);
+  finish_chunk(
+      tables->chunks[start / chunk], tables->basis.data(), call.sizes, start == 0, call.weights, state,
+      call.channels, scratch);
+}
+
+// The events [B, L, D] of an activation, which a gate need not have.
+template <typename scalar_t>
+const scalar_t* event(const Rows<const scalar_t>& events, int64_t stream, int64_t t) {
+  return events.data ? events.data + stream * events.sequence_stride + t * events.row_stride : nullptr;
+}
+
+// `length` events of the streams [first, last), from `positions` on; out [B, L, D].
+template <typename scalar_t, typename param_t>
+void step_streams(
+    const Call<param_t>& call,
+    int64_t first,
+    int64_t last,
+    int64_t length,
+    const int64_t* positions,
+    const Rows<const scalar_t>& u,
+    const Rows<const scalar_t>& pre_gate,
+    const Rows<const scalar_t>& post_gate,
+    param_t* states,
+    scalar_t* out) {
+  std::vector<param_t> scratch(2 * call.channels), basis;
+  simd::run_with_widest_vectors([&](auto bytes) HYENAREC_INLINE_LAMBDA {
+    using V = simd::Vector<param_t, bytes() / sizeof(param_t)>;
+    for (int64_t b = first; b < last; ++b) {
+      const State<param_t> state(states + b * call.state_size(), call.sizes, call.channels);
+      for (int64_t t = 0; t < length; ++t) {
+        step<V>(
+            call, state, positions[b] + t, event(u, b, t), event(pre_gate, b, t), event(post_gate, b, t),
+            basis, scratch.data(), out + (b * length + t) * call.channels);
+      }
+    }
+  });
+}
+
+}  // namespace hyenarec::step

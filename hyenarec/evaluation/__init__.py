@@ -1,0 +1,1 @@
+"""From a model's scores to ranks, figures, reports and recommendations."""

@@ -1,0 +1,209 @@
+"""The best next items: for many histories in blocks, and by external item ids with a saved model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hyenarec.data import Histories, Vocabulary
+from hyenarec.data.histories import Int64Array, offsets_of
+from hyenarec.data.vocabulary import FILE_NAME as VOCABULARY_FILE
+from hyenarec.evaluation.scoring import Block, Recommender, score_blocks, scoring_mode
+from hyenarec.models.pretrained import PretrainedModel
+from hyenarec.models.registry import load_model
+
+ItemId = int | str
+"""An item as its catalogue calls it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recommendations:
+    """The best items for each history, the best first.
+
+    Attributes:
+        items: int64 `[U, k]`, ids 1..V; 0 where the catalogue holds too few items outside the history.
+        scores: float64 `[U, k]`; -inf where the item is 0. Comparable within a row only.
+    """
+
+    items: Int64Array
+    scores: npt.NDArray[np.float64]
+
+
+def recommend(
+    recommender: Recommender,
+    histories: Histories,
+    *,
+    k: int = 10,
+    max_len: int,
+    exclude_history: bool = False,
+    batch_size: int = 256,
+) -> Recommendations:
+    """The k best next items after each history.
+
+    Args:
+        recommender: scores the catalogue; a module is put in evaluation mode and then back in its own.
+        histories: at least one event each, and no unknown items.
+        k: items a history, from 1 to V; of equal scores the smaller id comes first.
+        max_len: events of the history that the recommender sees, the last ones.
+        exclude_history: leave out the items of the whole history, not only of the part that is seen.
+        batch_size: histories that are scored at one time. A `TiledRecommender` has them for a tile
+            of the items at a time, `TILE_SCORES` scores at most, any other for the whole catalogue.
+
+    Raises:
+        ValueError: if k is out of range, a history is empty, or scores are not finite.
+    """
+    _check_k(k, histories.num_items)
+    best_items = np.zeros((histories.num_users, k), dtype=np.int64)
+    best_scores = np.empty((histories.num_users, k))
+    with scoring_mode(recommender):
+        blocks = score_blocks(
+            recommender,
+            histories.offsets,
+            histories.items,
+            max_len=max_len,
+            batch_size=batch_size,
+            exclude_history=exclude_history,
+        )
+        for block in blocks:
+            _check_k(k, block.num_items)
+            scores, columns = _best(block, k)
+            best_scores[block.rows] = scores.double().cpu().numpy()
+            best_items[block.rows] = (columns + 1).cpu().numpy()
+    best_items[np.isneginf(best_scores)] = 0
+    return Recommendations(best_items, best_scores)
+
+
+def _best(block: Block, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest scores of each row and their columns, both `[B, k]`; of equal ones the first."""
+    best: tuple[Tensor, Tensor] | None = None
+    for tile in block:
+        columns = _top_columns(tile.scores, min(k, tile.last - tile.first))
+        scores = tile.scores.gather(1, columns)
+        columns = columns + tile.first
+        if best is not None:
+            scores, columns = (torch.cat(pair, dim=1) for pair in zip(best, (scores, columns), strict=True))
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        best = scores[:, :k], columns.gather(1, order[:, :k])
+    assert best is not None  # for k is from 1 to V
+    return best
+
+
+def _top_columns(scores: Tensor, k: int) -> Tensor:
+    """The columns of the k highest scores of each row, ascending, `[B, k]`; of equal ones the first."""
+    values, columns = scores.topk(k, dim=1)
+    lowest = values[:, -1:]
+    # topk chooses as it likes among those that equal the lowest; of items left out any will do.
+    chosen = ((scores >= lowest).sum(dim=1, dtype=torch.int32) > k) & ~lowest[:, 0].isneginf()
+    if chosen.any():
+        columns[chosen] = scores[chosen].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return columns.sort(dim=1).values
+
+
+class Recommendation(NamedTuple):
+    """One recommended item and its score, higher is better; scores of one history can be compared."""
+
+    item: ItemId
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class SavedModel:
+    """A trained model with the catalogue's own item ids; `load` reads one from a folder.
+
+    Attributes:
+        model: the recommender.
+        vocabulary: its items.
+    """
+
+    model: PretrainedModel
+    vocabulary: Vocabulary
+
+    def __post_init__(self) -> None:
+        expected, got = self.model.config.num_items, len(self.vocabulary)
+        if expected != got:
+            raise ValueError(f"vocabulary must name the model's {expected} items, got {got}")
+
+    def recommend(
+        self, history: Sequence[ItemId], *, k: int = 10, exclude_history: bool = False
+    ) -> list[Recommendation]:
+        """The k best next items after one user's history, the best first.
+
+        Args:
+            history: external item ids, the oldest first; those the model does not know are left out.
+            k: from 1 to the size of the catalogue.
+            exclude_history: recommend no item of the history; there may be fewer than k others.
+
+        Raises:
+            ValueError: if no item of the history is known, k is out of range, or an id has the wrong type.
+        """
+        return self.recommend_many([history], k=k, exclude_history=exclude_history)[0]
+
+    def recommend_many(
+        self,
+        histories: Sequence[Sequence[ItemId]],
+        *,
+        k: int = 10,
+        exclude_history: bool = False,
+        batch_size: int = 256,
+    ) -> list[list[Recommendation]]:
+        """`recommend` for many users at once, `batch_size` of them at a time."""
+        best = recommend(
+            self.model,
+            self._encode(histories),
+            k=k,
+            max_len=self.model.config.max_len,
+            exclude_history=exclude_history,
+            batch_size=batch_size,
+        )
+        found = best.items > 0
+        ids = self.vocabulary.decode(best.items[found]).tolist()
+        pairs = [Recommendation(*pair) for pair in zip(ids, best.scores[found].tolist(), strict=True)]
+        ends = offsets_of(found.sum(axis=1))
+        return [pairs[begin:end] for begin, end in pairwise(ends)]
+
+    def _encode(self, histories: Sequence[Sequence[ItemId]]) -> Histories:
+        """The histories by number, without the items that the model does not know."""
+        if any(isinstance(history, str | int) for history in histories):
+            raise ValueError("histories must be sequences of item ids, one a user, got a single id")
+        lengths = np.array([len(history) for history in histories], dtype=np.int64)
+        numbers = self.vocabulary.encode(list(chain.from_iterable(histories)))
+        known = numbers > 0
+        user = np.repeat(np.arange(len(lengths)), lengths)
+        kept = np.bincount(user[known], minlength=len(lengths))
+        if len(kept) and kept.min() == 0:
+            first = int(kept.argmin())
+            raise ValueError(
+                "a history must hold at least one item that the model knows, "
+                f"got {lengths[first]} items and none that it knows in history {first}"
+            )
+        return Histories(offsets_of(kept), numbers[known], None, np.arange(len(kept)), self.vocabulary)
+
+
+def load(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> SavedModel:
+    """The model that a training run left in `folder`, with its vocabulary.
+
+    Args:
+        folder: holds `config.json`, `model.safetensors` and `vocabulary.safetensors`.
+        device: where the model will run.
+
+    Raises:
+        ValueError: if a file is missing or does not fit the others.
+    """
+    model = load_model(folder).to(device)
+    if not (Path(folder) / VOCABULARY_FILE).is_file():
+        raise ValueError(f"folder must hold {VOCABULARY_FILE} beside the model, but {folder} has none")
+    return SavedModel(model, Vocabulary.load(folder))
+
+
+def _check_k(k: int, num_items: int) -> None:
+    if not 1 <= k <= num_items:
+        raise ValueError(f"k must be from 1 to {num_items}, the size of the catalogue, got {k}")

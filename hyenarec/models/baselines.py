@@ -1,0 +1,391 @@
+"""The models to compare with, behind the same interface as HyenaRec: those that learn, then those that count.
+
+Those that learn share HyenaRec's embedding, output layer, loss, batches and optimiser, and, where they have
+blocks, its norms and feed-forward layers: what differs is how a row learns of the events before it. Packed
+sequences stay packed but for what needs rectangles: attention on a CPU, with bounded padding, and the FFT.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from hyenarec.config import (
+    GRU4RecConfig,
+    HyenaConfig,
+    MarkovConfig,
+    PopularityConfig,
+    RecommenderConfig,
+    SASRecConfig,
+)
+from hyenarec.data.histories import Histories, offsets_of, ragged_indices
+from hyenarec.models.hyenarec import EMBEDDING_STD, Block, HyenaRec, SequentialModel, branch_gain, linear
+from hyenarec.models.pretrained import PretrainedModel
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # a torch without it
+    HAS_VARLEN = False
+else:
+    # Its first version, in torch 2.10, took another argument to be causal.
+    HAS_VARLEN = "window_size" in inspect.signature(varlen_attn).parameters
+
+SHORT = 16
+"""Sequences of at most so many events are padded to one length: they cost little in any case."""
+
+
+# --- SASRec ---
+
+
+def causal_attention(x: Tensor, num_heads: int) -> Tensor:
+    """Queries, keys and values side by side, `[B, L, 3D]`, to what each event takes from those up to it."""
+    q, k, v = x.view(*x.shape[:2], 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return y.transpose(1, 2).flatten(2)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Packed sequences in rectangles of similar length: for attention where torch has none over packed rows.
+
+    Within a rectangle a sequence of more than `SHORT` events has at least 7/8 of the longest one's, so its
+    padded attention is at most (8/7)² of the exact one. Padding lies to the right, where a causal query never
+    looks.
+
+    Attributes:
+        index: int64 `[total]`, the place of each event among those of all rectangles; None if all are where
+            they were, without padding.
+        shapes: B and L of each rectangle; they lie one after another.
+    """
+
+    index: Tensor | None
+    shapes: tuple[tuple[int, int], ...]
+
+    @staticmethod
+    def of(offsets: Tensor, total: int) -> Groups:
+        """Finds the places; a GPU has to wait, for the rectangles' sizes depend on the offsets' values."""
+        lengths = offsets.diff().cpu().numpy()
+        order = np.argsort(-lengths, kind="stable")
+        descending = -lengths[order]  # searchsorted wants rising numbers
+        place = np.zeros(len(lengths), dtype=np.int64)
+        shapes: list[tuple[int, int]] = []
+        begin = size = 0
+        while begin < len(order) and descending[begin] < 0:
+            longest = int(-descending[begin])
+            shortest = longest - longest // 8 if longest > SHORT else 1
+            end = int(np.searchsorted(descending, -shortest, side="right"))
+            place[order[begin:end]] = size + np.arange(end - begin) * longest
+            size += (end - begin) * longest
+            shapes.append((end - begin, longest))
+            begin = end
+        index = ragged_indices(place, lengths)
+        stays = size == total and bool((index == np.arange(total)).all())
+        return Groups(None if stays else torch.from_numpy(index).to(offsets.device), tuple(shapes))
+
+    def attend(self, x: Tensor, num_heads: int) -> Tensor:
+        """`causal_attention` within each packed sequence, `[total, 3D]` -> `[total, D]`."""
+        if not self.shapes:  # no events
+            return x[:, : x.shape[1] // 3]
+        sizes = [batch * length for batch, length in self.shapes]
+        spread = x
+        if self.index is not None:
+            spread = x.new_zeros(sum(sizes), x.shape[1]).index_copy(0, self.index, x)
+        y = torch.cat(
+            [
+                causal_attention(rows.view(*shape, -1), num_heads).flatten(0, 1)
+                for rows, shape in zip(torch.split(spread, sizes), self.shapes, strict=True)
+            ]
+        )
+        return y if self.index is None else y.index_select(0, self.index)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Packed sequences as flash attention takes them on a GPU, without padding and without waiting.
+
+    Attributes:
+        offsets: int32 `[B + 1]`.
+        longest: no sequence has more events.
+    """
+
+    offsets: Tensor
+    longest: int
+
+    @staticmethod
+    def can_attend(x: Tensor, num_heads: int) -> bool:
+        """Whether rows `[total, D]` like `x` can: 16-bit ones, by autocast or not, on Ampere or later."""
+        if not (HAS_VARLEN and x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0)):
+            return False
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+        return dtype in (torch.float16, torch.bfloat16) and x.shape[1] // num_heads % 8 == 0
+
+    def attend(self, x: Tensor, num_heads: int) -> Tensor:
+        """`causal_attention` within each packed sequence, `[total, 3D]` -> `[total, D]`."""
+        q, k, v = x.view(x.shape[0], 3, num_heads, -1).unbind(1)
+        bounds = (self.offsets, self.offsets, self.longest, self.longest)
+        y = cast(Tensor, varlen_attn(q, k, v, *bounds, window_size=(-1, 0)))
+        return y.flatten(1)
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention; the attention weights themselves are never dropped out."""
+
+    def __init__(self, config: SASRecConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.in_proj = linear(config.dim, 3 * config.dim)
+        self.out_proj = linear(config.dim, config.dim, gain=branch_gain(config))
+
+    def forward(self, x: Tensor, layout: Groups | Packed | None) -> Tensor:
+        """`x` `[B, L, D]`, or packed `[total, D]` in a `layout`."""
+        x = self.in_proj(x)
+        y = causal_attention(x, self.num_heads) if layout is None else layout.attend(x, self.num_heads)
+        out: Tensor = self.out_proj(y)
+        return out
+
+
+class SASRec(SequentialModel):
+    """Self-attention over the events, with a learned vector for each position: 0 is a sequence's first event.
+
+    Like later implementations, and unlike the first one, it normalises before each branch, has a
+    feed-forward layer of `ffn_multiple` times the width with GELU, and is trained by the softmax over the
+    whole catalogue unless `loss.name` asks for its one sampled negative (`bce`): both are known to score
+    higher.
+
+    Args:
+        config: the shape; `num_items` must be set.
+
+    Source: Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018; the softmax: Klenitskiy
+    and Vasilev, "Turning Dross Into Gold Loss: is BERT4Rec really better than SASRec?", RecSys 2023.
+    """
+
+    config_type = SASRecConfig
+    config: SASRecConfig
+
+    def __init__(self, config: SASRecConfig) -> None:
+        super().__init__(config)
+        self.positions = nn.Embedding(config.max_len, config.dim)
+        nn.init.normal_(self.positions.weight, std=EMBEDDING_STD)
+        self.blocks = nn.ModuleList(Block(config, Attention(config)) for _ in range(config.num_blocks))
+        self._add_norm()
+
+    def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Ids `[B, L]`, or packed `[total]` with `offsets` -> rows `[B, L, D]` or `[total, D]`."""
+        x = self._embed(items, offsets)
+        position = torch.arange(x.shape[-2], device=x.device)
+        if offsets is not None:
+            position = position - torch.repeat_interleave(
+                offsets[:-1], offsets.diff(), output_size=x.shape[0]
+            )
+        layout = None if offsets is None else self._layout(x, offsets)
+        hidden_states, residual = x + self.positions(position), None
+        for block in self.blocks:
+            hidden_states, residual = block(hidden_states, residual, layout)
+        return self.dropout.add_norm(hidden_states, residual, self.norm)[0]
+
+    def _layout(self, x: Tensor, offsets: Tensor) -> Groups | Packed:
+        if Packed.can_attend(x, self.config.num_heads):
+            return Packed(offsets.int(), min(self.config.max_len, x.shape[0]))
+        return Groups.of(offsets, x.shape[0])
+
+
+# --- plain Hyena ---
+
+
+class Hyena(HyenaRec):
+    """HyenaRec with Hyena's own kernels, an implicit `mlp` through `fft_conv`: what Legendre kernels replace.
+
+    Args:
+        config: the shape; `num_items` must be set.
+
+    Source: Poli et al., "Hyena Hierarchy: Towards Larger Convolutional Language Models", ICML 2023.
+    """
+
+    config_type = HyenaConfig
+    config: HyenaConfig
+
+
+# --- GRU4Rec ---
+
+
+class Recurrence(nn.Module):
+    """Gated recurrent units along each sequence, and a projection of their states to D channels."""
+
+    def __init__(self, config: GRU4RecConfig) -> None:
+        super().__init__()
+        hidden, layers = config.hidden_multiple * config.dim, config.num_layers
+        dropout = config.dropout if layers > 1 else 0.0  # torch drops out between layers
+        self.gru = nn.GRU(config.dim, hidden, layers, batch_first=True, dropout=dropout)
+        self.out_proj = linear(hidden, config.dim)
+
+    def forward(self, x: Tensor, offsets: Tensor | None) -> Tensor:
+        """`x` `[B, L, D]`, or packed `[total, D]` with `offsets`."""
+        if offsets is None:
+            states = self.gru(x)[0]
+        elif x.shape[0] == 0:
+            states = x.new_zeros(0, self.gru.hidden_size)
+        else:
+            index, alive = time_major(offsets)
+            rows = PackedSequence(x.new_empty(x.shape).index_copy(0, index, x), alive)
+            states = self.gru(rows)[0].data.index_select(0, index)
+        y: Tensor = self.out_proj(states)
+        return y
+
+
+def time_major(offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """How a `PackedSequence` has packed sequences: all first events, all second ones, the longest's in front.
+
+    A GPU has to wait: how many sequences are alive at each step is a loop's bound.
+
+    Returns:
+        The place of each packed event, `[total]` on the device of `offsets`, and the number of sequences that
+        have a t-th event, `[L]` on the CPU; both int64.
+    """
+    lengths = offsets.diff().cpu().numpy()
+    rank = np.empty_like(lengths)
+    rank[np.argsort(-lengths, kind="stable")] = np.arange(len(lengths))
+    time = ragged_indices(np.zeros_like(lengths), lengths)
+    alive = np.bincount(time)
+    index = offsets_of(alive)[time] + np.repeat(rank, lengths)
+    return torch.from_numpy(index).to(offsets.device), torch.from_numpy(alive)
+
+
+class GRU4Rec(SequentialModel):
+    """A recurrent network over the events, trained at every event, by the softmax unless asked otherwise.
+
+    Args:
+        config: the shape; `num_items` must be set.
+
+    Source: Hidasi et al., "Session-based Recommendations with Recurrent Neural Networks", ICLR 2016.
+    """
+
+    config_type = GRU4RecConfig
+    config: GRU4RecConfig
+
+    def __init__(self, config: GRU4RecConfig) -> None:
+        super().__init__(config)
+        self.mixer = Recurrence(config)
+        self._add_norm()
+
+    def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Ids `[B, L]`, or packed `[total]` with `offsets` -> rows `[B, L, D]` or `[total, D]`."""
+        x = self.dropout(self._embed(items, offsets))
+        rows: Tensor = self.norm(self.mixer(x, offsets))
+        return rows
+
+
+# --- those that count ---
+
+
+class CountingModel(PretrainedModel):
+    """A recommender that learns nothing: its buffers are counts of training events. `of` makes one from them.
+
+    Args:
+        config: its settings; `num_items` must be set.
+        counts: its tensors by name, as `_count` gives them.
+
+    Raises:
+        RuntimeError: the tensors are not those of such a model.
+    """
+
+    def __init__(self, config: RecommenderConfig, counts: Mapping[str, Tensor]) -> None:
+        super().__init__(config)
+        for name, tensor in counts.items():
+            self.register_buffer(name, tensor)
+        shapes = {name: list(tensor.shape) for name, tensor in counts.items()}
+        if shapes != (expected := self._shapes(len(counts.get("counts", ())))):
+            raise RuntimeError(f"counts must be tensors of the shapes {expected}, got {shapes}")
+
+    @classmethod
+    def of(cls, train: Histories, config: RecommenderConfig | None = None) -> Self:
+        """The model of these training events; unknown items (0) are left out."""
+        config = cls.config_type(num_items=train.num_items) if config is None else config
+        return cls(config, cls._count(train))
+
+    def encode(self, items: Tensor, offsets: Tensor) -> Tensor:
+        """Each packed history's last item, `[B]`: of all that it holds, no count looks at more."""
+        return items[offsets[1:] - 1]
+
+    @staticmethod
+    def _count(train: Histories) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def _shapes(self, counts: int) -> dict[str, list[int]]:
+        """What the tensors' shapes must be, where there are so many counts."""
+        raise NotImplementedError
+
+    @classmethod
+    def _restore(cls, config: RecommenderConfig, tensors: Mapping[str, Tensor]) -> Self:
+        return cls(config, tensors)
+
+
+class Popularity(CountingModel):
+    """Scores each item by how often it occurs in training, whatever the history."""
+
+    config_type = PopularityConfig
+    counts: Tensor
+
+    @staticmethod
+    def _count(train: Histories) -> dict[str, Tensor]:
+        counts = np.bincount(train.items, minlength=train.num_items + 1)[1:]
+        return {"counts": torch.from_numpy(counts.astype(np.float64))}
+
+    def _shapes(self, counts: int) -> dict[str, list[int]]:
+        return {"counts": [self.num_items]}
+
+    def score_tile(self, state: Tensor, first: int, last: int) -> Tensor:
+        """Counts of the columns `first` up to `last`, the same for each history, float64."""
+        return self.counts[first:last].expand(len(state), -1)
+
+
+class Markov(CountingModel):
+    """First-order Markov counts: how often each item came right after the history's last one in training.
+
+    Ties, such as all the items that never did, are broken by popularity. Memory is one entry for each
+    distinct pair of neighbours, not V x V.
+    """
+
+    config_type = MarkovConfig
+    pairs: Tensor
+    """int64, ascending: (V + 1) times an item's id plus the id of one that came right after it."""
+    counts: Tensor
+    tie_break: Tensor
+
+    @staticmethod
+    def _count(train: Histories) -> dict[str, Tensor]:
+        events = np.arange(1, train.num_events)
+        follows = np.ones(train.num_events, dtype=bool)
+        follows[train.offsets[:-1][train.lengths > 0]] = False  # the first event of a user follows nothing
+        follows = follows[1:] & (train.items[:-1] > 0) & (train.items[1:] > 0)
+        last = train.items[events[follows] - 1].astype(np.int64)
+        following = train.items[events[follows]].astype(np.int64)
+        pairs, counts = np.unique(last * (train.num_items + 1) + following, return_counts=True)
+        popularity = Popularity.of(train).counts
+        return {
+            "pairs": torch.from_numpy(pairs),
+            "counts": torch.from_numpy(counts.astype(np.float64)),
+            # Below 1, the smallest difference of two counts.
+            "tie_break": popularity / (popularity.max() + 1),
+        }
+
+    def _shapes(self, counts: int) -> dict[str, list[int]]:
+        return {"pairs": [counts], "counts": [counts], "tie_break": [self.num_items]}
+
+    def score_tile(self, state: Tensor, first: int, last: int) -> Tensor:
+        """Counts of columns `first` up to `last` after each last item, plus popularity below 1, float64."""
+        scores = self.tie_break[first:last].repeat(len(state), 1)
+        smallest = state * (self.num_items + 1) + 1  # the pair of each last item with item 1
+        starts, ends = (torch.searchsorted(self.pairs, smallest + column) for column in (first, last))
+        lengths = ends - starts
+        row = torch.repeat_interleave(torch.arange(len(state), device=state.device), lengths)
+        entry = torch.arange(len(row), device=state.device) + (starts - lengths.cumsum(0) + lengths)[row]
+        column = self.pairs[entry] - smallest[row] - first
+        return scores.index_put_((row, column), self.counts[entry], accumulate=True)

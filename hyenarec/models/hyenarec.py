@@ -1,0 +1,406 @@
+"""HyenaRec, top to bottom: item ids in, one hidden row an event out, scores over the catalogue.
+
+    x   = dropout(sqrt(D) E[items])
+    per block:  x = x + dropout(mixer(norm(x)));  x = x + dropout(ffn(norm(x)))
+    scores = norm(x_last) · E[item] + bias[item]
+
+No position table: time lives in the convolution kernels. Every sequence starts at index 0 (packed, or
+padded on the right), so a history gives the same numbers alone, in a batch, and packed with others.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from hyenarec import ops
+from hyenarec.config import BlocksConfig, ModelConfig, SequentialConfig
+from hyenarec.models.dropout import Dropout
+from hyenarec.models.kernels import KERNELS, LegendreKernel
+from hyenarec.models.pretrained import PretrainedModel
+from hyenarec.models.stream import Stream
+
+EMBEDDING_STD = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Padding:
+    """Packed sequences as a rectangle and back: for the FFT, the one operation that needs one.
+
+    Attributes:
+        index: int64 `[total]`, the place of each event among the rectangle's `B * L`.
+        shape: B and L, the number of sequences and the longest one's length.
+    """
+
+    index: Tensor
+    shape: tuple[int, int]
+
+    @staticmethod
+    def around(offsets: Tensor, total: int) -> Padding:
+        """Finds the places; a GPU has to wait, for the rectangle's size depends on the offsets' values."""
+        lengths = offsets.diff()
+        shape = (lengths.shape[0], int(lengths.max()) if lengths.shape[0] > 0 else 0)
+        first = torch.arange(shape[0], device=offsets.device) * shape[1] - offsets[:-1]
+        index = torch.repeat_interleave(first, lengths, output_size=total)
+        return Padding(index + torch.arange(total, device=offsets.device), shape)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Packed `[total, C]` -> `[B, L, C]` with zeros behind each sequence's end."""
+        batch, length = self.shape
+        padded = x.new_zeros(batch * length, x.shape[1]).index_copy(0, self.index, x)
+        return padded.view(batch, length, x.shape[1])
+
+    def pack(self, x: Tensor) -> Tensor:
+        """`[B, L, C]` -> packed `[total, C]`."""
+        return x.flatten(0, 1).index_select(0, self.index)
+
+
+def linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
+    """A linear layer as all blocks have it: Xavier-uniform times `gain`, and no bias at first."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def branch_gain(config: BlocksConfig) -> float:
+    """Of a branch's last layer: all branches together then add up to one, however many blocks there are."""
+    return 1 / math.sqrt(2 * config.num_blocks)
+
+
+class LongConv(nn.Module):
+    """post ⊙ (κ * (pre ⊙ u) + skip ⊙ pre ⊙ u), with the kernel family of the configuration."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.kernel = KERNELS[config.kernel](config.dim, config)
+        self.skip = nn.Parameter(torch.randn(config.dim))
+
+    def forward(
+        self, u: Tensor, pre_gate: Tensor | None, post_gate: Tensor, offsets: Tensor | None
+    ) -> Tensor:
+        """`u` and gates `[B, L, D]`, or packed for a Legendre kernel `[total, D]` with `offsets`."""
+        kernel = self.kernel
+        if isinstance(kernel, LegendreKernel):
+            return ops.legendre_conv(
+                u, kernel.coeffs, kernel.decay, kernel.horizon, self.skip, pre_gate, post_gate, offsets
+            )
+        return ops.fft_conv(u, kernel(u.shape[1]), self.skip, pre_gate, post_gate)
+
+
+class Mixer(nn.Module):
+    """Hyena operator of order n: n + 1 projections, n - 1 long convolutions between gates."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim, width, projections = config.dim, config.short_conv_width, config.order + 1
+        self.in_proj = linear(dim, projections * dim)
+        self.short_weight = nn.Parameter(
+            torch.empty(projections * dim, width).uniform_(-1, 1) / math.sqrt(width)
+        )
+        self.short_bias = nn.Parameter(torch.zeros(projections * dim))
+        self.convs = nn.ModuleList(LongConv(config) for _ in range(config.order - 1))
+        self.out_proj = linear(dim, dim, gain=branch_gain(config))
+
+    def forward(self, x: Tensor, offsets: Tensor | None, padding: Padding | None) -> Tensor:
+        """`x` `[B, L, D]`, or packed `[total, D]` with `offsets`, and `padding` if a kernel needs it."""
+        x = self.in_proj(x)
+        conv = cast(LongConv, self.convs[0])
+        if len(self.convs) == 1 and isinstance(conv.kernel, LegendreKernel):
+            x = ops.hyena_mixer(
+                x,
+                self.short_weight,
+                self.short_bias,
+                conv.kernel.coeffs,
+                conv.kernel.decay,
+                conv.kernel.horizon,
+                conv.skip,
+                offsets,
+            )
+        else:
+            x = self._step_by_step(x, offsets, padding)
+        y: Tensor = self.out_proj(x)
+        return y
+
+    def _step_by_step(self, x: Tensor, offsets: Tensor | None, padding: Padding | None) -> Tensor:
+        x = ops.short_conv(x, self.short_weight, self.short_bias, offsets)
+        if padding is not None:
+            x = padding.pad(x)
+        *queries, k, v = x.chunk(len(self.convs) + 2, dim=-1)
+        pre_gate: Tensor | None = k
+        for conv, q in zip(self.convs, reversed(queries), strict=True):
+            v, pre_gate = conv(v, pre_gate, q, offsets), None
+        return v if padding is None else padding.pack(v)
+
+
+class MixerStep:
+    """`Mixer.forward` for the next events of one sequence, and what it keeps of those before them.
+
+    Args:
+        mixer: one with `legendre` kernels. What the convolutions need of its weights is computed here, once.
+    """
+
+    def __init__(self, mixer: Mixer) -> None:
+        convs = cast("list[LongConv]", list(mixer.convs))
+        kernels = [cast(LegendreKernel, conv.kernel) for conv in convs]
+        # Without the modules' lookups and hooks, which would take a fourth of an event's time.
+        self._in_proj, self._out_proj = mixer.in_proj.forward, mixer.out_proj.forward
+        self._short_bias = mixer.short_bias
+        self._short_weight = mixer.short_weight.t().contiguous().t()  # as short_conv reads it, without a copy
+        self._weights = [
+            ops.legendre_step_weights(kernel.coeffs, kernel.decay, kernel.horizon, conv.skip)
+            for conv, kernel in zip(convs, kernels, strict=True)
+        ]
+        self._horizon = kernels[0].horizon
+        channels, width = mixer.short_weight.shape
+        self._rows = mixer.short_weight.new_zeros(width - 1, channels)  # the last events' projections
+        self._states = [ops.legendre_step_state(kernel.coeffs, 1) for kernel in kernels]
+
+    def __call__(self, x: Tensor, position: Tensor) -> Tensor:
+        """The next events `[L, D]` -> `[L, D]`; `position` `[1]` is the first one's, counted from 0."""
+        past, length = self._rows.shape[0], x.shape[0]
+        rows = torch.cat([self._rows, self._in_proj(x)])
+        self._rows = rows.narrow(0, length, past).clone()
+        filtered = ops.short_conv(rows.unsqueeze(0), self._short_weight, self._short_bias)
+        filtered = filtered.narrow(1, past, length)
+        *queries, k, v = filtered.chunk(len(self._states) + 2, dim=-1)
+        pre_gate: Tensor | None = k
+        for state, weights, q in zip(self._states, self._weights, reversed(queries), strict=True):
+            v, pre_gate = ops.legendre_step(state, v, position, weights, self._horizon, pre_gate, q), None
+        return self._out_proj(v.squeeze(0))
+
+    def copy(self) -> MixerStep:
+        """The same past, from which it goes its own way."""
+        other = copy.copy(self)
+        other._rows = self._rows.clone()
+        other._states = [state.clone() for state in self._states]
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory of what it keeps."""
+        return self._rows.nbytes + sum(state.nbytes for state in self._states)
+
+
+class FeedForward(nn.Sequential):
+    """Linear, GELU, linear, applied to each event by itself."""
+
+    def __init__(self, config: BlocksConfig) -> None:
+        inner = config.ffn_multiple * config.dim
+        gain = branch_gain(config)
+        super().__init__(linear(config.dim, inner), nn.GELU(), linear(inner, config.dim, gain))
+
+
+class Block(nn.Module):
+    """Two residual branches, each normalised before and dropped out after: events mix, then channels.
+
+    Args:
+        config: the shape.
+        mixer: maps `[..., D]` to `[..., D]`, given how the sequences lie in it.
+    """
+
+    def __init__(self, config: BlocksConfig, mixer: nn.Module) -> None:
+        super().__init__()
+        self.mixer_norm = nn.LayerNorm(config.dim)
+        self.mixer = mixer
+        self.ffn_norm = nn.LayerNorm(config.dim)
+        self.ffn = FeedForward(config)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(
+        self, hidden_states: Tensor, residual: Tensor | None, *layout: object
+    ) -> tuple[Tensor, Tensor]:
+        """One block; each norm first drops out the branch before it and adds it to the residual stream.
+
+        Args:
+            hidden_states: `[..., D]`, what is still to be added: the last branch before this block, or the
+                embedded events.
+            residual: `[..., D]`, the residual stream without it. None: there is nothing else yet.
+            layout: the rest as the mixer takes it.
+
+        Returns:
+            The block's last branch, and the residual stream without it.
+        """
+        hidden_states, residual = self.dropout.add_norm(hidden_states, residual, self.mixer_norm)
+        hidden_states = self.mixer(hidden_states, *layout)
+        hidden_states, residual = self.dropout.add_norm(hidden_states, residual, self.ffn_norm)
+        return self.ffn(hidden_states), residual
+
+
+class BlockStep:
+    """`Block.forward` for the next events of one sequence, without dropout.
+
+    Args:
+        block: one whose mixer is a `Mixer` with `legendre` kernels.
+    """
+
+    def __init__(self, block: Block) -> None:
+        self._mix = MixerStep(cast(Mixer, block.mixer))
+        # Without the modules' lookups and hooks, as in `MixerStep`.
+        self._mixer_norm, self._ffn_norm = block.mixer_norm.forward, block.ffn_norm.forward
+        self._ffn = [layer.forward for layer in block.ffn]
+
+    def __call__(self, x: Tensor, position: Tensor) -> Tensor:
+        """The residual stream `[L, D]` before the block -> behind it; `position` as for `MixerStep`."""
+        x = x + self._mix(self._mixer_norm(x), position)
+        inner = self._ffn_norm(x)
+        for layer in self._ffn:
+            inner = layer(inner)
+        return x + inner
+
+    def copy(self) -> BlockStep:
+        """The same past, from which it goes its own way."""
+        other = copy.copy(self)
+        other._mix = self._mix.copy()
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory of what it keeps."""
+        return self._mix.nbytes
+
+
+class SequentialModel(PretrainedModel):
+    """What all models share that learn: the item embedding, and the same once more as the output layer.
+
+    A model adds its layers in `__init__`, ends it with `_add_norm`, and runs them in `forward`.
+
+    Args:
+        config: the shape; `num_items` must be set.
+    """
+
+    config: SequentialConfig
+    norm: nn.LayerNorm
+
+    def __init__(self, config: SequentialConfig) -> None:
+        super().__init__(config)
+        self.items = nn.Embedding(self.num_items + 1, config.dim, padding_idx=0)
+        self.item_bias = nn.Parameter(torch.zeros(self.num_items))
+        self.dropout = Dropout(config.dropout)
+
+    def _add_norm(self) -> None:
+        """Adds the last norm, behind the model's own layers, and gives the item embedding its first values.
+
+        Both come last, so that a seed gives the same weights and parameters keep their order, by which a
+        checkpoint numbers them.
+        """
+        self.norm = nn.LayerNorm(self.config.dim)
+        # Small, so that scores start near 0. As an input it is scaled by sqrt(D), else the branches drown it.
+        with torch.no_grad():
+            self.items.weight[1:].normal_(std=EMBEDDING_STD)
+            self.items.weight[0].zero_()
+
+    def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """One hidden row for each event, which has seen that event and those before it in its own sequence.
+
+        Args:
+            items: int64 ids, 1..V (0 = none): `[B, L]` padded on the right, or packed `[total]` with
+                `offsets`.
+            offsets: `[B + 1]` int64, where each packed sequence begins and ends.
+
+        Returns:
+            `[B, L, D]` or `[total, D]`, normalised: its product with an item's row is that item's score.
+
+        Raises:
+            ValueError: a shape is wrong, or a sequence has more than `max_len` events. Packed sequences on
+                a GPU are not looked at before they are used: too long a one is a device-side assertion there.
+        """
+        raise NotImplementedError
+
+    def _embed(self, items: Tensor, offsets: Tensor | None) -> Tensor:
+        """The events' scaled rows of the item embedding, `[..., D]`; takes and raises what `forward` does."""
+        self._check(items, offsets)
+        rows: Tensor = self.items(items) * math.sqrt(self.config.dim)
+        return rows
+
+    def _check(self, items: Tensor, offsets: Tensor | None) -> None:
+        """Raises as `forward` says, without ever making a GPU wait."""
+        if not isinstance(items, Tensor) or not (offsets is None or isinstance(offsets, Tensor)):
+            raise ValueError(
+                f"items and offsets must be tensors, got {type(items).__name__} and {type(offsets).__name__}"
+            )
+        if offsets is not None and (offsets.dim() != 1 or offsets.shape[0] == 0):
+            raise ValueError(f"offsets must be [B + 1] with B >= 0, got {list(offsets.shape)}")
+        if items.dim() != (2 if offsets is None else 1):
+            raise ValueError(
+                f"items must be [B, L], or packed [total] with offsets, got {list(items.shape)} "
+                f"{'without' if offsets is None else 'with'} offsets"
+            )
+        max_len = self.config.max_len
+        if items.shape[-1] <= max_len:  # all packed sequences together, in which case none is too long
+            return
+        message = f"sequences must have at most max_len = {max_len} events, got one with"
+        if offsets is None:
+            raise ValueError(f"{message} {items.shape[1]}")
+        longest = offsets.diff().max()
+        if offsets.device.type == "cpu":
+            if longest > max_len:
+                raise ValueError(f"{message} {longest}")
+        else:
+            torch._assert_async(longest <= max_len, f"{message} more events")
+
+    @property
+    def item_weight(self) -> Tensor:
+        """The output layer's rows `[V, D]`: row j belongs to item j + 1."""
+        return self.items.weight[1:]
+
+    def encode(self, items: Tensor, offsets: Tensor) -> Tensor:
+        """The hidden row of each packed history's last event, `[B, D]`.
+
+        Every history must hold at least one event; an empty one raises ValueError on the CPU, and on a GPU,
+        where a check would wait for all earlier work, gives another row's state.
+        """
+        self._check(items, offsets)
+        if offsets.device.type == "cpu" and bool((offsets.diff() < 1).any()):
+            raise ValueError("offsets must describe histories of at least one event, got an empty one")
+        last: Tensor = self(items, offsets)[offsets[1:] - 1]
+        return last
+
+    def score_tile(self, state: Tensor, first: int, last: int) -> Tensor:
+        """The columns `first` up to `last` of the scores, `[B, last - first]`, from what `encode` gave."""
+        return torch.addmm(self.item_bias[first:last], state, self.item_weight[first:last].t())
+
+
+class HyenaRec(SequentialModel):
+    """The recommender: embedding, blocks, norm, and the embedding once more as the output layer.
+
+    Args:
+        config: the shape; `num_items` must be set.
+
+    Source: Liu et al., "Hyena Operator for Fast Sequential Recommendation", WWW 2026, arXiv 2603.25027.
+    """
+
+    config_type: ClassVar[type[ModelConfig]] = ModelConfig
+    config: ModelConfig
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.blocks = nn.ModuleList(Block(config, Mixer(config)) for _ in range(config.num_blocks))
+        self._add_norm()
+
+    def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Ids `[B, L]`, or packed `[total]` with `offsets` -> rows `[B, L, D]` or `[total, D]`."""
+        hidden_states, residual = self._embed(items, offsets), None
+        padding = None
+        if offsets is not None and self.config.kernel != "legendre":
+            padding = Padding.around(offsets, items.shape[0])
+        for block in self.blocks:
+            hidden_states, residual = block(hidden_states, residual, offsets, padding)
+        return self.dropout.add_norm(hidden_states, residual, self.norm)[0]
+
+    def steps(self) -> list[BlockStep]:
+        """The blocks for an empty history that grows event by event."""
+        return [BlockStep(cast(Block, block)) for block in self.blocks]
+
+    def stream(self) -> Stream:
+        """An empty history that grows event by event, with the scores of `score` in constant time and memory.
+
+        Raises:
+            ValueError: if the kernels are not `legendre` ones.
+        """
+        return Stream(self)

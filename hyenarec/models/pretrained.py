@@ -1,0 +1,108 @@
+"""A model on disk: its settings in `config.json`, its tensors in `model.safetensors`; nothing is pickled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Self
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from hyenarec.config import RecommenderConfig, model_config_from_dict
+from hyenarec.files import write_atomically
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+class PretrainedModel(nn.Module):
+    """A recommender that is described by a configuration, and can be saved and loaded.
+
+    Args:
+        config: its settings, of the class `config_type`; `num_items` must be set.
+    """
+
+    config_type: ClassVar[type[RecommenderConfig]]
+
+    def __init__(self, config: RecommenderConfig) -> None:
+        super().__init__()
+        if not isinstance(config, self.config_type):
+            raise ValueError(
+                f"config must be a {self.config_type.__name__} to make a {type(self).__name__}, "
+                f"got a {type(config).__name__}"
+            )
+        if config.num_items is None:
+            raise ValueError(
+                "config.num_items must be set to the catalogue's size before a model is made, got None"
+            )
+        self.config = config
+        self._num_items = config.num_items
+
+    @property
+    def num_items(self) -> int:
+        """V, size of the catalogue."""
+        return self._num_items
+
+    def score(self, items: Tensor, offsets: Tensor) -> Tensor:
+        """Scores of the next event after each history; see `hyenarec.evaluation.scoring.Recommender`."""
+        return self.score_tile(self.encode(items, offsets), 0, self.num_items)
+
+    def encode(self, items: Tensor, offsets: Tensor) -> Tensor:
+        """What the scores need of each packed history; see `hyenarec.evaluation.scoring.TiledRecommender`."""
+        raise NotImplementedError
+
+    def score_tile(self, state: Tensor, first: int, last: int) -> Tensor:
+        """The columns `first` up to `last` of the scores, from what `encode` gave."""
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `config.json` and `model.safetensors`; each is the old file or the new one, whole."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        text = json.dumps(dataclasses.asdict(self.config), indent=2) + "\n"
+        write_atomically(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
+        write_atomically(folder / CONFIG_FILE, text.encode())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
+        """The model that `save_pretrained` wrote, in evaluation mode on the CPU.
+
+        Raises:
+            ValueError: a file is missing or damaged, or holds a model of another class.
+        """
+        folder = Path(folder)
+        config = read_config(folder)
+        try:
+            model = cls._restore(config, safetensors.torch.load_file(folder / WEIGHTS_FILE))
+        except (safetensors.SafetensorError, RuntimeError) as error:
+            message = " ".join(str(error).split())
+            raise ValueError(
+                f"{folder / WEIGHTS_FILE} must be what {CONFIG_FILE} describes: {message}"
+            ) from None
+        return model.eval()
+
+    @classmethod
+    def _restore(cls, config: RecommenderConfig, tensors: Mapping[str, Tensor]) -> Self:
+        """The model with these settings and these tensors; RuntimeError where they do not fit together."""
+        model = cls(config)
+        model.load_state_dict(tensors)
+        return model
+
+
+def read_config(folder: str | os.PathLike[str]) -> RecommenderConfig:
+    """The settings of the model that is saved in `folder`.
+
+    Raises:
+        ValueError: a file is missing, or a setting is wrong.
+    """
+    folder = Path(folder)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise ValueError(f"folder must hold {CONFIG_FILE} and {WEIGHTS_FILE}, but {folder} has no {name}")
+    return model_config_from_dict(json.loads((folder / CONFIG_FILE).read_text()))

@@ -1,0 +1,183 @@
+"""One history, event by event: the scores of `HyenaRec.score` in constant time and memory an event.
+
+The batch path sees a whole history at once. A stream keeps of its past only what later events need: for each
+block the Legendre coefficients of its long convolutions with their current chunk (`ops.legendre_step`), and
+the last rows that the short convolution still reaches. Everything else works on one event by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from hyenarec.config import ModelConfig
+
+
+class Step(Protocol):
+    """A block of a model, and what it keeps of one history."""
+
+    def __call__(self, x: Tensor, position: Tensor) -> Tensor:
+        """The next events `[L, D]` through the block; `position` `[1]` is the first one's, counted from 0."""
+        ...
+
+    def copy(self) -> Self:
+        """The same past, from which it goes its own way."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory of what it keeps."""
+        ...
+
+
+class StreamedModel(Protocol):
+    """What a stream needs of `HyenaRec`."""
+
+    config: ModelConfig
+    items: nn.Embedding
+    item_bias: nn.Parameter
+    norm: nn.LayerNorm
+
+    @property
+    def item_weight(self) -> Tensor:
+        """The output layer's rows `[V, D]`: row j belongs to item j + 1."""
+        ...
+
+    def steps(self) -> Sequence[Step]:
+        """The blocks for an empty history that grows event by event."""
+        ...
+
+
+class Stream:
+    """A growing history and the scores of its next item; `HyenaRec.stream()` makes one.
+
+    After each event, `scores()` equals `HyenaRec.score` of the history so far up to rounding (1e-5), in
+    evaluation mode and without gradients. An event costs the same at any length; so does the state, of
+    `num_blocks · ((order - 1)(N + C) + (order + 1)(W - 1)) · D + D` numbers (`nbytes`), where N is
+    `num_coeffs`, C the 32 events of a chunk (16 for N <= 9), and W is `short_conv_width`.
+
+    The model's weights must not change while its streams live: what the convolutions need of them is computed
+    once, here, and shared with copies. To serve many users, make one stream and `copy()` it while it is
+    empty. A stream is not for several threads at a time; streams of one model may run side by side.
+
+    Args:
+        model: a model with `legendre` kernels.
+
+    Raises:
+        ValueError: if the model's kernels are of another family, which have no state of constant size.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: StreamedModel) -> None:
+        if model.config.kernel != "legendre":
+            raise ValueError(
+                f"a stream needs a model with kernel 'legendre', got {model.config.kernel!r}: only "
+                "polynomials sum up all past events in a state of constant size"
+            )
+        self._model = model
+        self._blocks = model.steps()
+        self._length = 0
+        self._whole = True
+        self._last = model.items.weight[0].clone()  # what the last block gave for the last event
+
+    def __len__(self) -> int:
+        """Number of events so far."""
+        return self._length
+
+    def append(self, item: int) -> None:
+        """Adds the next event.
+
+        Args:
+            item: its id, 1..V.
+
+        Raises:
+            ValueError: if the id is not one of the catalogue, or the stream has `max_len` events already. The
+                stream is as before then.
+            RuntimeError: if an earlier call was interrupted (Ctrl-C, out of memory) between two blocks,
+                which no longer remember the same events then. The stream's copies from before are sound.
+        """
+        self.extend((item,))
+
+    @torch.inference_mode()
+    def extend(self, items: Iterable[int]) -> None:
+        """Adds several events, oldest first: what `append` does for each, but sooner.
+
+        Args:
+            items: ids, 1..V.
+
+        Raises:
+            ValueError: as for `append`; no event is added then.
+            RuntimeError: as for `append`.
+        """
+        self._require_whole()
+        ids = [self._checked(item) for item in items]
+        max_len = self._model.config.max_len
+        if self._length + len(ids) > max_len:
+            raise ValueError(
+                f"a stream must have at most max_len = {max_len} events, got {self._length + len(ids)}: "
+                "begin another one and extend it by the latest of them"
+            )
+        if not ids:
+            return
+        items_weight = self._model.items.weight
+        position = torch.tensor([self._length], device=items_weight.device)
+        x = items_weight[torch.tensor(ids, device=items_weight.device)] * math.sqrt(self._model.config.dim)
+        self._whole = False
+        for block in self._blocks:
+            x = block(x, position)
+        self._last = x[-1].clone()
+        self._length += len(ids)
+        self._whole = True
+
+    @torch.no_grad()  # no inference mode, whose tensors cannot be changed in place: callers mask scores
+    def scores(self) -> Tensor:
+        """Scores of the next event, `[V]`: entry j is item j + 1's.
+
+        Raises:
+            ValueError: if there has been no event yet.
+            RuntimeError: as for `append`.
+        """
+        self._require_whole()
+        if self._length == 0:
+            raise ValueError("a stream must have at least one event before it has scores, got none")
+        model = self._model
+        return torch.addmv(model.item_bias, model.item_weight, model.norm(self._last))
+
+    @torch.inference_mode()
+    def copy(self) -> Stream:
+        """A stream with the same history, which goes its own way from here on.
+
+        Raises:
+            RuntimeError: as for `append`.
+        """
+        self._require_whole()
+        other = copy.copy(self)
+        other._blocks = [block.copy() for block in self._blocks]
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory for this stream alone: without the model and what copies share."""
+        return self._last.nbytes + sum(block.nbytes for block in self._blocks)
+
+    def _require_whole(self) -> None:
+        if not self._whole:
+            raise RuntimeError(
+                "the stream was interrupted while it took an event: make another one and give it the history"
+            )
+
+    def _checked(self, item: int) -> int:
+        num_items = self._model.item_bias.shape[0]
+        try:
+            index = operator.index(item)
+        except TypeError:
+            index = 0
+        if not 1 <= index <= num_items:
+            raise ValueError(f"item must be an integer in 1..V = 1..{num_items}, got {item!r}")
+        return index

@@ -1,0 +1,169 @@
+"""Training conducted from the events to the reported score; each computation lives in the module of its name.
+
+`hyenarec.train.train(config)`, `hyenarec train` and `python -m hyenarec.train` are the same. Under `torchrun`
+or `accelerate launch` the processes share the users of every step; the run is the same but for rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from hyenarec.config import TrainConfig, to_dict
+from hyenarec.data import Split, load_histories, split_histories
+from hyenarec.evaluation.evaluate import Evaluation
+from hyenarec.evaluation.report import (
+    REPORT_FILE,
+    beside_reference_baselines,
+    device_name,
+    evaluate_reference_baselines,
+    make_report,
+    text_table,
+    write_report,
+)
+from hyenarec.models.pretrained import PretrainedModel
+from hyenarec.models.registry import COUNT_BASED
+from hyenarec.train.checkpoint import Progress
+from hyenarec.train.run_folder import begin_folder, require_usable_folder
+from hyenarec.train.run_log import read_log
+from hyenarec.train.trainer import SELECTION_METRIC, TrainingRun, evaluate_as_asked
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished training gives.
+
+    Attributes:
+        model: the weights of the best validation, in evaluation mode.
+        test: the one evaluation of these weights on the test targets.
+        reference_baselines: the same evaluation of popularity and Markov counts, by name; empty in all
+            processes but the main one.
+        best_epoch: finished epochs at the best validation.
+        best_score: validation NDCG@10 there.
+        log: the records of `log.jsonl`, one an epoch.
+    """
+
+    model: PretrainedModel
+    test: Evaluation
+    reference_baselines: dict[str, Evaluation]
+    best_epoch: int
+    best_score: float
+    log: list[dict[str, Any]]
+
+    @property
+    def floors(self) -> dict[str, Evaluation]:
+        """The old name of `reference_baselines`."""
+        return self.reference_baselines
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Trains a model, keeps the weights of the best validation, and evaluates those once on the test targets.
+
+    A model that counts, markov or popularity, is counted instead; all that follows is the same.
+
+    `config.output_dir` then holds the model (`config.json`, `model.safetensors`, `vocabulary.safetensors`),
+    every figure and how it was made (`report.json`), the curves (`log.jsonl`, `tensorboard`), the settings
+    (`train_config.json`) and the last checkpoint. Torch's random seed is set.
+
+    Raises:
+        ValueError: the data, the folder or the checkpoint do not fit the configuration.
+        FloatingPointError: the loss became infinite or not a number; the message names the step.
+        TrainingInterrupted: SIGINT or SIGTERM came; a checkpoint is saved, and `resume` continues from it.
+    """
+    require_usable_folder(config)
+    split = split_histories(load_histories(config.data, config.seed), config.data)
+    config = with_catalogue(config, split.train.num_items)
+    # Without `cpu`, accelerate takes the processes of a machine without GPUs for as many runs of one process.
+    cpu = config.device == "cpu" or not torch.cuda.is_available()
+    if cpu and config.precision == "fp16":
+        raise ValueError("precision must be no or bf16 on a CPU, got 'fp16'")
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
+    try:
+        if config.model.name in COUNT_BASED:
+            return count(config, split, accelerator)
+        run = TrainingRun(config, split, accelerator)
+        run.train()
+        return finish(run)
+    finally:
+        # Else this process's next run could not choose its own precision and device.
+        AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)
+
+
+def finish(run: TrainingRun) -> TrainResult:
+    """Reports the best weights of a training."""
+    run.model.load_state_dict(run.best)
+    run.model.eval()
+    return conclude(run.config, run.split, run.model, run.progress, run.accelerator)
+
+
+def count(config: TrainConfig, split: Split, accelerator: Accelerator) -> TrainResult:
+    """Makes and reports a model that counts instead of learning.
+
+    The settings of loss, optimiser, steps and epochs are unused. It counts the training events alone, which
+    are all that the other models learn from. A report's baselines also count the events between those and
+    the targets.
+    """
+    start = time.perf_counter()
+    if accelerator.is_main_process:
+        begin_folder(config)
+    model = COUNT_BASED[config.model.name].of(split.train, config.model).eval()
+    validation = evaluate_as_asked(
+        config, model, split.validation, f"{split.name} validation", distributed=accelerator.num_processes > 1
+    )
+    progress = Progress(best_score=validation.figures[SELECTION_METRIC].mean)
+    progress.wall_seconds = time.perf_counter() - start
+    return conclude(config, split, model, progress, accelerator)
+
+
+def conclude(
+    config: TrainConfig, split: Split, model: PretrainedModel, progress: Progress, accelerator: Accelerator
+) -> TrainResult:
+    """Saves the model, evaluates it on the test targets, and reports it beside the reference baselines."""
+    folder, is_main = Path(config.output_dir), accelerator.is_main_process
+    if is_main:
+        model.save_pretrained(folder)
+        split.train.vocabulary.save(folder)
+    test = evaluate_as_asked(
+        config, model, split.test, f"{split.name} test", distributed=accelerator.num_processes > 1
+    )
+    baselines: dict[str, Evaluation] = {}
+    if is_main:
+        baselines = evaluate_reference_baselines(
+            split.train,
+            split.test,
+            max_len=test.max_len,
+            exclude_history=test.exclude_history,
+            split=test.split,
+        )
+        results = beside_reference_baselines(config.model, test, baselines)
+        written = make_report(
+            results,
+            leaks=split.leaks,
+            config=to_dict(config),
+            best_epoch=progress.best_epoch,
+            best_validation={SELECTION_METRIC: progress.best_score},
+            epochs=progress.epoch,
+            steps=progress.total_steps,
+            wall_seconds=progress.wall_seconds,
+            processes=accelerator.num_processes,
+            device=device_name(accelerator.device),
+        )
+        write_report(folder / REPORT_FILE, written)
+        print(text_table(results), split.leaks, f"saved in {folder}", sep="\n")
+    accelerator.wait_for_everyone()
+    return TrainResult(model, test, baselines, progress.best_epoch, progress.best_score, read_log(folder))
+
+
+def with_catalogue(config: TrainConfig, num_items: int) -> TrainConfig:
+    """The configuration with the size of the data's catalogue."""
+    asked = config.model.num_items
+    if asked is not None and asked != num_items:
+        raise ValueError(f"model.num_items must be {num_items} as in the data, or null, got {asked}")
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, num_items=num_items))

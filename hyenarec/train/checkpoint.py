@@ -1,0 +1,241 @@
+"""A training run on disk: one safetensors file, always whole, with all that an exact continuation needs.
+
+The tensors' names begin with the part of the run that they belong to (`model.`, `best.`, `optimizer.`,
+`random.`); configuration, progress and a digest of the data lie beside them in the file's metadata. Nothing
+is pickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hyenarec.config import TrainConfig, to_dict
+from hyenarec.config.names import NEW_NAMES
+from hyenarec.config.saved import CONFIG_OF_RUN
+from hyenarec.data import Split
+from hyenarec.files import replacing
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+FORMAT = "hyenarec-checkpoint-3"
+"""2 counted a step's windows where 3 counts its events: a run of the one cannot go on as the other."""
+
+MAY_CHANGE = ("epochs", "patience", "checkpoint_every", "output_dir", "resume", "overwrite")
+"""Settings a resumed run may change: they say how far and where to.
+
+Of these `epochs` alone changes what a step computes: the cosine schedule ends with the last epoch, so that
+other epochs stretch or shrink it from there on, and the run is not the one that had them from its beginning.
+"""
+
+
+@dataclass
+class Progress:
+    """Where a run stands, next to its tensors.
+
+    Attributes:
+        epoch: finished epochs; the run continues in the epoch of this number (counted from 0).
+        step: steps taken of that epoch.
+        total_steps: steps taken since the beginning; the learning rate follows from it.
+        loss_sum: loss summed over the events of the unfinished epoch, all processes together.
+        events: predicted events of the unfinished epoch, all processes together.
+        epoch_seconds: time spent in the training steps of the unfinished epoch.
+        wall_seconds: time spent in the run before now, validations and checkpoints included.
+        best_score: best validation NDCG@10 so far; -1, below all, before the first validation.
+        best_epoch: finished epochs at that validation.
+        validated_epoch: finished epochs at the last validation.
+        loss_scale: state of the gradient scaler; empty but for fp16.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    total_steps: int = 0
+    loss_sum: float = 0.0
+    events: int = 0
+    epoch_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    best_score: float = -1.0
+    best_epoch: int = 0
+    validated_epoch: int = 0
+    loss_scale: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All of a run: its configuration, its progress and its tensors, by the part that they belong to.
+
+    Attributes:
+        config: the `TrainConfig` as nested dictionaries.
+        progress: position, best score, counters.
+        data: the `data_digest` of what the run learns from and is measured on.
+        model: the model's state.
+        best: the model's state at the best validation; empty before the first.
+        optimizer: the optimiser's state, by `<number of the parameter>.<name>`.
+        random: states of the random generators, one row a process.
+    """
+
+    config: dict[str, Any]
+    progress: Progress
+    data: str
+    model: dict[str, Tensor]
+    best: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    random: dict[str, Tensor]
+
+
+PARTS = ("model", "best", "optimizer", "random")
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint; `path` is the old one or the new one, whole, at every moment."""
+    tensors = {
+        f"{part}.{name}": tensor.detach().cpu().contiguous()
+        for part in PARTS
+        for name, tensor in getattr(checkpoint, part).items()
+    }
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(checkpoint.config),
+        "progress": json.dumps(dataclasses.asdict(checkpoint.progress)),
+        "data": checkpoint.data,
+    }
+    with replacing(path) as partial:
+        safetensors.torch.save_file(tensors, partial, metadata)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads what `save_checkpoint` wrote, on the CPU.
+
+    Raises:
+        ValueError: the file is no checkpoint of this program.
+    """
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            for name in file.keys():  # noqa: SIM118
+                part, _, rest = name.partition(".")
+                parts.setdefault(part, {})[rest] = file.get_tensor(name)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} must be a checkpoint of a run, but it cannot be read: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} must be in the format {FORMAT}, got {metadata.get('format')!r}: resume with the version "
+            "that wrote it, or begin anew with --overwrite"
+        )
+    progress = Progress(**json.loads(metadata["progress"]))
+    config = json.loads(metadata["config"])
+    return Checkpoint(config, progress, metadata["data"], *(parts[part] for part in PARTS))
+
+
+def require_same_config(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Refuses to continue a run under settings that would make it another run.
+
+    Args:
+        saved: the settings of the checkpoint, as nested dictionaries. One that it lacks, because there was no
+            such setting yet, counts as its default.
+        current: those of the run that is to continue it.
+
+    Raises:
+        ValueError: names the first setting that differs; those in `MAY_CHANGE` may.
+    """
+    before, now = (dict(_flatten(json.loads(json.dumps(config)))) for config in (saved, current))
+    defaults = dict(_flatten(to_dict(TrainConfig())))
+    before = {name: defaults[name] for name in now if name in defaults} | before
+    settings = shlex.quote(os.path.join(now["output_dir"], CONFIG_OF_RUN))
+    for name in (*now, *before):
+        if name not in MAY_CHANGE and not _same(name, before.get(name), now.get(name)):
+            raise ValueError(
+                f"{NEW_NAMES.get(name, name)} must be {before.get(name)!r} to resume this run, "
+                f"got {now.get(name)!r}; "
+                f"hyenarec train --config {settings} --resume continues it under its own settings"
+            )
+
+
+def _same(name: str, before: object, now: object) -> bool:
+    """Whether two values of a setting mean the same; a path does if it leads to the same file."""
+    if name == "data.path":
+        return os.path.realpath(str(before)) == os.path.realpath(str(now))
+    return before == now
+
+
+def require_same_data(saved: str, current: str, path: str) -> None:
+    """Refuses to continue a run on other data than it began with.
+
+    Args:
+        saved: the `data_digest` of the checkpoint.
+        current: that of the run that is to continue it.
+        path: where the data came from, for the message.
+
+    Raises:
+        ValueError: the digests differ.
+    """
+    if saved != current:
+        raise ValueError(
+            f"data must be the same as when the run began to resume it, but {path} has other events or items "
+            f"now (SHA-256 {saved[:12]} then, {current[:12]} now)"
+        )
+
+
+def data_digest(split: Split) -> str:
+    """SHA-256 of all that a run takes from its data: catalogue, training histories and targets."""
+    digest = hashlib.sha256(json.dumps(split.train.vocabulary.item_ids.tolist()).encode())
+    arrays: list[NDArray[Any]] = [split.train.offsets, split.train.items]
+    for targets in (split.validation, split.test):
+        arrays += [targets.offsets, targets.items, targets.target_offsets, targets.target_items]
+    for array in arrays:
+        digest.update(len(array).to_bytes(8, "little"))
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors; its hyperparameters come from the configuration again."""
+    state = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Gives the optimiser the state that `pack_optimizer` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def random_state() -> dict[str, Tensor]:
+    """This process's random generators, as byte vectors."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_random_state(states: Mapping[str, Tensor]) -> None:
+    """Sets this process's random generators to what `random_state` took."""
+    # Copies: torch reads the memory below a view, a row of several processes' states, from its beginning.
+    torch.set_rng_state(states["cpu"].clone())
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].clone())
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting with its dotted name."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -1,0 +1,199 @@
+"""The training objective: cross-entropy over the whole catalogue or over sampled items of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hyenarec import ops
+from hyenarec.config import LossConfig, LossName
+from hyenarec.models.hyenarec import SequentialModel
+from hyenarec.train.item_rows import ItemRows
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What a sampled loss sees of the catalogue in one step.
+
+    Attributes:
+        rows: the rows of the items that the step has as inputs, targets or negatives.
+        negatives: int64 ids 1..V: `[K]`, shared by the step's events, or `[events, K]` for `bce`.
+        log_q: `[U]`, for the ids of `rows` the logarithm of the probability to be drawn; None: all alike.
+    """
+
+    rows: ItemRows
+    negatives: Tensor
+    log_q: Tensor | None = None
+
+
+class NextItemLoss(nn.Module):
+    """A model's loss as a module's forward: what mixed precision and gradient synchronisation wrap.
+
+    Args:
+        model: gives the hidden states and the item vectors.
+        config: which loss.
+    """
+
+    def __init__(self, model: SequentialModel, config: LossConfig | None = None) -> None:
+        super().__init__()
+        self.model, self.config = model, config or LossConfig()
+
+    def forward(
+        self, items: Tensor, offsets: Tensor | None, targets: Tensor, sample: Sample | None = None
+    ) -> Tensor:
+        """Sum of the loss over the positions whose target is an item; targets of 0 are left out.
+
+        Packed batches have a target at every position. Scores are computed for padding, too, then ignored.
+        Under autocast, hidden states and item vectors are rounded to its dtype for the products only.
+
+        Args:
+            items: int64, `[B, L]` or packed `[total]`, as the model takes them.
+            offsets: int64 `[B + 1]` of packed sequences.
+            targets: int64 like `items`, the item that came next, 1..V, or 0.
+            sample: for a sampled loss. The gradients of the item table are then those of its rows.
+
+        Returns:
+            A scalar, at least float32.
+
+        Raises:
+            ValueError: if `sample` is missing, or the loss is `softmax` and there is one.
+        """
+        config = self.config
+        if (sample is not None) != config.is_sampled:
+            given = "none" if sample is None else "one"
+            raise ValueError(
+                f"sample must be given for every loss but softmax, got {given} for {config.name}"
+            )
+        if sample is None:
+            hidden, weight, bias = self.model(items, offsets), self.model.item_weight, self.model.item_bias
+            return softmax_sum(hidden.flatten(0, -2), weight, bias, targets.flatten() - 1, config)
+        rows = sample.rows
+        hidden = functional_call(self.model, rows.parameters, (rows.renumber(items), offsets)).flatten(0, -2)
+        target, negatives = (rows.renumber(ids) - 1 for ids in (targets.flatten(), sample.negatives))
+        compared = Comparison(hidden, rows.weight[1:], rows.bias, target, negatives, sample.log_q)
+        return SAMPLED_LOSSES[config.name](compared, config, self.model.num_items)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The events of a step and the items that a sampled loss compares them with.
+
+    Attributes:
+        hidden: `[M, D]`, one row an event.
+        weight: `[U, D]`, one row an item of the sample.
+        bias: `[U]`.
+        target: `[M]` int64, the row of `weight` that came next; an event with -1 is left out.
+        negatives: int64 rows of `weight`: `[K]`, shared by all events, or `[M, K]`.
+        log_q: `[U]`, logarithm of the probability of each row to be drawn; None: all alike.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor
+    target: Tensor
+    negatives: Tensor
+    log_q: Tensor | None
+
+
+def sampled_softmax(compared: Comparison, config: LossConfig, num_items: int) -> Tensor:
+    """Cross-entropy over each target and the shared negatives."""
+    rows = (compared.hidden, compared.weight, compared.bias, compared.target)
+    return softmax_sum(*rows, config, candidates=compared.negatives, log_q=compared.log_q)
+
+
+def bce(compared: Comparison, config: LossConfig, num_items: int) -> Tensor:
+    """SASRec's binary cross-entropy."""
+    rows = (compared.hidden, compared.weight, compared.bias, compared.target)
+    return binary_cross_entropy_sum(*rows, compared.negatives)
+
+
+def gbce(compared: Comparison, config: LossConfig, num_items: int) -> Tensor:
+    """GSASRec's generalised binary cross-entropy, as a mean over the target and its negatives."""
+    count = len(compared.negatives)
+    rows = (compared.hidden, compared.weight, compared.bias, compared.target)
+    beta = gbce_beta(count, num_items, config.calibration)
+    return binary_cross_entropy_sum(*rows, compared.negatives, beta) / (count + 1)
+
+
+SAMPLED_LOSSES: dict[LossName, Callable[[Comparison, LossConfig, int], Tensor]] = {
+    "sampled_softmax": sampled_softmax,
+    "bce": bce,
+    "gbce": gbce,
+}
+"""The formula of each sampled loss; the last argument is V, the size of the catalogue."""
+
+
+def softmax_sum(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    target: Tensor,
+    config: LossConfig,
+    candidates: Tensor | None = None,
+    log_q: Tensor | None = None,
+) -> Tensor:
+    """`ops.linear_cross_entropy`, summed, with products in autocast's dtype; arguments as it has them."""
+    if torch.is_autocast_enabled(hidden.device.type):
+        half = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(half), weight.to(half)
+    return ops.linear_cross_entropy(
+        hidden,
+        weight,
+        bias,
+        target,
+        candidates=candidates,
+        log_q=log_q,
+        label_smoothing=config.label_smoothing,
+        reduction="sum",
+    )
+
+
+def binary_cross_entropy_sum(
+    hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor, negatives: Tensor, beta: float = 1.0
+) -> Tensor:
+    """Sum over the events of `-beta log p(target) - sum log(1 - p(negative))`, p being the score's sigmoid.
+
+    A negative that is the event's target is left out; one that was drawn twice counts twice. Memory is
+    O(M K), for negatives of each event's own O(M K D).
+
+    Args:
+        hidden: `[M, D]`, one row an event.
+        weight: `[V, D]`, one row an item.
+        bias: `[V]`.
+        target: `[M]` int64, the row of `weight` that came next, in `[0, V)`; an event with -1 is left out.
+        negatives: int64 in `[0, V)`: `[K]`, shared by all events, or `[M, K]`.
+        beta: weight of the targets; `gbce_beta` gives gBCE's.
+
+    Returns:
+        A scalar, at least float32.
+
+    Source: Kang and McAuley, "Self-attentive sequential recommendation", ICDM 2018, for one negative an
+    event and a beta of 1. (There it is none of the user's items; here it is another than the target.)
+    """
+    positive = (hidden * F.embedding(target.clamp(min=0), weight)).sum(-1) + bias[target]
+    if negatives.dim() == 1:
+        scores = torch.addmm(bias[negatives], hidden, F.embedding(negatives, weight).t())
+    else:
+        scores = (F.embedding(negatives, weight) @ hidden[..., None]).squeeze(-1) + bias[negatives]
+    loss = F.softplus(scores).masked_fill(negatives == target[:, None], 0).sum(-1)
+    loss = loss + beta * F.softplus(-positive)
+    return loss.masked_fill(target < 0, 0).sum()
+
+
+def gbce_beta(negatives: int, num_items: int, calibration: float) -> float:
+    """The power of the target's probability in gBCE, 1 - t (1 - a) for a sampling rate of a.
+
+    Args:
+        negatives: number of negatives that an event is compared with.
+        num_items: V; a is `negatives / (V - 1)`, the share of the other items, 1 at most.
+        calibration: t, from 0 (plain binary cross-entropy) to 1 (the power is a: fully calibrated).
+
+    Source: Petrov and Macdonald, "gSASRec: reducing overconfidence in sequential recommendation trained with
+    negative sampling", RecSys 2023.
+    """
+    return 1 - calibration * (1 - min(negatives / max(num_items - 1, 1), 1))

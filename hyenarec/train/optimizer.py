@@ -1,0 +1,136 @@
+"""AdamW, lazy where a gradient is sparse; its rate by the step, and what is decayed by what it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hyenarec.config import OptimizerConfig
+from hyenarec.models.kernels import KERNELS
+
+
+class LazyAdamW(torch.optim.AdamW):
+    """AdamW that updates a parameter with a row-sparse gradient in the gradient's rows alone.
+
+    A row is treated as AdamW treats a parameter of its own, in those steps in which it has a gradient; any
+    other step leaves its values, moments and number of steps as they are, and costs nothing. The correction
+    for the moments' beginning at zero counts the row's own steps: by the steps of the whole run, as
+    `torch.optim.SparseAdam` counts them, the first updates of a rare row would have another size than those
+    of a frequent one. Weight decay, too, acts on the rows of the gradient only.
+
+    With dense gradients this is `torch.optim.AdamW`; with sparse ones that hold every row it is the same up
+    to rounding. A parameter's gradients are either all dense or all sparse.
+
+    A gradient scaler leaves its scale, and whether a gradient overflowed, on the device, where a step that
+    must be skipped writes what there was: neither for AdamW's own parameters nor for rows does a GPU wait.
+
+    Args:
+        groups: parameters, or groups of them with settings of their own, as every optimiser takes them.
+        lr: learning rate.
+        betas: exponential decay rates of the two moments.
+
+    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+    """
+
+    def __init__(
+        self, groups: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, betas: tuple[float, float]
+    ) -> None:
+        super().__init__(groups, lr=lr, betas=betas, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; `closure`, if there is one, computes the loss and the gradients first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        sparse = [
+            (group, parameter, parameter.grad)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None and parameter.grad.is_sparse
+        ]
+        for _, parameter, _ in sparse:
+            parameter.grad = None  # AdamW passes it over
+        super().step()
+        for group, parameter, gradient in sparse:
+            self._step_rows(group, parameter, gradient.coalesce())
+            parameter.grad = gradient
+        return loss
+
+    def _step_rows(self, group: dict[str, Any], parameter: Tensor, gradient: Tensor) -> None:
+        """Updates the rows that `gradient` holds, in time and memory that depend on their number alone."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(len(parameter), device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        index, grad = gradient.indices()[0], self._unscaled(gradient.values())
+        (beta1, beta2), lr = group["betas"], group["lr"]
+        step = state["step"].index_select(0, index).add_(1)
+        first = state["exp_avg"].index_select(0, index).lerp_(grad, 1 - beta1)
+        second = state["exp_avg_sq"].index_select(0, index).mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        for name, rows in (("step", step), ("exp_avg", first), ("exp_avg_sq", second)):
+            self._write_rows(state[name], index, rows)
+        # 1 - beta^step in float64, for it begins as a small difference; one number a row.
+        step = step.double().view(-1, *(1,) * (grad.dim() - 1))
+        rate = (lr / (1 - beta1**step)).to(grad.dtype)
+        scale = (1 - beta2**step).sqrt_().to(grad.dtype)
+        update = first.mul_(rate).div_(second.sqrt_().div_(scale).add_(group["eps"]))
+        rows = parameter.index_select(0, index).mul_(1 - lr * group["weight_decay"]).sub_(update)
+        self._write_rows(parameter, index, rows)
+
+    def _unscaled(self, gradient: Tensor) -> Tensor:
+        """The gradient without the scale that a gradient scaler has left in it, if there is one."""
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        return gradient if scale is None else gradient / scale
+
+    def _write_rows(self, table: Tensor, index: Tensor, rows: Tensor) -> None:
+        """Puts the rows into the table, unless a gradient scaler has found that a gradient overflowed."""
+        overflowed: Tensor | None = getattr(self, "found_inf", None)
+        if overflowed is not None:
+            rows = torch.where(overflowed > 0, table.index_select(0, index), rows)
+        table.index_copy_(0, index, rows)
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> LazyAdamW:
+    """AdamW over two groups of the model's parameters: those that decay, then all others."""
+    decayed, others = parameter_groups(model)
+    return LazyAdamW(
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        betas=config.betas,
+    )
+
+
+def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Splits the parameters into those that weight decay shrinks and those that it leaves alone.
+
+    Decayed are the matrices of linear and recurrent layers: zero is their neutral value. Not decayed are
+    biases, norms, embeddings, convolution taps, and all that makes a long kernel, linear layers included:
+    shrinking a decay rate, a coefficient or a filter's phase changes a shape, not a size.
+    """
+    kernels = tuple(KERNELS.values())
+    in_kernels = {p for module in model.modules() if isinstance(module, kernels) for p in module.parameters()}
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.RNNBase)]
+    matrices = {p for layer in layers for p in layer.parameters() if p.dim() == 2} - in_kernels
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [p for p in trained if p in matrices], [p for p in trained if p not in matrices]
+
+
+def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:
+    """The learning rate of a step, counted from 0 over the whole run.
+
+    It grows linearly to the peak, which step `warmup_steps` is the first to have; then it stays, or follows
+    half a cosine down to `final_rate` x the peak, which the last step, `total_steps - 1`, has.
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
+    if config.schedule == "constant":
+        return config.learning_rate
+    passed = (step - config.warmup_steps) / max(total_steps - 1 - config.warmup_steps, 1)
+    share = (1 + math.cos(math.pi * min(passed, 1.0))) / 2
+    return config.learning_rate * (config.final_rate + (1 - config.final_rate) * share)

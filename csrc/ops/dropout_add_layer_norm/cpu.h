@@ -255,7 +255,7 @@ HYENAREC_INLINE void backward_row(
     if (grad_normed) {
       const V weighted =
           simd::load_first<V>(grad_normed + d, count) * simd::load_first<V>(call.weight + d, count);
-      grad = (weighted - means.grad - normalized(d, count) * means.product) * rstd;
+      grad = simd::rounded((weighted - means.grad - normalized(d, count) * means.product) * rstd);
     }
     if (grad_sum) grad += simd::load_first<V>(grad_sum + d, count);
     if (grad_residual) simd::store_first(grad, grad_residual + d, count);

@@ -142,8 +142,19 @@ HYENAREC_INLINE void store_first(const V& value, scalar_t* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
 }
 
-// Calls visit(i, lanes) for vectors that cover [first, count): of `lanes` numbers, an integral constant, then of
-// half as many, and so on for the rest.
+// The lanes themselves, as a product that is rounded before anything is added to it. Otherwise the compiler
+// fuses the two where they stand in one branch, and the same numbers come out differently elsewhere.
+template <typename V>
+HYENAREC_INLINE V rounded(const V& product) {
+#if defined(HYENAREC_HAS_TARGETS)
+  return __builtin_assoc_barrier(product);
+#else
+  return product;
+#endif
+}
+
+// Calls visit(i, lanes) for vectors that cover [first, count): of `lanes` numbers, an integral constant, then
+// of half as many, and so on for the rest.
 template <int lanes, typename Visit>
 HYENAREC_INLINE void for_each_vector(int64_t first, int64_t count, const Visit& visit) {
   for (; first + lanes <= count; first += lanes) visit(first, std::integral_constant<int, lanes>{});

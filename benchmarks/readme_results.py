@@ -162,8 +162,8 @@ def scan() -> str:
         if num_coeffs == 17 and events >= 131_000
     ]
     return (
-        "**The scan.** `legendre_conv` with gates and skip, 17 coefficients, 131,000 events in sequences of length "
-        f"L, on a CPU, float32, D = 64 {machine(run)}: "
+        "**The scan.** `legendre_conv` with gates and skip, 17 coefficients, 131,000 events in sequences of "
+        f"length L, on a CPU, float32, D = 64 {machine(run)}: "
         f"{RATIOS.format('the same function in `torch.fft`')}\n\n"
         f"{table(['L', *DIRECTIONS], rows)}"
     )

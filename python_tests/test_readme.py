@@ -64,3 +64,13 @@ def test_the_training_example_names_what_exists() -> None:
     code = example_with("TrainConfig").replace("hyenarec.train.train(", "record(")
     exec(code, {"record": started.append})
     assert started[0].output_dir == "runs/shop"
+
+
+def test_the_scan_page_names_what_exists() -> None:
+    sources = [path for path in (ROOT / "csrc" / "ops").rglob("*") if path.is_file()]
+    words = {word for path in sources for word in re.findall(r"\w+", path.read_text())}
+    code = " ".join(re.findall(r"`([^`\n]+)`", (ROOT / "docs" / "scan.md").read_text()))
+    files = set(re.findall(r"\w+\.(?:h|cuh)\b", code))
+    names = set(re.findall(r"\b[A-Za-z]\w+", re.sub(r"\S+(?:/|\.(?:h|cuh|py)\b)", "", code)))
+    assert files - {path.name for path in sources} == set()
+    assert names - words == {"X_backward"}  # for every stage X

@@ -34,7 +34,7 @@ from hyenarec.memory import reset_peak, resident, run_in_subprocess
 
 DIM = 64
 SHAPES = [(16000, 3416), (16000, 1000), (4000, 26744)]  # rows, items; the first is MovieLens-1M's step
-# Scores of a tile, and its fewest and most rows, as in csrc/ops/cpu and csrc/ops/cuda.
+# Scores of a tile, and its fewest and most rows, as in csrc/ops/linear_cross_entropy.
 TILES = {"cpu": (1 << 20, 64, 1024), "cuda": (1 << 26, 64, 1 << 30)}
 SAMPLED_ROWS, NEGATIVES = 16000, 1000
 SAMPLED_ITEMS = (10_000, 1_000_000)

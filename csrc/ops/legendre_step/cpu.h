@@ -54,8 +54,9 @@ struct State {
 };
 
 // basis[n] = P_n at event j of a chunk that starts with `remaining` events of the horizon left.
+// Not inlined: its numbers are then those of a machine without fused multiply-adds, the same everywhere.
 template <typename scalar_t>
-inline void fill_basis(int64_t j, int64_t remaining, std::vector<scalar_t>& basis) {
+__attribute__((noinline)) void fill_basis(int64_t j, int64_t remaining, std::vector<scalar_t>& basis) {
   const double place = legendre_position(j, remaining);
   double current = 1.0, previous = 0.0;
   for (size_t n = 0; n < basis.size(); ++n) {

@@ -72,6 +72,7 @@ def same_run(one: Path, other: Path) -> bool:
     return logs[0] == logs[1] and weights[0] == weights[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "steps"), [(KILLED_IN_A_STEP, 6), (KILLED_IN_A_CHECKPOINT, 3)], ids=["step", "checkpoint"]
 )
@@ -137,6 +138,7 @@ def test_a_signal_during_a_validation_is_not_lost(make_config, tmp_path, monkeyp
     assert same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_command_saves_and_leaves_with_the_status_of_the_signal(events, tmp_path, number, status):
     folder = tmp_path / "run"

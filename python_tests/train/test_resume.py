@@ -112,7 +112,7 @@ def test_a_signal_finishes_the_step_and_resuming_is_exact(
             train(make_config())
     assert stopped.value.code == 130 and stopped.value.signal == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is handler
-    assert "--resume (in place of --overwrite) continues the run" in capsys.readouterr().out
+    assert "--resume (instead of --overwrite) continues the run" in capsys.readouterr().out
     saved = load_checkpoint(tmp_path / "run" / "checkpoint.safetensors")
     assert step < saved.progress.total_steps <= step + 2
     resumed = train(make_config(resume=True))
@@ -159,7 +159,7 @@ def test_the_command_saves_and_leaves_with_the_status_of_the_signal(events, tmp_
     out, err = process.communicate(timeout=300)
     assert process.returncode == status, err
     assert (
-        "--resume (in place of --overwrite) continues the run" in out.splitlines()[-1]
+        "--resume (instead of --overwrite) continues the run" in out.splitlines()[-1]
         and "Traceback" not in err
     )
     assert load_checkpoint(folder / "checkpoint.safetensors").progress.total_steps > 0

@@ -62,6 +62,7 @@ MODULES = {
     "report": "hyenarec.evaluation.report",
     "train": "hyenarec.train",
 }
+"""The modules that are attributes of the package, and where they lie."""
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -2,19 +2,6 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(hyenarec, m) {
-  m.def("legendre_kernel(Tensor coeffs, Tensor decay, SymInt horizon, SymInt length) -> Tensor");
-  m.def(
-      "legendre_kernel_backward(Tensor grad, Tensor coeffs, Tensor decay, SymInt horizon) -> (Tensor, "
-      "Tensor)");
-
-  m.def(
-      "fft_conv(Tensor u, Tensor kernel, Tensor? skip=None, Tensor? pre_gate=None, Tensor? post_gate=None) "
-      "-> Tensor");
-  m.def(
-      "fft_conv_backward(Tensor grad, Tensor u, Tensor kernel, Tensor? skip, Tensor? pre_gate, Tensor? "
-      "post_gate, "
-      "bool[5] needs_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-
   m.def(
       "dropout_add_layer_norm(Tensor branch, Tensor? residual, Tensor weight, Tensor bias, float p=0., float "
       "eps=1e-05, Tensor? seed=None) -> (Tensor, Tensor)");

@@ -1,9 +1,10 @@
-#include "legendre_kernel.h"
-
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
+
+#include "arguments.h"
+#include "legendre_kernel.h"
 
 namespace hyenarec {
 namespace {
@@ -41,10 +42,11 @@ at::Tensor legendre_kernel_autograd(
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  m.impl("legendre_kernel", hyenarec::legendre_kernel_autograd);
+  m.impl("legendre_kernel", legendre_kernel_autograd);
   // Second derivatives raise: "derivative for hyenarec::legendre_kernel_backward is not implemented".
   m.impl("legendre_kernel_backward", torch::autograd::autogradNotImplementedFallback());
 }
+
+}  // namespace hyenarec

@@ -138,7 +138,7 @@ HyenaMixerGradients hyena_mixer_backward_cpu(const HyenaMixerBackwardArguments& 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
   using namespace hyenarec;
   using hyenarec::detail::unpacked;
-  m.impl("hyena_mixer", unpacked<decltype(hyena_mixer), hyena_mixer_cpu>);
+  m.impl("hyena_mixer", unpacked<HyenaMixerSignature, hyena_mixer_cpu>);
   m.impl("hyena_mixer_with_states", unpacked<HyenaMixerWithStates, hyena_mixer_with_states_cpu>);
   m.impl("hyena_mixer_backward", unpacked<HyenaMixerBackward, hyena_mixer_backward_cpu>);
 }

@@ -151,6 +151,6 @@ HyenaMixerGradients hyena_mixer_backward_cuda(const HyenaMixerBackwardArguments&
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
   using namespace hyenarec;
   using hyenarec::detail::unpacked;
-  m.impl("hyena_mixer", unpacked<decltype(hyena_mixer), hyena_mixer_cuda>);
+  m.impl("hyena_mixer", unpacked<HyenaMixerSignature, hyena_mixer_cuda>);
   m.impl("hyena_mixer_backward", unpacked<HyenaMixerBackward, hyena_mixer_backward_cuda>);
 }

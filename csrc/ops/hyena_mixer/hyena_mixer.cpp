@@ -19,7 +19,7 @@ at::Tensor hyena_mixer(
     c10::SymInt horizon,
     const at::Tensor& skip,
     const OptionalTensor& offsets) {
-  static const auto op = detail::find_operator<decltype(hyena_mixer)>("hyena_mixer");
+  static const auto op = detail::find_operator<HyenaMixerSignature>("hyena_mixer");
   return op.call(x, short_weight, short_bias, coeffs, decay, std::move(horizon), skip, offsets);
 }
 
@@ -138,7 +138,7 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
   using namespace hyenarec;
   using hyenarec::detail::unpacked;
-  m.impl("hyena_mixer", unpacked<decltype(hyena_mixer), hyena_mixer_meta>);
+  m.impl("hyena_mixer", unpacked<HyenaMixerSignature, hyena_mixer_meta>);
   m.impl("hyena_mixer_with_states", unpacked<HyenaMixerWithStates, hyena_mixer_with_states_meta>);
   m.impl("hyena_mixer_backward", unpacked<HyenaMixerBackward, hyena_mixer_backward_meta>);
 }

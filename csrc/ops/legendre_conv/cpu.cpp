@@ -131,7 +131,7 @@ LegendreConvGradients legendre_conv_backward_cpu(const LegendreConvBackwardArgum
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
   using namespace hyenarec;
   using hyenarec::detail::unpacked;
-  m.impl("legendre_conv", unpacked<decltype(legendre_conv), legendre_conv_cpu>);
+  m.impl("legendre_conv", unpacked<LegendreConvSignature, legendre_conv_cpu>);
   m.impl("legendre_conv_with_states", unpacked<LegendreConvWithStates, legendre_conv_with_states_cpu>);
   m.impl("legendre_conv_backward", unpacked<LegendreConvBackward, legendre_conv_backward_cpu>);
 }

@@ -99,6 +99,6 @@ LegendreConvGradients legendre_conv_backward_cuda(const LegendreConvBackwardArgu
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
   using namespace hyenarec;
   using hyenarec::detail::unpacked;
-  m.impl("legendre_conv", unpacked<decltype(legendre_conv), legendre_conv_cuda>);
+  m.impl("legendre_conv", unpacked<LegendreConvSignature, legendre_conv_cuda>);
   m.impl("legendre_conv_backward", unpacked<LegendreConvBackward, legendre_conv_backward_cuda>);
 }

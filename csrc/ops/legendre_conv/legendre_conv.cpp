@@ -18,7 +18,7 @@ at::Tensor legendre_conv(
     const OptionalTensor& pre_gate,
     const OptionalTensor& post_gate,
     const OptionalTensor& offsets) {
-  static const auto op = detail::find_operator<decltype(legendre_conv)>("legendre_conv");
+  static const auto op = detail::find_operator<LegendreConvSignature>("legendre_conv");
   return op.call(u, coeffs, decay, std::move(horizon), skip, pre_gate, post_gate, offsets);
 }
 
@@ -112,7 +112,7 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
   using namespace hyenarec;
   using hyenarec::detail::unpacked;
-  m.impl("legendre_conv", unpacked<decltype(legendre_conv), legendre_conv_meta>);
+  m.impl("legendre_conv", unpacked<LegendreConvSignature, legendre_conv_meta>);
   m.impl("legendre_conv_with_states", unpacked<LegendreConvWithStates, legendre_conv_with_states_meta>);
   m.impl("legendre_conv_backward", unpacked<LegendreConvBackward, legendre_conv_backward_meta>);
 }

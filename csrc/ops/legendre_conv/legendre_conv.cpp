@@ -94,7 +94,6 @@ LegendreConvGradients legendre_conv_backward_meta(const LegendreConvBackwardArgu
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
   m.def(
@@ -110,9 +109,10 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
 }
 
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("legendre_conv", unpacked<LegendreConvSignature, legendre_conv_meta>);
-  m.impl("legendre_conv_with_states", unpacked<LegendreConvWithStates, legendre_conv_with_states_meta>);
-  m.impl("legendre_conv_backward", unpacked<LegendreConvBackward, legendre_conv_backward_meta>);
+  m.impl("legendre_conv", detail::unpacked<LegendreConvSignature, legendre_conv_meta>);
+  m.impl(
+      "legendre_conv_with_states", detail::unpacked<LegendreConvWithStates, legendre_conv_with_states_meta>);
+  m.impl("legendre_conv_backward", detail::unpacked<LegendreConvBackward, legendre_conv_backward_meta>);
 }
+
+}  // namespace hyenarec

@@ -38,9 +38,10 @@ at::Tensor legendre_step_autograd(
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  m.impl("legendre_step", hyenarec::legendre_step_autograd);
+  m.impl("legendre_step", legendre_step_autograd);
   m.impl("legendre_step_weights", torch::autograd::autogradNotImplementedFallback());
 }
+
+}  // namespace hyenarec

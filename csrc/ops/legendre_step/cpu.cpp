@@ -81,9 +81,10 @@ at::Tensor legendre_step_weights_cpu(
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
-  m.impl("legendre_step_weights", hyenarec::legendre_step_weights_cpu);
-  m.impl("legendre_step", hyenarec::legendre_step_cpu);
+  m.impl("legendre_step_weights", legendre_step_weights_cpu);
+  m.impl("legendre_step", legendre_step_cpu);
 }
+
+}  // namespace hyenarec

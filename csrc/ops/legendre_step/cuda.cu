@@ -86,9 +86,10 @@ at::Tensor legendre_step_weights_cuda(
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  m.impl("legendre_step_weights", hyenarec::legendre_step_weights_cuda);
-  m.impl("legendre_step", hyenarec::legendre_step_cuda);
+  m.impl("legendre_step_weights", legendre_step_weights_cuda);
+  m.impl("legendre_step", legendre_step_cuda);
 }
+
+}  // namespace hyenarec

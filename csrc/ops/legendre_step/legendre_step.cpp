@@ -173,7 +173,6 @@ at::Tensor legendre_step_meta(
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
   m.def("legendre_step_weights(Tensor coeffs, Tensor decay, SymInt horizon, Tensor? skip=None) -> Tensor");
@@ -184,10 +183,12 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
 }
 
 TORCH_LIBRARY_IMPL(hyenarec, CompositeImplicitAutograd, m) {
-  m.impl("legendre_step_state", hyenarec::legendre_step_state_composite);
+  m.impl("legendre_step_state", legendre_step_state_composite);
 }
 
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  m.impl("legendre_step_weights", hyenarec::legendre_step_weights_meta);
-  m.impl("legendre_step", hyenarec::legendre_step_meta);
+  m.impl("legendre_step_weights", legendre_step_weights_meta);
+  m.impl("legendre_step", legendre_step_meta);
 }
+
+}  // namespace hyenarec

@@ -4,9 +4,7 @@
 #include <torch/library.h>
 
 #include "../common/needed_gradients.h"
-#include "../common/operators.h"
 #include "arguments.h"
-#include "fft_conv.h"
 
 namespace hyenarec {
 namespace {
@@ -46,11 +44,12 @@ at::Tensor fft_conv_autograd(const FftConvArguments& arguments) {
 }
 
 }  // namespace
+}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  m.impl("fft_conv", detail::unpacked<decltype(fft_conv), fft_conv_autograd>);
+  using namespace hyenarec;
+  using hyenarec::detail::unpacked;
+  m.impl("fft_conv", unpacked<FftConvSignature, fft_conv_autograd>);
   // Second derivatives raise: "derivative for hyenarec::fft_conv_backward is not implemented".
   m.impl("fft_conv_backward", torch::autograd::autogradNotImplementedFallback());
 }
-
-}  // namespace hyenarec

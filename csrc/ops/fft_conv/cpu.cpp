@@ -15,10 +15,8 @@
 #include "../common/argument_checks.h"
 #include "../common/channels_last.h"
 #include "../common/cpu/tensors.h"
-#include "../common/operators.h"
 #include "arguments.h"
 #include "cpu.h"
-#include "fft_conv.h"
 
 namespace hyenarec {
 namespace {
@@ -210,10 +208,11 @@ FftConvGradients fft_conv_backward_cpu(const FftConvBackwardArguments& arguments
 }
 
 }  // namespace
+}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
-  m.impl("fft_conv", detail::unpacked<decltype(fft_conv), fft_conv_cpu>);
-  m.impl("fft_conv_backward", detail::unpacked<FftConvBackward, fft_conv_backward_cpu>);
+  using namespace hyenarec;
+  using hyenarec::detail::unpacked;
+  m.impl("fft_conv", unpacked<FftConvSignature, fft_conv_cpu>);
+  m.impl("fft_conv_backward", unpacked<FftConvBackward, fft_conv_backward_cpu>);
 }
-
-}  // namespace hyenarec

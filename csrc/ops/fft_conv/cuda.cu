@@ -13,11 +13,9 @@
 #include "../common/argument_checks.h"
 #include "../common/channels_last.h"
 #include "../common/cuda/launch.cuh"
-#include "../common/operators.h"
 #include "arguments.h"
 #include "cuda.cuh"
 #include "cufft_plan.h"
-#include "fft_conv.h"
 #include "fft_size.h"
 
 namespace hyenarec {
@@ -71,7 +69,7 @@ struct Part {
 struct Source {
   at::Tensor tensor;
 
-  explicit Source(const std::optional<at::Tensor>& source)
+  explicit Source(const OptionalTensor& source)
       : tensor(source ? with_unit_channel_stride(*source) : at::Tensor()) {}
 
   template <typename scalar_t>
@@ -281,10 +279,11 @@ FftConvGradients fft_conv_backward_cuda(const FftConvBackwardArguments& argument
 }
 
 }  // namespace
+}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  m.impl("fft_conv", detail::unpacked<decltype(fft_conv), fft_conv_cuda>);
-  m.impl("fft_conv_backward", detail::unpacked<FftConvBackward, fft_conv_backward_cuda>);
+  using namespace hyenarec;
+  using hyenarec::detail::unpacked;
+  m.impl("fft_conv", unpacked<FftConvSignature, fft_conv_cuda>);
+  m.impl("fft_conv_backward", unpacked<FftConvBackward, fft_conv_backward_cuda>);
 }
-
-}  // namespace hyenarec

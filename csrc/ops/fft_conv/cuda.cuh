@@ -162,8 +162,8 @@ LaunchShape product_shape(int64_t batch, int64_t channels, int64_t frequencies) 
       channels * ceil_div(frequencies, columns), dim3(columns, lanes), kProductThreads * sizeof(Complex<T>)};
 }
 
-// z, y                 [batch, channels, frequencies]: spectra of pre_gate u and of post_gate grad; each may be
-//                      nullptr if not needed
+// z, y                 [batch, channels, frequencies]: spectra of pre_gate u and of post_gate grad; each may
+//                      be nullptr if not needed
 // kernel, grad_kernel  [channels, frequencies]; each may be nullptr if not needed
 // scale                1 / transform size, since cuFFT's transforms are not normalised
 template <typename T>

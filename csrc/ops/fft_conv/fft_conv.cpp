@@ -4,7 +4,6 @@
 #include <torch/library.h>
 
 #include "../common/argument_checks.h"
-#include "../common/operators.h"
 #include "arguments.h"
 
 namespace hyenarec {
@@ -12,9 +11,9 @@ namespace hyenarec {
 at::Tensor fft_conv(
     const at::Tensor& u,
     const at::Tensor& kernel,
-    const std::optional<at::Tensor>& skip,
-    const std::optional<at::Tensor>& pre_gate,
-    const std::optional<at::Tensor>& post_gate) {
+    const OptionalTensor& skip,
+    const OptionalTensor& pre_gate,
+    const OptionalTensor& post_gate) {
   static const auto op = detail::find_operator<decltype(fft_conv)>("fft_conv");
   return op.call(u, kernel, skip, pre_gate, post_gate);
 }
@@ -71,6 +70,7 @@ FftConvGradients fft_conv_backward_meta(const FftConvBackwardArguments& argument
 }
 
 }  // namespace
+}  // namespace hyenarec
 
 TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
   m.def(
@@ -81,8 +81,8 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
       "post_gate, bool[5] needs_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  m.impl("fft_conv", detail::unpacked<decltype(fft_conv), fft_conv_meta>);
-  m.impl("fft_conv_backward", detail::unpacked<FftConvBackward, fft_conv_backward_meta>);
+  using namespace hyenarec;
+  using hyenarec::detail::unpacked;
+  m.impl("fft_conv", unpacked<FftConvSignature, fft_conv_meta>);
+  m.impl("fft_conv_backward", unpacked<FftConvBackward, fft_conv_backward_meta>);
 }
-
-}  // namespace hyenarec

@@ -15,7 +15,7 @@ std::tuple<at::Tensor, at::Tensor> legendre_kernel_backward(
 
 namespace detail {
 
-// Every backend kernel (CPU, CUDA, Meta) calls these first, so that checks also run under inference_mode.
+// Every kernel (CPU, CUDA, Meta) calls these first, so that checks also run under inference_mode.
 void check_legendre_kernel_arguments(
     const at::Tensor& coeffs, const at::Tensor& decay, const c10::SymInt& horizon, const c10::SymInt& length);
 void check_legendre_kernel_backward_arguments(

@@ -42,11 +42,10 @@ at::Tensor legendre_kernel_autograd(
 }
 
 }  // namespace
+}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  m.impl("legendre_kernel", legendre_kernel_autograd);
+  m.impl("legendre_kernel", hyenarec::legendre_kernel_autograd);
   // Second derivatives raise: "derivative for hyenarec::legendre_kernel_backward is not implemented".
   m.impl("legendre_kernel_backward", torch::autograd::autogradNotImplementedFallback());
 }
-
-}  // namespace hyenarec

@@ -52,10 +52,9 @@ std::tuple<at::Tensor, at::Tensor> legendre_kernel_backward_cpu(
 }
 
 }  // namespace
+}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
-  m.impl("legendre_kernel", legendre_kernel_cpu);
-  m.impl("legendre_kernel_backward", legendre_kernel_backward_cpu);
+  m.impl("legendre_kernel", hyenarec::legendre_kernel_cpu);
+  m.impl("legendre_kernel_backward", hyenarec::legendre_kernel_backward_cpu);
 }
-
-}  // namespace hyenarec

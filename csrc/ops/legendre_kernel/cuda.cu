@@ -62,10 +62,9 @@ std::tuple<at::Tensor, at::Tensor> legendre_kernel_backward_cuda(
 }
 
 }  // namespace
+}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  m.impl("legendre_kernel", legendre_kernel_cuda);
-  m.impl("legendre_kernel_backward", legendre_kernel_backward_cuda);
+  m.impl("legendre_kernel", hyenarec::legendre_kernel_cuda);
+  m.impl("legendre_kernel_backward", hyenarec::legendre_kernel_backward_cuda);
 }
-
-}  // namespace hyenarec

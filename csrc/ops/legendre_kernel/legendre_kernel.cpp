@@ -88,6 +88,7 @@ std::tuple<at::Tensor, at::Tensor> legendre_kernel_backward_meta(
 }
 
 }  // namespace
+}  // namespace hyenarec
 
 TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
   m.def("legendre_kernel(Tensor coeffs, Tensor decay, SymInt horizon, SymInt length) -> Tensor");
@@ -96,8 +97,6 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
       "Tensor)");
 }
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  m.impl("legendre_kernel", legendre_kernel_meta);
-  m.impl("legendre_kernel_backward", legendre_kernel_backward_meta);
+  m.impl("legendre_kernel", hyenarec::legendre_kernel_meta);
+  m.impl("legendre_kernel_backward", hyenarec::legendre_kernel_backward_meta);
 }
-
-}  // namespace hyenarec

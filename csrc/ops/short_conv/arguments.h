@@ -25,7 +25,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward(
 
 namespace detail {
 
-// Every backend kernel (CPU, CUDA, Meta) calls these first, so that checks also run under inference_mode.
+// Every kernel (CPU, CUDA, Meta) calls these first, so that checks also run under inference_mode.
 void check_short_conv_arguments(
     const at::Tensor& u,
     const at::Tensor& weight,

@@ -49,11 +49,10 @@ at::Tensor short_conv_autograd(
 }
 
 }  // namespace
+}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  m.impl("short_conv", short_conv_autograd);
+  m.impl("short_conv", hyenarec::short_conv_autograd);
   // Second derivatives raise: "derivative for hyenarec::short_conv_backward is not implemented".
   m.impl("short_conv_backward", torch::autograd::autogradNotImplementedFallback());
 }
-
-}  // namespace hyenarec

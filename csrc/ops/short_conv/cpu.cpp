@@ -99,10 +99,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_cpu(
 }
 
 }  // namespace
+}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
-  m.impl("short_conv", short_conv_cpu);
-  m.impl("short_conv_backward", short_conv_backward_cpu);
+  m.impl("short_conv", hyenarec::short_conv_cpu);
+  m.impl("short_conv_backward", hyenarec::short_conv_backward_cpu);
 }
-
-}  // namespace hyenarec

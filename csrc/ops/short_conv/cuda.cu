@@ -115,10 +115,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_cuda(
 }
 
 }  // namespace
+}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  m.impl("short_conv", short_conv_cuda);
-  m.impl("short_conv_backward", short_conv_backward_cuda);
+  m.impl("short_conv", hyenarec::short_conv_cuda);
+  m.impl("short_conv_backward", hyenarec::short_conv_backward_cuda);
 }
-
-}  // namespace hyenarec

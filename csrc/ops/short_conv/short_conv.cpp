@@ -101,6 +101,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_meta(
 }
 
 }  // namespace
+}  // namespace hyenarec
 
 TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
   m.def("short_conv(Tensor u, Tensor weight, Tensor? bias=None, Tensor? offsets=None) -> Tensor");
@@ -109,8 +110,6 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
       "-> (Tensor, Tensor, Tensor)");
 }
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  m.impl("short_conv", short_conv_meta);
-  m.impl("short_conv_backward", short_conv_backward_meta);
+  m.impl("short_conv", hyenarec::short_conv_meta);
+  m.impl("short_conv_backward", hyenarec::short_conv_backward_meta);
 }
-
-}  // namespace hyenarec

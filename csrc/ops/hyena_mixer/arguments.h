@@ -46,8 +46,8 @@ using HyenaMixerWithStates = detail::Returning<std::tuple<at::Tensor, at::Tensor
 using HyenaMixerGradients =
     std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 HyenaMixerGradients hyena_mixer_backward(const HyenaMixerBackwardArguments& arguments);
-using HyenaMixerBackward = detail::
-    Backward<HyenaMixerGradients, HyenaMixerSignature, std::array<bool, 6>, const OptionalTensor&>::type;
+using HyenaMixerBackward = detail::Backward<
+    HyenaMixerGradients, HyenaMixerSignature, std::array<bool, 6>, const OptionalTensor&>::type;
 
 namespace detail {
 

@@ -11,13 +11,8 @@
 namespace hyenarec {
 
 at::Tensor hyena_mixer(
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const OptionalTensor& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const at::Tensor& skip,
+    const at::Tensor& x, const at::Tensor& short_weight, const OptionalTensor& short_bias,
+    const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon, const at::Tensor& skip,
     const OptionalTensor& offsets) {
   static const auto op = detail::find_operator<HyenaMixerSignature>("hyena_mixer");
   return op.call(x, short_weight, short_bias, coeffs, decay, std::move(horizon), skip, offsets);

@@ -44,8 +44,8 @@ using LegendreConvWithStates =
 using LegendreConvGradients =
     std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 LegendreConvGradients legendre_conv_backward(const LegendreConvBackwardArguments& arguments);
-using LegendreConvBackward = detail::
-    Backward<LegendreConvGradients, LegendreConvSignature, std::array<bool, 6>, const OptionalTensor&>::type;
+using LegendreConvBackward = detail::Backward<
+    LegendreConvGradients, LegendreConvSignature, std::array<bool, 6>, const OptionalTensor&>::type;
 
 namespace detail {
 

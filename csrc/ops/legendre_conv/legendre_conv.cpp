@@ -10,13 +10,8 @@
 namespace hyenarec {
 
 at::Tensor legendre_conv(
-    const at::Tensor& u,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const OptionalTensor& skip,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate,
+    const at::Tensor& u, const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon,
+    const OptionalTensor& skip, const OptionalTensor& pre_gate, const OptionalTensor& post_gate,
     const OptionalTensor& offsets) {
   static const auto op = detail::find_operator<LegendreConvSignature>("legendre_conv");
   return op.call(u, coeffs, decay, std::move(horizon), skip, pre_gate, post_gate, offsets);

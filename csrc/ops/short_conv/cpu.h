@@ -1,6 +1,6 @@
 // short_conv on the CPU: the filter row by row; the taps' gradients for one vector of channels after another,
-// which runs along a piece of a sequence with its sums in registers. The input gradient is the same filter run
-// backwards in time. No torch here.
+// which runs along a piece of a sequence with its sums in registers. The input gradient is the same filter
+// run backwards in time. No torch here.
 #pragma once
 
 #include <algorithm>
@@ -85,10 +85,7 @@ struct Window {
 // in memory. Vectors are `bytes` long.
 template <int taps, int bytes, typename scalar_t, typename param_t>
 HYENAREC_INLINE void filter_rows(
-    const Filter<param_t>& filter,
-    const Rows<const scalar_t>& u,
-    const Rows<scalar_t>& out,
-    int64_t first,
+    const Filter<param_t>& filter, const Rows<const scalar_t>& u, const Rows<scalar_t>& out, int64_t first,
     int64_t last) {
   for (int64_t t = first; t < last; ++t) {
     simd::for_each_vector<bytes / sizeof(param_t)>(
@@ -107,13 +104,8 @@ HYENAREC_INLINE void filter_rows(
 // the channels from d on that a vector V holds.
 template <int taps, typename V, typename scalar_t, typename param_t>
 HYENAREC_INLINE void add_channels(
-    const Filter<param_t>& filter,
-    const Rows<const scalar_t>& grad,
-    const Rows<const scalar_t>& u,
-    param_t* sums,
-    int64_t first,
-    int64_t last,
-    int64_t d) {
+    const Filter<param_t>& filter, const Rows<const scalar_t>& grad, const Rows<const scalar_t>& u,
+    param_t* sums, int64_t first, int64_t last, int64_t d) {
   constexpr int lanes = simd::kLanes<V>;
   param_t* bias_sums = sums + filter.width * filter.channels + d;
   V of_taps[taps], of_bias = simd::load<lanes>(bias_sums);
@@ -135,10 +127,7 @@ HYENAREC_INLINE void add_channels(
 // Both for all channels. Vectors are `bytes` long.
 template <int bytes, typename scalar_t, typename param_t>
 HYENAREC_INLINE void filter_stretch(
-    const Filter<param_t>& filter,
-    const Rows<const scalar_t>& u,
-    const Rows<scalar_t>& out,
-    int64_t first,
+    const Filter<param_t>& filter, const Rows<const scalar_t>& u, const Rows<scalar_t>& out, int64_t first,
     int64_t last) {
   by_reach(filter.width, first, last, [&](auto taps, int64_t from, int64_t to) HYENAREC_INLINE_LAMBDA {
     filter_rows<taps, bytes>(filter, u, out, from, to);
@@ -146,12 +135,8 @@ HYENAREC_INLINE void filter_stretch(
 }
 template <int bytes, typename scalar_t, typename param_t>
 HYENAREC_INLINE void add_stretch(
-    const Filter<param_t>& filter,
-    const Rows<const scalar_t>& grad,
-    const Rows<const scalar_t>& u,
-    param_t* sums,
-    int64_t first,
-    int64_t last) {
+    const Filter<param_t>& filter, const Rows<const scalar_t>& grad, const Rows<const scalar_t>& u,
+    param_t* sums, int64_t first, int64_t last) {
   by_reach(filter.width, first, last, [&](auto taps, int64_t from, int64_t to) HYENAREC_INLINE_LAMBDA {
     simd::for_each_vector<bytes / sizeof(param_t)>(
         0, filter.channels, [&](int64_t d, auto lanes) HYENAREC_INLINE_LAMBDA {
@@ -163,12 +148,8 @@ HYENAREC_INLINE void add_stretch(
 // The output of the rows [first_row, last_row).
 template <typename scalar_t, typename param_t>
 void forward(
-    const Sequences& sequences,
-    const Filter<param_t>& filter,
-    const Rows<const scalar_t>& u,
-    const Rows<scalar_t>& out,
-    int64_t first_row,
-    int64_t last_row) {
+    const Sequences& sequences, const Filter<param_t>& filter, const Rows<const scalar_t>& u,
+    const Rows<scalar_t>& out, int64_t first_row, int64_t last_row) {
   simd::run_with_widest_vectors([&](auto bytes) HYENAREC_INLINE_LAMBDA {
     for_each_stretch(
         sequences, first_row, last_row, [&](int64_t s, int64_t first, int64_t last) HYENAREC_INLINE_LAMBDA {
@@ -182,13 +163,8 @@ void forward(
 // The filter's bias is zero.
 template <typename scalar_t, typename param_t>
 void backward(
-    const Sequences& sequences,
-    const Filter<param_t>& filter,
-    const Rows<const scalar_t>& grad,
-    const Rows<const scalar_t>& u,
-    const Rows<scalar_t>& u_grad,
-    param_t* sums,
-    int64_t first_row,
+    const Sequences& sequences, const Filter<param_t>& filter, const Rows<const scalar_t>& grad,
+    const Rows<const scalar_t>& u, const Rows<scalar_t>& u_grad, param_t* sums, int64_t first_row,
     int64_t last_row) {
   simd::run_with_widest_vectors([&](auto bytes) HYENAREC_INLINE_LAMBDA {
     for_each_stretch(
@@ -209,11 +185,7 @@ void backward(
 // [blocks, width + 1, channels], always in the same order.
 template <typename param_t>
 void add_up(
-    const param_t* partial,
-    int64_t blocks,
-    int64_t width,
-    int64_t channels,
-    param_t* weight_grad,
+    const param_t* partial, int64_t blocks, int64_t width, int64_t channels, param_t* weight_grad,
     param_t* bias_grad) {
   std::vector<double> sums((width + 1) * channels, 0.0);
   for (int64_t block = 0; block < blocks; ++block) {

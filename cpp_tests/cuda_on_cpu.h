@@ -64,8 +64,8 @@ class Barrier {
   template <typename Act>
   void wait(const Act& last_act) {
     const uint32_t phase = phase_.load();
-    // Counting this thread in and seeing who has left is one step: a moment later the others may have come, gone
-    // on and left, as they may.
+    // Counting this thread in and seeing who has left is one step: a moment later the others may have come,
+    // gone on and left, as they may.
     const uint32_t before = counts_.fetch_add(1);
     if (before >= kLeft) {
       break_up();
@@ -234,11 +234,7 @@ inline dim3 block_index(uint64_t number, dim3 grid) {
 // Runs kernel<<<grid, block, shared_bytes>>>(arguments...) to its end. Throws what a thread threw.
 template <typename... Parameters, typename... Arguments>
 void launch(
-    dim3 grid,
-    dim3 block,
-    size_t shared_bytes,
-    BlockOrder order,
-    void (*kernel)(Parameters...),
+    dim3 grid, dim3 block, size_t shared_bytes, BlockOrder order, void (*kernel)(Parameters...),
     const Arguments&... arguments) {
   const unsigned int threads = block.x * block.y * block.z;
   const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;

@@ -55,8 +55,7 @@ class Problem {
     const auto parameters = scan.backward(io, wanted);
     if (scan.work().segments > 1 && wanted.input)
       launch(
-          scan_shape(scan.work(), cut.warps), cut.order, hyena_mixer_join<scalar_t, kTaps>, scan.work(),
-          io);
+          scan_shape(scan.work(), cut.warps), cut.order, hyena_mixer_join<scalar_t, kTaps>, scan.work(), io);
     Gradients grads{x.values(), {}, {}, parameters};
     if (!wanted.parameters) return grads;
     const auto& sums = parameters.io_sums;  // [3, kTaps + 1, channels]
@@ -141,9 +140,7 @@ TEST_P(HyenaMixerDevice, EqualsTheOracle) {
 }
 
 INSTANTIATE_TEST_SUITE_P(
-    Cases,
-    HyenaMixerDevice,
-    testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "hyena_mixer")),
+    Cases, HyenaMixerDevice, testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "hyena_mixer")),
     [](const auto& info) { return case_name(info.param); });
 
 // What the blocks of the backward sweep ask for: at most what one gets on every GPU since Ampere (99 KiB on

@@ -38,6 +38,23 @@ TEST(LruCache, MakesAValueOnce) {
   EXPECT_EQ(maker.made, 1);
 }
 
+TEST(LruCache, MakesABetterValueOfOneThatIsNotEnough) {
+  Cache cache(2);
+  const auto get = [&](int least) {
+    return cache.get(
+        1, false, [&](const int& value) { return value >= least; },
+        [&](const std::shared_ptr<const int>& old) {
+          return std::make_shared<const int>(least + (old ? 100 : 0));
+        });
+  };
+  const auto first = get(10);
+  EXPECT_EQ(*first, 10);
+  EXPECT_EQ(get(9), first);
+  EXPECT_EQ(*get(11), 111);
+  EXPECT_EQ(*get(10), 111);
+  EXPECT_EQ(first.use_count(), 1);
+}
+
 TEST(LruCache, DropsWhatWasUsedLongestAgo) {
   Cache cache(2);
   Maker maker;

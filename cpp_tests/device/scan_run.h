@@ -1,4 +1,4 @@
-// The launches of a Legendre scan in the order in which legendre_scan_launch.cuh makes them, without a GPU;
+// The launches of a Legendre scan in the order in which ScanCall makes them, without a GPU;
 // what torch does between them, in plain loops.
 #pragma once
 
@@ -11,8 +11,8 @@ namespace device_test {
 
 using namespace hyenarec;
 
-// The sequences of an oracle case: `name` is the activation that tells rows and length. Other offsets than the
-// case's may be given.
+// The sequences of an oracle case: `name` is the activation that tells rows and length. Other offsets than
+// the case's may be given.
 struct Sequences {
   Sequences(const oracle::Case& expected, const char* name, const std::vector<int64_t>& other = {}) {
     const auto& sizes = expected[name].sizes;
@@ -96,8 +96,8 @@ class Scan {
   void forward(const IO& io) {
     find_carry(io);
     launch(
-        sweep_shape(), cut_.order, legendre_scan_forward<IO, kN, false>, work_, tables_, parameters_,
-        io, carry_.data(), static_cast<T*>(nullptr));
+        sweep_shape(), cut_.order, legendre_scan_forward<IO, kN, false>, work_, tables_, parameters_, io,
+        carry_.data(), static_cast<T*>(nullptr));
   }
 
   template <typename IO>
@@ -106,14 +106,14 @@ class Scan {
     if (wanted.parameters || wanted.output) {
       find_carry(io);
       launch(
-          sweep_shape(), cut_.order, legendre_scan_forward<IO, kN, true>, work_, tables_, parameters_,
-          io, carry_.data(), states.data());
+          sweep_shape(), cut_.order, legendre_scan_forward<IO, kN, true>, work_, tables_, parameters_, io,
+          carry_.data(), states.data());
     }
     if (work_.segments > 1) {
       carry_ = scratch();
       launch(
-          sweep_shape(), cut_.order, legendre_scan_carry_backward<IO, kN>, work_, tables_, parameters_,
-          io, carry_.data());
+          sweep_shape(), cut_.order, legendre_scan_carry_backward<IO, kN>, work_, tables_, parameters_, io,
+          carry_.data());
       launch(
           shape(), cut_.order, legendre_scan_combine<T, kN, true>, work_, tables_, parameters_,
           carry_.data());
@@ -122,8 +122,8 @@ class Scan {
     const int64_t rows = scan_sum_rows<IO>(n_), blocks = backward.work.row_groups * work_.segments;
     Buffer<T> partial(blocks * rows * pitch_);
     launch(
-        backward.launch, cut_.order, legendre_scan_backward<IO, kN>, backward.work, tables_, parameters_,
-        io, wanted, backward.slab, states.data(), carry_.data(), partial.data());
+        backward.launch, cut_.order, legendre_scan_backward<IO, kN>, backward.work, tables_, parameters_, io,
+        wanted, backward.slab, states.data(), carry_.data(), partial.data());
     if (!wanted.parameters) return {};
 
     const auto sums = sum_over_groups(partial, blocks);

@@ -1,8 +1,9 @@
-// torch.ops.hyenarec.build_information(): how this library was made, so that whoever loads it can tell what it fits.
+// torch.ops.hyenarec.build_information(): how this library was made, so that whoever loads it can tell what
+// it fits.
 //
 // CMakeLists.txt defines HYENAREC_VERSION, HYENAREC_TORCH_VERSION (torch.__version__ compiled against, as in
-// "2.13.0+cpu"), HYENAREC_CUDA_VERSION (the toolkit's, as in "13.0"; "" without CUDA) and HYENAREC_CUDA_ARCHITECTURES
-// (as in "80-real 90": machine code for 8.0, machine code and PTX for 9.0).
+// "2.13.0+cpu"), HYENAREC_CUDA_VERSION (the toolkit's, as in "13.0"; "" without CUDA) and
+// HYENAREC_CUDA_ARCHITECTURES (as in "80-real 90": machine code for 8.0, machine code and PTX for 9.0).
 #include <ATen/core/Dict.h>
 #include <torch/library.h>
 

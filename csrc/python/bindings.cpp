@@ -1,5 +1,5 @@
-// hyenarec._C: what Python asks of the C++ code that is no operator. The operators need no Python: the package loads
-// libhyenarec_ops.so, which registers them with torch, and this module links it.
+// hyenarec._C: what Python asks of the C++ code that is no operator. The operators need no Python: the
+// package loads libhyenarec_ops.so, which registers them with torch, and this module links it.
 #include <pybind11/pybind11.h>
 
 #include "ops/legendre_scan/tables.h"

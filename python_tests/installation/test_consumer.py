@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 COMPARE = Path(__file__).resolve().parents[2] / "cpp_tests" / "consumer" / "compare.py"
 
 
+@pytest.mark.slow
 def test_programs_built_against_the_python_package_agree_with_python() -> None:
     done = subprocess.run([sys.executable, str(COMPARE)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

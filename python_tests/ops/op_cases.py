@@ -204,9 +204,9 @@ SCAN_LENGTHS = [
     *((34, 34), (49, 49), (63, 63), (64, 64), (65, 64), (65, 65), (66, 66), (97, 97), (100, 63), (100, 100)),
     *((129, 129), (193, 193), (200, 1), (200, 33), (200, 65), (200, 199), (200, 200)),
 ]
-# (horizon, length, coefficients) for scans in sections of 16 or 32 chunks: ending with one, one event or
-# chunk beyond it; horizons that cut the last section after one event, a part of a chunk, many chunks.
-SECTION_LENGTHS = [
+# (horizon, length, coefficients) for scans in segments of 16 or 32 chunks: ending with one, one event or
+# chunk beyond it; horizons that cut the last segment after one event, a part of a chunk, many chunks.
+SEGMENT_LENGTHS = [
     *((256, 256, 9), (257, 256, 9), (257, 257, 4), (258, 258, 2), (272, 272, 9), (273, 273, 9)),
     *(
         (300, 290, 9),

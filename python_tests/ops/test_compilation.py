@@ -218,6 +218,7 @@ def test_exports_with_dynamic_sizes(case: Varying) -> None:
     ("name", "backend"),
     [*((name, "aot_eager") for name in CASES), ("hyena_mixer packed", "inductor")],
 )
+@pytest.mark.slow
 def test_compiles_once_with_backward(name: str, backend: str) -> None:
     """One graph for all inputs, and the eager numbers, gradients included."""
     module, inputs = CASES[name].module(), CASES[name].inputs()
@@ -240,7 +241,7 @@ def test_compiles_once_with_backward(name: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
-def test_compiles_once_for_one_section_and_for_several(layout: str) -> None:
+def test_compiles_once_for_one_segment_and_for_several(layout: str) -> None:
     """How many states a forward pass saves, none or many, is a size like others."""
     counter = CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()

@@ -30,6 +30,7 @@ on_devices = pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("p", [0.0, 0.2])
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("channels", [1, 2, 3, 7, 8, 16, 33, 64, 130, 1000])
+@pytest.mark.instruction_sets
 def test_matches_oracle(channels: int, residual: bool, p: float, dtype: torch.dtype, device: str) -> None:
     """Whole vectors and every kind of tail; rows that begin within a block of random bits."""
     arguments = dropout_add_layer_norm_case((3, 11), channels, residual, p)
@@ -40,6 +41,7 @@ def test_matches_oracle(channels: int, residual: bool, p: float, dtype: torch.dt
 @on_devices
 @pytest.mark.parametrize("p", [0.0, 0.2])
 @pytest.mark.parametrize("sizes", [(0,), (1,), (2, 0, 3), (), (5000,), (7, 3, 2, 5)], ids=str)
+@pytest.mark.instruction_sets
 def test_shapes(sizes: tuple[int, ...], p: float, device: str) -> None:
     assert_matches_oracle(OP, dropout_add_layer_norm_case(sizes, 17, p=p), torch.float32, device, 5e-6)
 
@@ -63,6 +65,7 @@ def exact(arguments: Arguments) -> Arguments:
 @on_devices
 @pytest.mark.parametrize("p", [0.0, 0.2])
 @pytest.mark.parametrize("channels", [24, 17])
+@pytest.mark.instruction_sets
 def test_matches_oracle_in_16_bits(channels: int, p: float, device: str) -> None:
     """Of the sum as it is rounded; weight and bias in float32 or in 16 bits, too."""
     for dtype, in_16_bits in itertools.product(HALF_TYPES[device], (False, True)):
@@ -120,6 +123,7 @@ def mask(
 @on_devices
 @pytest.mark.parametrize("channels", [1, 3, 8, 12, 50, 64, 700])
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**62 + 12345678901])
+@pytest.mark.instruction_sets
 def test_mask_is_the_oracles(seed: int, channels: int, device: str) -> None:
     """To the bit, in every dtype."""
     shape = (5, 40, channels)

@@ -20,6 +20,7 @@ def test_matches_oracle(length: int, dtype: torch.dtype, device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("length", [1, 7, 64, 200])
+@pytest.mark.instruction_sets
 def test_matches_oracle_in_16_bits(length: int, device: str) -> None:
     for dtype in HALF_TYPES[device]:
         assert_matches_oracle("fft_conv", fft_conv_case(2, length, 17), dtype, device)
@@ -45,6 +46,7 @@ def test_kernel_of_another_length(lags: int, device: str) -> None:
 @pytest.mark.parametrize(
     "shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0), (2, 9, 1), (1, 1, 1), (70, 33, 130), (5, 200, 64)]
 )
+@pytest.mark.instruction_sets
 def test_shapes(shape: tuple[int, int, int], device: str) -> None:
     assert_matches_oracle("fft_conv", fft_conv_case(*shape), torch.float32, device)
 

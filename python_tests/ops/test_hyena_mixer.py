@@ -8,7 +8,7 @@ from op_cases import (
     LARGE_RESULTS,
     PACKED_LENGTHS,
     SCAN_LENGTHS,
-    SECTION_LENGTHS,
+    SEGMENT_LENGTHS,
     Layout,
     MakeDecay,
     fast_decay,
@@ -45,8 +45,8 @@ def test_matches_oracle(horizon: int, length: int, make_decay: MakeDecay, device
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("horizon", "length", "coefficients"), SECTION_LENGTHS)
-def test_sections_match_oracle(horizon: int, length: int, coefficients: int, device: str) -> None:
+@pytest.mark.parametrize(("horizon", "length", "coefficients"), SEGMENT_LENGTHS)
+def test_segments_match_oracle(horizon: int, length: int, coefficients: int, device: str) -> None:
     arguments = hyena_mixer_case(padded(1, length), 3, coefficients, horizon)
     assert_matches_oracle("hyena_mixer", arguments, torch.float64, device, 1e-12)
 
@@ -64,6 +64,7 @@ def test_widths(width: int, bias: bool, device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("channels", [0, 1, 3, 16, 17, 64, 70])
+@pytest.mark.instruction_sets
 def test_channels(channels: int, dtype: torch.dtype, device: str) -> None:
     for coefficients in (9, 17):
         arguments = hyena_mixer_case(padded(3, 100), channels, coefficients, 130)
@@ -91,6 +92,7 @@ def test_batches(batch: int, device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("length", [1, 7, 64, 200])
+@pytest.mark.instruction_sets
 def test_matches_oracle_in_16_bits(length: int, device: str) -> None:
     for dtype, layout in itertools.product(HALF_TYPES[device], (padded(2, length), packed(length, 0, 1))):
         assert_matches_oracle("hyena_mixer", hyena_mixer_case(layout, 17, 9, 200), dtype, device)
@@ -127,6 +129,8 @@ def test_equals_the_operators_it_fuses(
 
 
 @pytest.mark.parametrize(("channels", "dtype"), LARGE_RESULTS)
+@pytest.mark.instruction_sets
+@pytest.mark.slow
 def test_large_results_have_all_channels(channels: int, dtype: torch.dtype) -> None:
     layout = padded(14, 2**18 // channels)
     arguments = converted(hyena_mixer_case(layout, channels, 9), dtype, "cpu")

@@ -10,7 +10,7 @@ from op_cases import (
     OPTIONAL,
     PACKED_LENGTHS,
     SCAN_LENGTHS,
-    SECTION_LENGTHS,
+    SEGMENT_LENGTHS,
     Layout,
     MakeDecay,
     fast_decay,
@@ -51,8 +51,8 @@ def test_matches_oracle(horizon: int, length: int, make_decay: MakeDecay, device
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("make_decay", [no_decay, learned_decay])
-@pytest.mark.parametrize(("horizon", "length", "coefficients"), SECTION_LENGTHS)
-def test_sections_match_oracle(
+@pytest.mark.parametrize(("horizon", "length", "coefficients"), SEGMENT_LENGTHS)
+def test_segments_match_oracle(
     horizon: int, length: int, coefficients: int, make_decay: MakeDecay, device: str
 ) -> None:
     decay = make_decay(3, horizon)
@@ -64,8 +64,9 @@ LONG_PACKED = (600, 513, 40, 512, 511, 0, 257, 256, 255, 1)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_packed_sections_match_oracle(device: str) -> None:
-    """Sequences of a task that leave it in different sections, in different chunks of them."""
+@pytest.mark.instruction_sets
+def test_packed_segments_match_oracle(device: str) -> None:
+    """Sequences of a task that leave it in different segments, in different chunks of them."""
     arguments = legendre_conv_case(packed(*LONG_PACKED), 5, 9, 600)
     assert_matches_oracle("legendre_conv", arguments, torch.float64, device, 1e-12)
 
@@ -81,6 +82,8 @@ def test_long_history_has_the_same_bits_in_any_batch() -> None:
 
 
 @pytest.mark.parametrize(("channels", "dtype"), LARGE_RESULTS)
+@pytest.mark.instruction_sets
+@pytest.mark.slow
 def test_large_results_have_all_channels(channels: int, dtype: torch.dtype) -> None:
     layout = padded(14, 2**18 // channels)
     arguments = converted(legendre_conv_case(layout, channels, 9), dtype, "cpu")
@@ -101,7 +104,7 @@ def test_backward_without_saved_states() -> None:
     ("layout", "rows"), [(padded(3, 700), 8), (padded(0, 700), 2), (packed(*LONG_PACKED), 13)]
 )
 def test_opcheck_with_states(layout: Layout, rows: int) -> None:
-    """Sections are of 256 events here: a sequence of 700 hands on two states. Two rows are never used."""
+    """Segments are of 256 events here: a sequence of 700 has two carried states. Two rows are never used."""
     arguments = detached(converted(legendre_conv_case(layout, 5, 9, 700), torch.float32, "cpu"))
     op = torch.ops.hyenarec.legendre_conv_with_states.default
     library.opcheck(op, (), arguments)
@@ -123,7 +126,7 @@ def test_other_states_are_refused(states: Tensor, message: str) -> None:
         torch.ops.hyenarec.legendre_conv_backward(**arguments)
 
 
-def test_gradcheck_of_several_sections() -> None:
+def test_gradcheck_of_several_segments() -> None:
     arguments = converted(legendre_conv_case(packed(300, 0, 7, 257), 2, 3, 600), torch.float64, "cpu")
     leaves = differentiable(arguments)
 
@@ -159,6 +162,7 @@ def test_long_inputs_gradient_needs_no_other() -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("channels", [0, 1, 3, 16, 17, 64, 70])
+@pytest.mark.instruction_sets
 def test_channels(channels: int, dtype: torch.dtype, device: str) -> None:
     for coefficients in (9, 17):
         arguments = legendre_conv_case(padded(3, 100), channels, coefficients, 130)
@@ -200,6 +204,7 @@ def test_optional_arguments(optional: tuple[str, ...], layout: Layout, device: s
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("length", [1, 7, 64, 200])
+@pytest.mark.instruction_sets
 def test_matches_oracle_in_16_bits(length: int, device: str) -> None:
     """Parameters are in float32 beside them, and so are their gradients."""
     for dtype, layout in itertools.product(HALF_TYPES[device], (padded(2, length), packed(length, 0, 1))):

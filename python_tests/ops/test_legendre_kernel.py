@@ -44,6 +44,7 @@ def test_matches_oracle(length: int, dtype: torch.dtype, device: str) -> None:
         "no_coeffs",
     ],
 )
+@pytest.mark.instruction_sets
 def test_shapes(shape: tuple[int, int, int, int], device: str) -> None:
     arguments = legendre_kernel_case(*shape)
     assert_matches_oracle("legendre_kernel", arguments, torch.float32, device)

@@ -65,6 +65,7 @@ def one_by_one(arguments: Arguments) -> Tensor:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("make_decay", [no_decay, learned_decay, fast_decay])
 @pytest.mark.parametrize(("horizon", "length"), [pair for pair in SCAN_LENGTHS if pair[1] > 0])
+@pytest.mark.slow
 def test_equals_legendre_conv(horizon: int, length: int, make_decay: MakeDecay, device: str) -> None:
     """Wherever chunks and horizon end, with any number of coefficients, also more than lags."""
     for coefficients in (0, 1, 2, 9, 17, 33, 40, 70):
@@ -87,12 +88,14 @@ def test_optional_arguments(optional: tuple[str, ...], device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("channels", [0, 1, 7, 16, 33, 130])
+@pytest.mark.instruction_sets
 def test_channels(channels: int, device: str) -> None:
     arguments = case(2, 70, device, torch.float32, channels=channels, coefficients=17, horizon=90)
     assert error(one_by_one(arguments), expected(arguments)) < 2e-6
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.instruction_sets
 def test_16_bits(device: str) -> None:
     """State and weights stay in float32 beside them."""
     for dtype in HALF_TYPES[device]:

@@ -48,6 +48,7 @@ def test_matches_oracle(reduction: str, candidates: int | None, dtype: torch.dty
 @pytest.mark.parametrize("candidates", [None, 40])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("bias_in_16_bits", [False, True])
+@pytest.mark.instruction_sets
 def test_matches_oracle_in_16_bits(
     bias_in_16_bits: bool, reduction: str, candidates: int | None, device: str
 ) -> None:
@@ -75,6 +76,7 @@ def test_matches_oracle_in_16_bits(
     ("rows", "items", "channels"),
     [(0, 5, 3), (1, 1, 1), (5, 1, 3), (5, 4, 0), (1, 3000, 2), (9, 16, 1), (17, 15, 64), (3000, 2, 1)],
 )
+@pytest.mark.instruction_sets
 def test_shapes(rows: int, items: int, channels: int, device: str) -> None:
     for candidates in (None, 3):
         for reduction in REDUCTIONS:

@@ -17,6 +17,7 @@ def test_matches_oracle(length: int, dtype: torch.dtype, device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("length", [1, 7, 64, 200])
+@pytest.mark.instruction_sets
 def test_matches_oracle_in_16_bits(length: int, device: str) -> None:
     for dtype in HALF_TYPES[device]:
         assert_matches_oracle("short_conv", short_conv_case(padded(2, length), 17), dtype, device)
@@ -35,6 +36,7 @@ def test_widths(width: int, bias: bool, device: str) -> None:
 @pytest.mark.parametrize(
     "shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0), (2, 9, 1), (1, 1, 1), (40, 33, 130), (3, 2000, 64)]
 )
+@pytest.mark.instruction_sets
 def test_shapes(shape: tuple[int, int, int], device: str) -> None:
     batch, length, channels = shape
     assert_matches_oracle(

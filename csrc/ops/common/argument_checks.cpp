@@ -7,8 +7,6 @@
 #include <cmath>
 #include <string>
 
-#include "../short_conv/short_conv.h"
-
 namespace hyenarec::detail {
 
 void check_activation_type(const Argument& argument) {
@@ -44,10 +42,7 @@ void check_rank(const Argument& argument, int64_t rank, const char* layout) {
 }
 
 void check_size(
-    const Argument& argument,
-    int64_t dim,
-    const c10::SymInt& expected,
-    const char* layout,
+    const Argument& argument, int64_t dim, const c10::SymInt& expected, const char* layout,
     const char* symbol) {
   TORCH_SYM_CHECK(
       argument.tensor.sym_size(dim).sym_eq(expected), argument.op, ": ", argument.name, " must be ", layout,
@@ -76,12 +71,8 @@ void check_like(const Argument& argument, const Argument& other) {
 }
 
 void check_parameter(
-    const Argument& parameter,
-    int64_t rank,
-    const c10::SymInt& channels,
-    const char* layout,
-    const char* symbol,
-    const Argument& activation) {
+    const Argument& parameter, int64_t rank, const c10::SymInt& channels, const char* layout,
+    const char* symbol, const Argument& activation) {
   check_rank(parameter, rank, layout);
   check_size(parameter, 0, channels, layout, symbol);
   const auto why = std::string("beside this ") + activation.name;
@@ -90,9 +81,7 @@ void check_parameter(
 }
 
 void check_sequences(
-    const Argument& activation,
-    const std::optional<at::Tensor>& offsets,
-    const char* padded,
+    const Argument& activation, const std::optional<at::Tensor>& offsets, const char* padded,
     const char* packed) {
   if (!offsets) {
     check_rank(activation, 3, (std::string(padded) + " when no offsets are given").c_str());
@@ -116,19 +105,6 @@ void check_padded_length(const Argument& activation, const c10::SymInt& horizon,
   TORCH_SYM_CHECK(
       activation.tensor.sym_size(1).sym_le(horizon), activation.op, ": ", activation.name, " must be ",
       padded, " with L at most the horizon = ", horizon, ", got ", activation.tensor.sym_sizes());
-}
-
-void check_short_filter(
-    const Argument& weight,
-    const c10::SymInt& channels,
-    const char* layout,
-    const char* symbol,
-    const Argument& activation) {
-  check_parameter(weight, 2, channels, layout, symbol, activation);
-  const auto width = weight.tensor.sym_size(1);
-  TORCH_SYM_CHECK(
-      width.sym_ge(1).sym_and(width.sym_le(kShortConvMaxWidth)), weight.op, ": ", weight.name, " must be ",
-      layout, " with 1 <= W <= ", kShortConvMaxWidth, ", got ", weight.tensor.sym_sizes());
 }
 
 at::Tensor empty_gradient(bool needed, const at::Tensor& argument, std::optional<at::ScalarType> dtype) {

@@ -12,8 +12,8 @@
 namespace hyenarec {
 
 // Values by key, made when first asked for; from any thread. A value that is dropped lives until its last
-// user lets go of it. A CUDA graph uses what it was captured with at each replay, and says nothing of its end:
-// such a value is kept for ever, beside the `most` others.
+// user lets go of it. A CUDA graph uses what it was captured with at each replay, and says nothing of its
+// end: such a value is kept for ever, beside the `most` others.
 template <typename Key, typename Value>
 class LruCache {
  public:
@@ -24,9 +24,11 @@ class LruCache {
   // The value of `key`, from make(), which returns a Shared, if it isn't there.
   template <typename Make>
   Shared get(const Key& key, bool keep_for_ever, const Make& make) {
-    return get(key, keep_for_ever, [](const Value&) { return true; }, [&](const Shared&) { return make(); });
+    return get(
+        key, keep_for_ever, [](const Value&) { return true; }, [&](const Shared&) { return make(); });
   }
-  // The same for a value that may not be enough: then make(value) makes a better one. It gets nullptr if there is none.
+  // The same for a value that may not be enough: then make(value) makes a better one. It gets nullptr if
+  // there is none.
   template <typename IsEnough, typename Make>
   Shared get(const Key& key, bool keep_for_ever, const IsEnough& is_enough, const Make& make) {
     Shared dropped, replaced;  // die after the lock: that may wait for the GPU

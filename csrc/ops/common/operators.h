@@ -1,5 +1,5 @@
-// Where an operator's schema, its C++ function and its kernels meet: torch's dispatcher. An operator with many
-// arguments has a struct of references to them, `Arguments`; its kernels take that struct.
+// Where an operator's schema, its C++ function and its kernels meet: torch's dispatcher. An operator with
+// many arguments has a struct of references to them, `Arguments`; its kernels take that struct.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -30,8 +30,8 @@ struct Unpacked<Result(Parameters...), kernel> {
   }
 };
 
-// The function of an operator's signature that calls `kernel`, Result(const Arguments&), with its parameters as an
-// Arguments: what is registered.
+// The function of an operator's signature that calls `kernel`, Result(const Arguments&), with its parameters
+// as an Arguments: what is registered.
 template <typename Signature, auto kernel>
 constexpr auto unpacked = &Unpacked<Signature, kernel>::call;
 

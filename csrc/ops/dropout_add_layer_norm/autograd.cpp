@@ -1,39 +1,30 @@
-#include "dropout_add_layer_norm.h"
-
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "../common/needed_gradients.h"
+#include "arguments.h"
 
 namespace hyenarec {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using OptionalTensor = std::optional<at::Tensor>;
 
 class DropoutAddLayerNorm : public torch::autograd::Function<DropoutAddLayerNorm> {
  public:
   static constexpr bool is_traceable = true;
 
-  static variable_list forward(
-      AutogradContext* ctx,
-      const at::Tensor& branch,
-      const OptionalTensor& residual,
-      const at::Tensor& weight,
-      const at::Tensor& bias,
-      double p,
-      double eps,
-      const OptionalTensor& seed) {
+  // Of DropoutAddLayerNormArguments.
+  static variable_list forward(AutogradContext* ctx, const auto&... parameters) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [normed, sum, mean, rstd] =
-        dropout_add_layer_norm_with_statistics(branch, residual, weight, bias, p, eps, seed);
-    ctx->save_for_backward({sum, mean, rstd, weight, seed.value_or(at::Tensor())});
-    ctx->saved_data["p"] = p;
-    ctx->saved_data["branch_dtype"] = branch.scalar_type();
-    ctx->saved_data["has_residual"] = residual.has_value();
+    const DropoutAddLayerNormArguments arguments{parameters...};
+    const auto [normed, sum, mean, rstd] = dropout_add_layer_norm_with_statistics(arguments);
+    ctx->save_for_backward({sum, mean, rstd, arguments.weight, arguments.seed.value_or(at::Tensor())});
+    ctx->saved_data["p"] = arguments.p;
+    ctx->saved_data["branch_dtype"] = arguments.branch.scalar_type();
+    ctx->saved_data["has_residual"] = arguments.residual.has_value();
     ctx->set_materialize_grads(false);  // of an output that nobody used, zeros need not be read
     return {normed, sum};
   }
@@ -51,9 +42,9 @@ class DropoutAddLayerNorm : public torch::autograd::Function<DropoutAddLayerNorm
     // Without dropout a sum has one gradient for both of its terms.
     const bool shared = needed[0] && needed[1] && p == 0 && branch_dtype == sum.scalar_type();
     const std::array<bool, 4> computed{needed[0], needed[1] && !shared, needed[2], needed[3]};
+    const auto grad_normed = optional(grads[0]), grad_sum = optional(grads[1]), seed = optional(saved[4]);
     const auto [of_branch, of_residual, of_weight, of_bias] = dropout_add_layer_norm_backward(
-        optional(grads[0]), optional(grads[1]), sum, saved[1], saved[2], saved[3], p, optional(saved[4]),
-        branch_dtype, computed);
+        {grad_normed, grad_sum, sum, saved[1], saved[2], saved[3], p, seed, branch_dtype, computed});
     variable_list gradients(7);
     gradients[0] = if_needed(needed[0], of_branch);
     gradients[1] = if_needed(needed[1], shared ? of_branch : of_residual);
@@ -64,14 +55,9 @@ class DropoutAddLayerNorm : public torch::autograd::Function<DropoutAddLayerNorm
 };
 
 std::tuple<at::Tensor, at::Tensor> dropout_add_layer_norm_autograd(
-    const at::Tensor& branch,
-    const OptionalTensor& residual,
-    const at::Tensor& weight,
-    const at::Tensor& bias,
-    double p,
-    double eps,
-    const OptionalTensor& seed) {
-  const auto outputs = DropoutAddLayerNorm::apply(branch, residual, weight, bias, p, eps, seed);
+    const DropoutAddLayerNormArguments& arguments) {
+  const auto outputs =
+      arguments.apply([](const auto&... parameters) { return DropoutAddLayerNorm::apply(parameters...); });
   return {outputs[0], outputs[1]};
 }
 
@@ -79,7 +65,10 @@ std::tuple<at::Tensor, at::Tensor> dropout_add_layer_norm_autograd(
 }  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  m.impl("dropout_add_layer_norm", hyenarec::dropout_add_layer_norm_autograd);
+  using namespace hyenarec;
+  using hyenarec::detail::unpacked;
+  m.impl(
+      "dropout_add_layer_norm", unpacked<decltype(dropout_add_layer_norm), dropout_add_layer_norm_autograd>);
   m.impl("dropout_add_layer_norm_with_statistics", torch::autograd::autogradNotImplementedFallback());
   // Second derivatives raise: "derivative for hyenarec::dropout_add_layer_norm_backward is not implemented".
   m.impl("dropout_add_layer_norm_backward", torch::autograd::autogradNotImplementedFallback());

@@ -14,11 +14,16 @@
 #include "../common/argument_checks.h"
 #include "../common/channels_last.h"
 #include "../common/cuda/launch.cuh"
+#include "arguments.h"
 #include "cuda.cuh"
-#include "dropout_add_layer_norm.h"
 
 namespace hyenarec {
 namespace {
+
+// [.., D] as rows; nullopt: undefined.
+at::Tensor rows_or_undefined(const OptionalTensor& tensor) {
+  return tensor ? as_rows(*tensor) : at::Tensor();
+}
 
 template <typename scalar_t>
 const scalar_t* data_or_null(const at::Tensor& rows) {
@@ -26,8 +31,8 @@ const scalar_t* data_or_null(const at::Tensor& rows) {
 }
 int64_t stride_of(const at::Tensor& rows) { return rows.defined() ? rows.stride(0) : 0; }
 
-// Whether vectors of so many channels lie on their alignment in all of these: rows [rows, D], some of them undefined, or
-// parameters [D].
+// Whether vectors of so many channels lie on their alignment in all of these: rows [rows, D], some of them
+// undefined, or parameters [D].
 bool aligned(int64_t vector, int64_t channels, std::initializer_list<at::Tensor> tensors) {
   return channels % vector == 0 && std::all_of(tensors.begin(), tensors.end(), [&](const at::Tensor& tensor) {
            if (!tensor.defined()) return true;
@@ -37,8 +42,8 @@ bool aligned(int64_t vector, int64_t channels, std::initializer_list<at::Tensor>
          });
 }
 
-// Calls run(branch_t{}, sum_t{}, vector): the types in which the kernel reads branch and sum, and channels at a time,
-// 16 bytes of the sum or one.
+// Calls run(branch_t{}, sum_t{}, vector): the types in which the kernel reads branch and sum, and channels at
+// a time, 16 bytes of the sum or one.
 template <typename Run>
 void dispatch(at::ScalarType branch, at::ScalarType sum, bool vectors, const Run& run) {
   const auto with_vector = [&](auto branch_zero, auto sum_zero) {
@@ -53,20 +58,14 @@ void dispatch(at::ScalarType branch, at::ScalarType sum, bool vectors, const Run
 }
 
 template <typename T>
-NormDropout<T> dropout_of(double p, const std::optional<at::Tensor>& seed) {
+NormDropout<T> dropout_of(double p, const OptionalTensor& seed) {
   const detail::DropoutLevels levels(p);
   return {seed ? seed->const_data_ptr<int64_t>() : nullptr, levels.dropped, static_cast<T>(levels.scale)};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> with_statistics_cuda(
-    const at::Tensor& branch,
-    const std::optional<at::Tensor>& residual,
-    const at::Tensor& weight,
-    const at::Tensor& bias,
-    double p,
-    double eps,
-    const std::optional<at::Tensor>& seed) {
-  detail::check_dropout_add_layer_norm_arguments(branch, residual, weight, bias, p, eps, seed);
+NormAndStatistics with_statistics_cuda(const DropoutAddLayerNormArguments& arguments) {
+  detail::check_dropout_add_layer_norm_arguments(arguments);
+  const auto& [branch, residual, weight, bias, p, eps, seed] = arguments;
   const c10::cuda::CUDAGuard guard(branch.device());
   const auto type = detail::type_of_sum(branch, residual), parameters = detail::parameter_type(type);
   const auto options = branch.options().dtype(type);
@@ -94,8 +93,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> with_statistics_cuda(
     rows.residual_stride = stride_of(residuals);
     rows.weight = weights.const_data_ptr<T>();
     rows.bias = biases.const_data_ptr<T>();
-    rows.eps = static_cast<T>(eps);
-    rows.dropout = dropout_of<T>(p, seed);
+    rows.eps = static_cast<T>(arguments.eps);
+    rows.dropout = dropout_of<T>(arguments.p, arguments.seed);
     rows.normed = normed.mutable_data_ptr<sum_t>();
     rows.sum = sum.mutable_data_ptr<sum_t>();
     rows.mean = mean.mutable_data_ptr<T>();
@@ -107,29 +106,20 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> with_statistics_cuda(
   return {normed, sum, mean, rstd};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cuda(
-    const std::optional<at::Tensor>& grad_normed,
-    const std::optional<at::Tensor>& grad_sum,
-    const at::Tensor& sum,
-    const at::Tensor& mean,
-    const at::Tensor& rstd,
-    const at::Tensor& weight,
-    double p,
-    const std::optional<at::Tensor>& seed,
-    at::ScalarType branch_dtype,
-    std::array<bool, 4> needs_grad) {
-  detail::check_dropout_add_layer_norm_backward_arguments(
-      grad_normed, grad_sum, sum, mean, rstd, weight, p, seed);
+DropoutAddLayerNormGradients backward_cuda(const DropoutAddLayerNormBackwardArguments& arguments) {
+  detail::check_dropout_add_layer_norm_backward_arguments(arguments);
+  const auto &sum = arguments.sum, &weight = arguments.weight;
+  const auto& needs_grad = arguments.needs_grad;
   const c10::cuda::CUDAGuard guard(sum.device());
   const auto type = sum.scalar_type(), parameters = detail::parameter_type(type);
-  const auto branch_type = detail::kernel_type_of_branch(branch_dtype, type);
+  const auto branch_type = detail::kernel_type_of_branch(arguments.branch_dtype, type);
   auto grad_branch = detail::empty_gradient(needs_grad[0], sum, branch_type);
   auto grad_residual = detail::empty_gradient(needs_grad[1], sum);
   auto grad_weight = detail::empty_gradient(needs_grad[2], weight, parameters);
   auto grad_bias = detail::empty_gradient(needs_grad[3], weight, parameters);
   const auto results = [&] {
     return std::tuple(
-        grad_branch.to(branch_dtype), grad_residual, grad_weight.to(weight.scalar_type()),
+        grad_branch.to(arguments.branch_dtype), grad_residual, grad_weight.to(weight.scalar_type()),
         grad_bias.to(weight.scalar_type()));
   };
   const bool needs_sums = needs_grad[2] || needs_grad[3];
@@ -141,10 +131,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cuda(
   if (!(needs_grad[0] || needs_grad[1] || needs_sums)) return results();
 
   const int64_t channels = sum.size(-1), count = sum.numel() / channels;
-  const auto normed_grads = grad_normed ? as_rows(*grad_normed) : at::Tensor();
-  const auto sum_grads = grad_sum ? as_rows(*grad_sum) : at::Tensor();
+  const auto normed_grads = rows_or_undefined(arguments.grad_normed);
+  const auto sum_grads = rows_or_undefined(arguments.grad_sum);
   const auto sums = as_rows(sum);
-  const auto means = mean.contiguous(), rstds = rstd.contiguous();
+  const auto means = arguments.mean.contiguous(), rstds = arguments.rstd.contiguous();
   const auto weights = weight.to(parameters).contiguous();
   const bool vectors = aligned(16 / sum.element_size(), channels, {normed_grads, sum_grads, sums, weights});
   dispatch(branch_type, type, vectors, [&](auto branch_zero, auto sum_zero, auto vector) {
@@ -167,7 +157,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cuda(
     rows.mean = means.const_data_ptr<T>();
     rows.rstd = rstds.const_data_ptr<T>();
     rows.weight = weights.const_data_ptr<T>();
-    rows.dropout = dropout_of<T>(p, seed);
+    rows.dropout = dropout_of<T>(arguments.p, arguments.seed);
     rows.grad_branch = needs_grad[0] ? grad_branch.mutable_data_ptr<branch_t>() : nullptr;
     rows.grad_residual = needs_grad[1] ? grad_residual.mutable_data_ptr<sum_t>() : nullptr;
     rows.partial = needs_sums ? partial.mutable_data_ptr<T>() : nullptr;
@@ -184,6 +174,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cuda(
 }  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  m.impl("dropout_add_layer_norm_with_statistics", hyenarec::with_statistics_cuda);
-  m.impl("dropout_add_layer_norm_backward", hyenarec::backward_cuda);
+  using namespace hyenarec;
+  using hyenarec::detail::unpacked;
+  m.impl(
+      "dropout_add_layer_norm_with_statistics",
+      unpacked<DropoutAddLayerNormWithStatistics, with_statistics_cuda>);
+  m.impl("dropout_add_layer_norm_backward", unpacked<DropoutAddLayerNormBackward, backward_cuda>);
 }

@@ -1,11 +1,12 @@
 // Device code of dropout_add_layer_norm: rows of channels, each the work of a team of threads.
 //
-// A team is a part of a warp or a whole one, several to a block, while a row fits in its registers; else it is a block.
-// A thread holds up to kHeld vectors of its row in registers, so that a row is read once; of wider rows it reads the
-// rest again, from memory that it wrote itself or from a cache. Random bits are drawn anew wherever they are needed.
+// A team is a part of a warp or a whole one, several to a block, while a row fits in its registers; else it
+// is a block. A thread holds up to kHeld vectors of its row in registers, so that a row is read once; of
+// wider rows it reads the rest again, from memory that it wrote itself or from a cache. Random bits are drawn
+// anew wherever they are needed.
 //
-// Bytes that must move: forward 4 D a row (branch, residual -> sum, normed), backward 5 D (two gradients, sum -> two
-// gradients).
+// Bytes that must move: forward 4 D a row (branch, residual -> sum, normed), backward 5 D (two gradients, sum
+// -> two gradients).
 #pragma once
 
 #include "../common/cuda/row_vectors.cuh"
@@ -13,11 +14,11 @@
 
 namespace hyenarec {
 
-constexpr int kNormThreads = 128;      // of a block of several teams
-constexpr int kNormMostThreads = 256;  // of a team
-constexpr int kNormHeld = 16;  // channels of a row that a thread holds, if their vectors are no larger
+constexpr int kNormThreads = 128;     // of a block of several teams
+constexpr int kNormMaxThreads = 256;  // of a team
+constexpr int kNormHeld = 16;         // channels of a row that a thread holds, if their vectors are no larger
 // Blocks of the backward kernel, at most: each leaves its sums, which torch adds up.
-constexpr int64_t kNormMostGroups = 512;
+constexpr int64_t kNormMaxGroups = 512;
 
 // The launch of both kernels: a row of threads a team; a block goes over `run` rows with each of its teams.
 struct NormShape {
@@ -25,16 +26,16 @@ struct NormShape {
   LaunchShape launch;
 };
 
-// run = 0 chooses the shortest run that keeps groups <= kNormMostGroups (backward); forward passes its own.
+// run = 0 chooses the shortest run that keeps groups <= kNormMaxGroups (backward); forward passes its own.
 // value_bytes: of a number of the accumulation type.
 inline NormShape norm_shape(
     int64_t rows, int64_t channels, int vector, int held, int64_t run, size_t value_bytes) {
   const int64_t vectors = ceil_div(channels, vector);
   unsigned int team = 1;
   while (team < 32 && team < vectors) team *= 2;
-  while (team < kNormMostThreads && team * held < vectors) team *= 2;
+  while (team < kNormMaxThreads && team * held < vectors) team *= 2;
   const unsigned int teams = team <= 32 ? kNormThreads / team : 1;
-  if (run == 0) run = larger(8, ceil_div(rows, teams * kNormMostGroups));
+  if (run == 0) run = larger(8, ceil_div(rows, teams * kNormMaxGroups));
   NormShape shape;
   shape.run = run;
   shape.groups = ceil_div(rows, teams * run);
@@ -43,7 +44,8 @@ inline NormShape norm_shape(
   return shape;
 }
 
-// Which elements dropout leaves: those whose level is not among the `dropped` lowest; none are dropped with 0.
+// Which elements dropout leaves: those whose level is not among the `dropped` lowest; none are dropped with
+// 0.
 template <typename T>
 struct NormDropout {
   const int64_t* seed;
@@ -77,7 +79,8 @@ __device__ inline Vector<T, kVector> load_parameters(const T* source) {
   return result;
 }
 
-// Calls held(i, d) for the thread's vectors in registers and beyond(d) for the others; d is the first channel.
+// Calls held(i, d) for the thread's vectors in registers and beyond(d) for the others; d is the first
+// channel.
 template <int kVector, int kHeld, typename Held, typename Beyond>
 __device__ inline void over_team_channels(int64_t channels, const Held& held, const Beyond& beyond) {
   const int64_t step = static_cast<int64_t>(blockDim.x) * kVector;
@@ -89,8 +92,9 @@ __device__ inline void over_team_channels(int64_t channels, const Held& held, co
   for (; d < channels; d += step) beyond(d);
 }
 
-// The team's sums of `count` numbers a thread, the same bits in each of its threads. All threads of the block call it,
-// in turns with slot 0 and 1: a thread may still read the last sums when another one writes the next.
+// The team's sums of `count` numbers a thread, the same bits in each of its threads. All threads of the block
+// call it, in turns with slot 0 and 1: a thread may still read the last sums when another one writes the
+// next.
 template <int count, typename T>
 __device__ inline void sum_over_team(T (&values)[count], T* shared, int slot) {
   const int lanes = blockDim.x < 32 ? blockDim.x : 32, warps = blockDim.x / lanes;
@@ -130,7 +134,7 @@ struct NormForward {
 };
 
 template <typename branch_t, typename sum_t, int kVector, int kHeld>
-__global__ void __launch_bounds__(kNormMostThreads)
+__global__ void __launch_bounds__(kNormMaxThreads)
     dropout_add_layer_norm_forward(NormForward<branch_t, sum_t> rows) {
   using T = accumulate_t<sum_t>;
   using Values = Vector<T, kVector>;
@@ -213,7 +217,7 @@ struct NormBackward {
 };
 
 template <typename branch_t, typename sum_t, int kVector, int kHeld>
-__global__ void __launch_bounds__(kNormMostThreads)
+__global__ void __launch_bounds__(kNormMaxThreads)
     dropout_add_layer_norm_backward(NormBackward<branch_t, sum_t> rows) {
   using T = accumulate_t<sum_t>;
   using Values = Vector<T, kVector>;

@@ -1,6 +1,5 @@
 #include "dropout_add_layer_norm.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/ScalarType.h>
 #include <torch/library.h>
@@ -8,52 +7,29 @@
 #include <cmath>
 
 #include "../common/argument_checks.h"
+#include "arguments.h"
 #include "philox.h"
 
 namespace hyenarec {
 
 std::tuple<at::Tensor, at::Tensor> dropout_add_layer_norm(
-    const at::Tensor& branch,
-    const std::optional<at::Tensor>& residual,
-    const at::Tensor& weight,
-    const at::Tensor& bias,
-    double p,
-    double eps,
-    const std::optional<at::Tensor>& seed) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("hyenarec::dropout_add_layer_norm", "")
-                             .typed<decltype(dropout_add_layer_norm)>();
+    const at::Tensor& branch, const OptionalTensor& residual, const at::Tensor& weight,
+    const at::Tensor& bias, double p, double eps, const OptionalTensor& seed) {
+  static const auto op = detail::find_operator<decltype(dropout_add_layer_norm)>("dropout_add_layer_norm");
   return op.call(branch, residual, weight, bias, p, eps, seed);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> dropout_add_layer_norm_with_statistics(
-    const at::Tensor& branch,
-    const std::optional<at::Tensor>& residual,
-    const at::Tensor& weight,
-    const at::Tensor& bias,
-    double p,
-    double eps,
-    const std::optional<at::Tensor>& seed) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("hyenarec::dropout_add_layer_norm_with_statistics", "")
-                             .typed<decltype(dropout_add_layer_norm_with_statistics)>();
-  return op.call(branch, residual, weight, bias, p, eps, seed);
+NormAndStatistics dropout_add_layer_norm_with_statistics(const DropoutAddLayerNormArguments& arguments) {
+  static const auto op =
+      detail::find_operator<DropoutAddLayerNormWithStatistics>("dropout_add_layer_norm_with_statistics");
+  return arguments.apply([](const auto&... parameters) { return op.call(parameters...); });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> dropout_add_layer_norm_backward(
-    const std::optional<at::Tensor>& grad_normed,
-    const std::optional<at::Tensor>& grad_sum,
-    const at::Tensor& sum,
-    const at::Tensor& mean,
-    const at::Tensor& rstd,
-    const at::Tensor& weight,
-    double p,
-    const std::optional<at::Tensor>& seed,
-    at::ScalarType branch_dtype,
-    std::array<bool, 4> needs_grad) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("hyenarec::dropout_add_layer_norm_backward", "")
-                             .typed<decltype(dropout_add_layer_norm_backward)>();
+DropoutAddLayerNormGradients dropout_add_layer_norm_backward(
+    const DropoutAddLayerNormBackwardArguments& arguments) {
+  static const auto op =
+      detail::find_operator<DropoutAddLayerNormBackward>("dropout_add_layer_norm_backward");
+  const auto& [grad_normed, grad_sum, sum, mean, rstd, weight, p, seed, branch_dtype, needs_grad] = arguments;
   return op.call(grad_normed, grad_sum, sum, mean, rstd, weight, p, seed, branch_dtype, needs_grad);
 }
 
@@ -79,7 +55,7 @@ void check_vector(const Argument& vector, const Argument& rows, c10::ScalarType 
     check_type(vector, type, sum == type ? "like the sum" : "or like the sum");
 }
 
-void check_dropout(const Argument& rows, double p, const std::optional<at::Tensor>& seed) {
+void check_dropout(const Argument& rows, double p, const OptionalTensor& seed) {
   TORCH_CHECK(p >= 0 && p <= 1, rows.op, ": p must be in [0, 1], got ", p);
   TORCH_CHECK(p == 0 || seed, rows.op, ": seed must be an int64 scalar for p = ", p, ", got none");
   if (!seed) return;
@@ -91,15 +67,9 @@ void check_dropout(const Argument& rows, double p, const std::optional<at::Tenso
 
 }  // namespace
 
-void check_dropout_add_layer_norm_arguments(
-    const at::Tensor& branch,
-    const std::optional<at::Tensor>& residual,
-    const at::Tensor& weight,
-    const at::Tensor& bias,
-    double p,
-    double eps,
-    const std::optional<at::Tensor>& seed) {
+void check_dropout_add_layer_norm_arguments(const DropoutAddLayerNormArguments& arguments) {
   const char* op = "dropout_add_layer_norm";
+  const auto& [branch, residual, weight, bias, p, eps, seed] = arguments;
   const Argument rows{op, "branch", branch};
   check_rows(rows);
   if (residual) {
@@ -115,31 +85,25 @@ void check_dropout_add_layer_norm_arguments(
   check_dropout(rows, p, seed);
 }
 
-void check_dropout_add_layer_norm_backward_arguments(
-    const std::optional<at::Tensor>& grad_normed,
-    const std::optional<at::Tensor>& grad_sum,
-    const at::Tensor& sum,
-    const at::Tensor& mean,
-    const at::Tensor& rstd,
-    const at::Tensor& weight,
-    double p,
-    const std::optional<at::Tensor>& seed) {
+void check_dropout_add_layer_norm_backward_arguments(const DropoutAddLayerNormBackwardArguments& arguments) {
   const char* op = "dropout_add_layer_norm_backward";
+  const auto& sum = arguments.sum;
   const Argument rows{op, "sum", sum};
   check_rows(rows);
-  if (grad_normed) check_like({op, "grad_normed", *grad_normed}, rows);
-  if (grad_sum) check_like({op, "grad_sum", *grad_sum}, rows);
+  if (arguments.grad_normed) check_like({op, "grad_normed", *arguments.grad_normed}, rows);
+  if (arguments.grad_sum) check_like({op, "grad_sum", *arguments.grad_sum}, rows);
   const auto of_rows = sum.select(-1, 0);  // [..], as one number a row is laid out
-  for (const Argument& statistic : {Argument{op, "mean", mean}, Argument{op, "rstd", rstd}}) {
+  const Argument mean{op, "mean", arguments.mean}, rstd{op, "rstd", arguments.rstd};
+  for (const Argument& statistic : {mean, rstd}) {
     check_shape(statistic, {op, "sum[.., 0]", of_rows});
     check_type(statistic, parameter_type(sum.scalar_type()), "beside this sum");
     check_device(statistic, rows);
   }
-  check_vector({op, "weight", weight}, rows, sum.scalar_type());
-  check_dropout(rows, p, seed);
+  check_vector({op, "weight", arguments.weight}, rows, sum.scalar_type());
+  check_dropout(rows, arguments.p, arguments.seed);
 }
 
-at::ScalarType type_of_sum(const at::Tensor& branch, const std::optional<at::Tensor>& residual) {
+at::ScalarType type_of_sum(const at::Tensor& branch, const OptionalTensor& residual) {
   return residual ? c10::promoteTypes(branch.scalar_type(), residual->scalar_type()) : branch.scalar_type();
 }
 
@@ -155,29 +119,15 @@ DropoutLevels::DropoutLevels(double p)
 
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> without_statistics(
-    const at::Tensor& branch,
-    const std::optional<at::Tensor>& residual,
-    const at::Tensor& weight,
-    const at::Tensor& bias,
-    double p,
-    double eps,
-    const std::optional<at::Tensor>& seed) {
-  auto [normed, sum, mean, rstd] =
-      dropout_add_layer_norm_with_statistics(branch, residual, weight, bias, p, eps, seed);
+std::tuple<at::Tensor, at::Tensor> without_statistics(const DropoutAddLayerNormArguments& arguments) {
+  const auto [normed, sum, mean, rstd] = dropout_add_layer_norm_with_statistics(arguments);
   return {normed, sum};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> with_statistics_meta(
-    const at::Tensor& branch,
-    const std::optional<at::Tensor>& residual,
-    const at::Tensor& weight,
-    const at::Tensor& bias,
-    double p,
-    double eps,
-    const std::optional<at::Tensor>& seed) {
-  detail::check_dropout_add_layer_norm_arguments(branch, residual, weight, bias, p, eps, seed);
-  const auto type = detail::type_of_sum(branch, residual);
+NormAndStatistics with_statistics_meta(const DropoutAddLayerNormArguments& arguments) {
+  detail::check_dropout_add_layer_norm_arguments(arguments);
+  const auto& branch = arguments.branch;
+  const auto type = detail::type_of_sum(branch, arguments.residual);
   const auto rows = branch.sym_sizes().slice(0, branch.dim() - 1);
   const auto make = [&](c10::SymIntArrayRef sizes, at::ScalarType dtype) {
     return at::empty_symint(sizes, branch.options().dtype(dtype));
@@ -187,32 +137,41 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> with_statistics_meta(
       make(rows, detail::parameter_type(type)), make(rows, detail::parameter_type(type))};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_meta(
-    const std::optional<at::Tensor>& grad_normed,
-    const std::optional<at::Tensor>& grad_sum,
-    const at::Tensor& sum,
-    const at::Tensor& mean,
-    const at::Tensor& rstd,
-    const at::Tensor& weight,
-    double p,
-    const std::optional<at::Tensor>& seed,
-    at::ScalarType branch_dtype,
-    std::array<bool, 4> needs_grad) {
-  detail::check_dropout_add_layer_norm_backward_arguments(
-      grad_normed, grad_sum, sum, mean, rstd, weight, p, seed);
+DropoutAddLayerNormGradients backward_meta(const DropoutAddLayerNormBackwardArguments& arguments) {
+  detail::check_dropout_add_layer_norm_backward_arguments(arguments);
+  const auto& needs_grad = arguments.needs_grad;
   using detail::empty_gradient;
   return {
-      empty_gradient(needs_grad[0], sum, branch_dtype), empty_gradient(needs_grad[1], sum),
-      empty_gradient(needs_grad[2], weight), empty_gradient(needs_grad[3], weight)};
+      empty_gradient(needs_grad[0], arguments.sum, arguments.branch_dtype),
+      empty_gradient(needs_grad[1], arguments.sum), empty_gradient(needs_grad[2], arguments.weight),
+      empty_gradient(needs_grad[3], arguments.weight)};
 }
 
 }  // namespace
 }  // namespace hyenarec
 
+TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
+  m.def(
+      "dropout_add_layer_norm(Tensor branch, Tensor? residual, Tensor weight, Tensor bias, float p=0., float "
+      "eps=1e-05, Tensor? seed=None) -> (Tensor, Tensor)");
+  m.def(
+      "dropout_add_layer_norm_with_statistics(Tensor branch, Tensor? residual, Tensor weight, Tensor bias, "
+      "float p, float eps, Tensor? seed) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "dropout_add_layer_norm_backward(Tensor? grad_normed, Tensor? grad_sum, Tensor sum, Tensor mean, "
+      "Tensor rstd, Tensor weight, float p, Tensor? seed, ScalarType branch_dtype, bool[4] needs_grad) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+}
 TORCH_LIBRARY_IMPL(hyenarec, CompositeExplicitAutograd, m) {
-  m.impl("dropout_add_layer_norm", hyenarec::without_statistics);
+  using namespace hyenarec;
+  using hyenarec::detail::unpacked;
+  m.impl("dropout_add_layer_norm", unpacked<decltype(dropout_add_layer_norm), without_statistics>);
 }
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  m.impl("dropout_add_layer_norm_with_statistics", hyenarec::with_statistics_meta);
-  m.impl("dropout_add_layer_norm_backward", hyenarec::backward_meta);
+  using namespace hyenarec;
+  using hyenarec::detail::unpacked;
+  m.impl(
+      "dropout_add_layer_norm_with_statistics",
+      unpacked<DropoutAddLayerNormWithStatistics, with_statistics_meta>);
+  m.impl("dropout_add_layer_norm_backward", unpacked<DropoutAddLayerNormBackward, backward_meta>);
 }

@@ -1,9 +1,9 @@
-// The counter-based random numbers that dropout draws, on every device: Philox4x32-10 of Salmon et al., "Parallel
-// Random Numbers: As Easy as 1, 2, 3", SC 2011. Its bits are a function of a key (the seed) and a counter, so that any
-// thread can draw those of any element, once more in the backward pass, without a state.
+// The counter-based random numbers that dropout draws, on every device: Philox4x32-10 of Salmon et al.,
+// "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011. Its bits are a function of a key (the seed) and a
+// counter, so that any thread can draw those of any element, once more in the backward pass, without a state.
 //
-// Element i of an activation has 16 bits: half i % 2 (the lower one first) of word i % 8 / 2 of the block whose counter
-// is i / 8. cpu/random_levels.h draws the same bits in vectors.
+// Element i of an activation has 16 bits: half i % 2 (the lower one first) of word i % 8 / 2 of the block
+// whose counter is i / 8. random_levels.h draws the same bits in vectors.
 #pragma once
 
 #include <cstdint>

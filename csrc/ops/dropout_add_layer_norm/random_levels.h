@@ -1,4 +1,4 @@
-// The 16 random bits of each element (see ../philox.h), drawn in vectors.
+// The 16 random bits of each element (see philox.h), drawn in vectors.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,8 @@
 
 namespace hyenarec::simd {
 
-// Blocks that are drawn together: a lane of 64 bits each, since the product of two 32-bit words needs as many.
+// Blocks that are drawn together: a lane of 64 bits each, since the product of two 32-bit words needs as
+// many.
 constexpr int kBlocksTogether = 8;
 constexpr int kLevelsTogether = kBlocksTogether * kLevelsPerBlock;
 

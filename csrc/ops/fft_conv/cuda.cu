@@ -3,26 +3,23 @@
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdlib>
 #include <string>
 
+#include "../common/argument_checks.h"
 #include "../common/channels_last.h"
 #include "../common/cuda/launch.cuh"
+#include "arguments.h"
 #include "cuda.cuh"
 #include "cufft_plan.h"
-#include "fft_conv.h"
 #include "fft_size.h"
 
 namespace hyenarec {
 namespace {
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 // Bytes that one call may hold beside its inputs and outputs, in 2^20; HYENAREC_FFT_WORKSPACE_MIB overrides
 // it.
@@ -46,12 +43,13 @@ struct Geometry {
   int64_t batch_step, channel_step;  // sequences and channels that are handled at a time
 
   // `buffers`: signals held per sequence and channel, cuFFT's work area (about one more) included.
-  Geometry(const at::Tensor& u, const at::Tensor& kernel, int64_t buffers, size_t element_bytes)
-      : batch(u.size(0)),
-        length(u.size(1)),
-        channels(u.size(2)),
-        lags(fft_conv_lags(length, kernel.size(1))),
-        size(std::max<int64_t>(fft_conv_size(length, kernel.size(1)), 2)),  // no transforms of one number
+  Geometry(const FftConvArguments& arguments, int64_t buffers, size_t element_bytes)
+      : batch(arguments.u.size(0)),
+        length(arguments.u.size(1)),
+        channels(arguments.u.size(2)),
+        lags(fft_conv_lags(length, arguments.kernel.size(1))),
+        // No transforms of one number.
+        size(std::max<int64_t>(fft_conv_size(length, arguments.kernel.size(1)), 2)),
         frequencies(spectrum_size(size)),
         pitch(signal_pitch(size)) {
     constexpr int64_t kKernelBuffers = 3;  // per channel: the kernel, its gradient, cuFFT's work area
@@ -103,11 +101,12 @@ class Transformer {
   at::Tensor empty(int64_t signals) const { return at::empty({signals, geometry_.pitch}, options_); }
 
   // The spectrum of kernel[first .. first + channels] with skip at lag 0: [channels, frequencies].
-  at::Tensor kernel_spectrum(const at::Tensor& kernel, const OptionalTensor& skip, const Part& part) const {
+  at::Tensor kernel_spectrum(const FftConvArguments& arguments, const Part& part) const {
     auto signal = at::zeros({part.channels, geometry_.pitch}, options_);
     signal.narrow(1, 0, geometry_.lags)
-        .copy_(kernel.narrow(0, part.first_channel, part.channels).narrow(1, 0, geometry_.lags));
-    if (skip) signal.select(1, 0).add_(skip->narrow(0, part.first_channel, part.channels));
+        .copy_(arguments.kernel.narrow(0, part.first_channel, part.channels).narrow(1, 0, geometry_.lags));
+    if (arguments.skip)
+      signal.select(1, 0).add_(arguments.skip->narrow(0, part.first_channel, part.channels));
     transform(signal, true);
     return signal;
   }
@@ -125,12 +124,8 @@ class Transformer {
 
   // Undefined tensors stand for what is not needed.
   void product(
-      const SpectralProducts& wanted,
-      const Part& part,
-      const at::Tensor& kernel,
-      const at::Tensor& z,
-      const at::Tensor& y,
-      const at::Tensor& grad_kernel) const {
+      const SpectralProducts& wanted, const Part& part, const at::Tensor& kernel, const at::Tensor& z,
+      const at::Tensor& y, const at::Tensor& grad_kernel) const {
     launch(
         product_shape<T>(part.batch, part.channels, geometry_.frequencies), fft_conv_product<T>, part.batch,
         part.channels, geometry_.frequencies, T(1) / static_cast<T>(geometry_.size), wanted, complex(kernel),
@@ -139,12 +134,8 @@ class Transformer {
 
   // signal (spectra when called) times the factors, cropped, into out and second_out where they are wanted.
   void unpack(
-      const at::Tensor& signal,
-      const Part& part,
-      const Source& factor,
-      const at::Tensor& out,
-      const Source& second_factor,
-      const at::Tensor& second_out) const {
+      const at::Tensor& signal, const Part& part, const Source& factor, const at::Tensor& out,
+      const Source& second_factor, const at::Tensor& second_out) const {
     transform(signal, false);
     launch(
         transpose_shape<T>(part.batch, part.channels, geometry_.length), fft_conv_unpack<scalar_t>,
@@ -184,24 +175,20 @@ void for_each_part(const Geometry& geometry, const Start& start, const Run& run,
   }
 }
 
-at::Tensor fft_conv_cuda(
-    const at::Tensor& u,
-    const at::Tensor& kernel,
-    const OptionalTensor& skip,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate) {
-  detail::check_fft_conv_arguments(u, kernel, skip, pre_gate, post_gate);
+at::Tensor fft_conv_cuda(const FftConvArguments& arguments) {
+  detail::check_fft_conv_arguments(arguments);
+  const auto& u = arguments.u;
   const c10::cuda::CUDAGuard guard(u.device());
   auto out = at::empty(u.sizes(), u.options());
   if (out.numel() == 0) return out;
 
-  const Source input(u), pre(pre_gate), post(post_gate), none(std::nullopt);
+  const Source input(u), pre(arguments.pre_gate), post(arguments.post_gate), none(std::nullopt);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "fft_conv", [&] {
-    const Geometry geometry(u, kernel, 2, sizeof(accumulate_t<scalar_t>));
-    const Transformer<scalar_t> fft(geometry, kernel.options());
+    const Geometry geometry(arguments, 2, sizeof(accumulate_t<scalar_t>));
+    const Transformer<scalar_t> fft(geometry, arguments.kernel.options());
     at::Tensor weight;
     for_each_part(
-        geometry, [&](const Part& range) { weight = fft.kernel_spectrum(kernel, skip, range); },
+        geometry, [&](const Part& range) { weight = fft.kernel_spectrum(arguments, range); },
         [&](const Part& part) {
           const auto z = fft.spectrum(input, pre, part);
           fft.product(
@@ -214,9 +201,16 @@ at::Tensor fft_conv_cuda(
   return out;
 }
 
-// Which products the wanted gradients need.
+// Which gradients are wanted, and which products they need.
 struct WantedGradients {
   bool input, kernel, skip, pre_gate, post_gate;
+
+  explicit WantedGradients(const FftConvBackwardArguments& arguments)
+      : input(arguments.needs_grad[0]),
+        kernel(arguments.needs_grad[1]),
+        skip(arguments.needs_grad[2] && arguments.forward.skip),
+        pre_gate(arguments.needs_grad[3] && arguments.forward.pre_gate),
+        post_gate(arguments.needs_grad[4] && arguments.forward.post_gate) {}
 
   bool correlate() const { return input || pre_gate; }
   bool reduce() const { return kernel || skip; }
@@ -225,42 +219,30 @@ struct WantedGradients {
   bool needs_y() const { return reduce() || correlate(); }
 };
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> fft_conv_backward_cuda(
-    const at::Tensor& grad,
-    const at::Tensor& u,
-    const at::Tensor& kernel,
-    const OptionalTensor& skip,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate,
-    std::array<bool, 5> needs_grad) {
-  detail::check_fft_conv_backward_arguments(grad, u, kernel, skip, pre_gate, post_gate);
+FftConvGradients fft_conv_backward_cuda(const FftConvBackwardArguments& arguments) {
+  detail::check_fft_conv_backward_arguments(arguments);
+  const auto& [u, kernel, skip, pre_gate, post_gate] = arguments.forward;
   const c10::cuda::CUDAGuard guard(u.device());
-  const WantedGradients wanted{
-      needs_grad[0], needs_grad[1], needs_grad[2] && skip, needs_grad[3] && pre_gate,
-      needs_grad[4] && post_gate};
-  const auto like = [](bool is_wanted, const at::Tensor& tensor) {
-    return is_wanted ? at::empty(tensor.sizes(), tensor.options()) : at::empty({0}, tensor.options());
-  };
-  auto grad_u = like(wanted.input, u), grad_pre = like(wanted.pre_gate, u),
-       grad_post = like(wanted.post_gate, u);
+  const WantedGradients wanted(arguments);
+  auto grad_u = detail::empty_gradient(wanted.input, u);
+  auto grad_pre = detail::empty_gradient(wanted.pre_gate, u);
+  auto grad_post = detail::empty_gradient(wanted.post_gate, u);
   // Zeros: lags beyond the sequence don't matter.
-  auto grad_kernel =
-      wanted.kernel ? at::zeros(kernel.sizes(), kernel.options()) : at::empty({0}, kernel.options());
-  auto grad_skip =
-      wanted.skip ? at::zeros({kernel.size(0)}, kernel.options()) : at::empty({0}, kernel.options());
+  auto grad_kernel = detail::empty_gradient(wanted.kernel, kernel).zero_();
+  auto grad_skip = detail::empty_gradient(wanted.skip, skip.value_or(kernel)).zero_();
   if (u.numel() == 0 || !(wanted.needs_z() || wanted.needs_y()))
     return {grad_u, grad_kernel, grad_skip, grad_pre, grad_post};
 
-  const Source input(u), output(grad), pre(pre_gate), post(post_gate), none(std::nullopt);
+  const Source input(u), output(arguments.grad), pre(pre_gate), post(post_gate), none(std::nullopt);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "fft_conv_backward", [&] {
-    const Geometry geometry(
-        u, kernel, 1 + wanted.needs_z() + wanted.needs_y(), sizeof(accumulate_t<scalar_t>));
+    const int64_t buffers = 1 + wanted.needs_z() + wanted.needs_y();
+    const Geometry geometry(arguments.forward, buffers, sizeof(accumulate_t<scalar_t>));
     const Transformer<scalar_t> fft(geometry, kernel.options());
     at::Tensor weight, grad_weight;
     for_each_part(
         geometry,
         [&](const Part& range) {
-          if (wanted.convolve() || wanted.correlate()) weight = fft.kernel_spectrum(kernel, skip, range);
+          if (wanted.convolve() || wanted.correlate()) weight = fft.kernel_spectrum(arguments.forward, range);
           if (wanted.reduce()) grad_weight = fft.empty(range.channels);
         },
         [&](const Part& part) {
@@ -292,6 +274,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> fft_conv_
 }  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  m.impl("fft_conv", hyenarec::fft_conv_cuda);
-  m.impl("fft_conv_backward", hyenarec::fft_conv_backward_cuda);
+  using namespace hyenarec;
+  using hyenarec::detail::unpacked;
+  m.impl("fft_conv", unpacked<FftConvSignature, fft_conv_cuda>);
+  m.impl("fft_conv_backward", unpacked<FftConvBackward, fft_conv_backward_cuda>);
 }

@@ -15,31 +15,13 @@
 //   unpack   L T + L (the factors and outputs that are there)
 #pragma once
 
-#include "../common/cuda/device.cuh"
+#include "../common/cuda/activation.cuh"
 #include "fft_size.h"
 
 namespace hyenarec {
 
 constexpr int kTransposeTile = 32;
 constexpr int kTransposeRows = 4;  // a thread carries 32 / 4 elements of a tile: loads in flight
-
-// [batch, time, channel] with unit channel stride; data == nullptr stands for ones (a gate that isn't there).
-template <typename scalar_t>
-struct Activation {
-  scalar_t* data;
-  int64_t batch_stride, time_stride;
-
-  __device__ scalar_t* at(int64_t batch, int64_t time, int64_t channel) const {
-    return data + batch * batch_stride + time * time_stride + channel;
-  }
-};
-
-template <typename scalar_t>
-__device__ inline accumulate_t<scalar_t> load_or_one(
-    const Activation<const scalar_t>& source, int64_t batch, int64_t time, int64_t channel) {
-  using T = accumulate_t<scalar_t>;
-  return source.data == nullptr ? T(1) : static_cast<T>(*source.at(batch, time, channel));
-}
 
 inline int64_t spectrum_size(int64_t size) { return size / 2 + 1; }
 inline int64_t signal_pitch(int64_t size) { return 2 * spectrum_size(size); }
@@ -66,13 +48,8 @@ LaunchShape transpose_shape(int64_t batch, int64_t channels, int64_t times) {
 // Launch over transpose_shape(batch, channels, size).
 template <typename scalar_t>
 __global__ void __launch_bounds__(kTransposeTile* kTransposeRows) fft_conv_pack(
-    int64_t channels,
-    int64_t length,
-    int64_t size,
-    int64_t pitch,
-    Activation<const scalar_t> input,
-    Activation<const scalar_t> gate,
-    accumulate_t<scalar_t>* __restrict__ signal) {
+    int64_t channels, int64_t length, int64_t size, int64_t pitch, Activation<const scalar_t> input,
+    Activation<const scalar_t> gate, accumulate_t<scalar_t>* __restrict__ signal) {
   using T = accumulate_t<scalar_t>;
   HYENAREC_SHARED_MEMORY(T, tile);  // [time, channel]
   const TransposePlace place = transpose_place(channels, size);
@@ -106,13 +83,8 @@ __global__ void __launch_bounds__(kTransposeTile* kTransposeRows) fft_conv_pack(
 //   grad_post_gate        signal: kernel convolved with z    out = grad signal
 template <typename scalar_t>
 __global__ void __launch_bounds__(kTransposeTile* kTransposeRows) fft_conv_unpack(
-    int64_t channels,
-    int64_t length,
-    int64_t pitch,
-    const accumulate_t<scalar_t>* __restrict__ signal,
-    Activation<const scalar_t> factor,
-    Activation<scalar_t> out,
-    Activation<const scalar_t> second_factor,
+    int64_t channels, int64_t length, int64_t pitch, const accumulate_t<scalar_t>* __restrict__ signal,
+    Activation<const scalar_t> factor, Activation<scalar_t> out, Activation<const scalar_t> second_factor,
     Activation<scalar_t> second_out) {
   using T = accumulate_t<scalar_t>;
   HYENAREC_SHARED_MEMORY(T, tile);  // [channel, time]
@@ -180,20 +152,14 @@ LaunchShape product_shape(int64_t batch, int64_t channels, int64_t frequencies) 
       channels * ceil_div(frequencies, columns), dim3(columns, lanes), kProductThreads * sizeof(Complex<T>)};
 }
 
-// z, y                 [batch, channels, frequencies]: spectra of pre_gate u and of post_gate grad; may be nullptr
-//                      if not needed
+// z, y                 [batch, channels, frequencies]: spectra of pre_gate u and of post_gate grad; each may
+//                      be nullptr if not needed
 // kernel, grad_kernel  [channels, frequencies]; each may be nullptr if not needed
 // scale                1 / transform size, since cuFFT's transforms are not normalised
 template <typename T>
 __global__ void __launch_bounds__(kProductThreads) fft_conv_product(
-    int64_t batch,
-    int64_t channels,
-    int64_t frequencies,
-    T scale,
-    SpectralProducts wanted,
-    const Complex<T>* __restrict__ kernel,
-    Complex<T>* __restrict__ z,
-    Complex<T>* __restrict__ y,
+    int64_t batch, int64_t channels, int64_t frequencies, T scale, SpectralProducts wanted,
+    const Complex<T>* __restrict__ kernel, Complex<T>* __restrict__ z, Complex<T>* __restrict__ y,
     Complex<T>* __restrict__ grad_kernel) {
   const int64_t tiles = ceil_div(frequencies, blockDim.x);
   const int64_t channel = blockIdx.x / tiles;

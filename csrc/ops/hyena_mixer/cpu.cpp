@@ -85,8 +85,8 @@ at::Tensor hyena_mixer_cpu(const HyenaMixerArguments& arguments) {
 
 std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states_cpu(const HyenaMixerArguments& arguments) {
   detail::check_hyena_mixer_arguments(arguments);
-  const auto states = detail::empty_legendre_states(
-      arguments.x, arguments.coeffs, arguments.horizon, arguments.offsets);
+  const auto states =
+      detail::empty_legendre_states(arguments.x, arguments.coeffs, arguments.horizon, arguments.offsets);
   return {mix(arguments, states), states};
 }
 
@@ -104,8 +104,7 @@ HyenaMixerGradients hyena_mixer_backward_cpu(const HyenaMixerBackwardArguments& 
   auto decay_grad = detail::empty_gradient(needs_grad[4], forward.decay);
   auto skip_grad = detail::empty_gradient(needs_grad[5], forward.skip);
   const bool through_filter = needs_grad[0] || needs_grad[1] || (needs_grad[2] && forward.short_bias);
-  const GradientMask wanted{
-      through_filter, through_filter, needs_grad[3] || needs_grad[4] || needs_grad[5]};
+  const GradientMask wanted{through_filter, through_filter, needs_grad[3] || needs_grad[4] || needs_grad[5]};
 
   auto states = given_states ? given_states->contiguous() : at::Tensor();
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, forward.x.scalar_type(), op, [&] {
@@ -134,12 +133,11 @@ HyenaMixerGradients hyena_mixer_backward_cpu(const HyenaMixerBackwardArguments& 
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("hyena_mixer", unpacked<decltype(hyena_mixer), hyena_mixer_cpu>);
-  m.impl("hyena_mixer_with_states", unpacked<HyenaMixerWithStates, hyena_mixer_with_states_cpu>);
-  m.impl("hyena_mixer_backward", unpacked<HyenaMixerBackward, hyena_mixer_backward_cpu>);
+  m.impl("hyena_mixer", detail::unpacked<HyenaMixerSignature, hyena_mixer_cpu>);
+  m.impl("hyena_mixer_with_states", detail::unpacked<HyenaMixerWithStates, hyena_mixer_with_states_cpu>);
+  m.impl("hyena_mixer_backward", detail::unpacked<HyenaMixerBackward, hyena_mixer_backward_cpu>);
 }
+
+}  // namespace hyenarec

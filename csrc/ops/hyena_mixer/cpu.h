@@ -1,5 +1,5 @@
-// hyena_mixer on the CPU: the scan with the short convolution and the gates at its ends. A chunk's queries, keys and
-// values are computed from x where they are needed and never stored. No torch here.
+// hyena_mixer on the CPU: the scan with the short convolution and the gates at its ends. A chunk's queries,
+// keys and values are computed from x where they are needed and never stored. No torch here.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 #include "../common/cpu/rows.h"
 #include "../legendre_scan/cpu/result_writer.h"
 #include "../legendre_scan/cpu/scan.h"
-#include "../short_conv/short_conv.h"
+#include "../short_conv/max_width.h"
 
 namespace hyenarec {
 
@@ -47,7 +47,8 @@ class HyenaMixerIO {
  public:
   // `sums`, of HyenaMixerRows::sum_rows() rows, take the gradients; nullptr in a forward pass.
   HYENAREC_INLINE HyenaMixerIO(
-      const HyenaMixerRows<scalar_t, compute_t>& mixer, int64_t chunk, const scan::Task& task, scan::Sums* sums)
+      const HyenaMixerRows<scalar_t, compute_t>& mixer, int64_t chunk, const scan::Task& task,
+      scan::Sums* sums)
       : mixer_(mixer),
         task_(task),
         writer_(mixer.past_cache, task.vectors),
@@ -75,8 +76,8 @@ class HyenaMixerIO {
       return rows;
     };
     for (const int64_t part : {kKey, kValue}) events_[part] = take(scan::kMaxVectors);
-    // A forward pass is done with a vector's filtered events, and with keys and values, before it needs room for
-    // others: they share it, to stay in the cache.
+    // A forward pass is done with a vector's filtered events, and with keys and values, before it needs room
+    // for others: they share it, to stay in the cache.
     events_[kQuery] = sums ? take(scan::kMaxVectors) : events_[kKey];
     for (Tile& filtered : filtered_) filtered = take(sums ? scan::kMaxVectors : 1);
     if (!sums) return;
@@ -143,7 +144,8 @@ class HyenaMixerIO {
     const int64_t rows = mixer_.width + 1;
     for (int64_t v = 0; v < task_.vectors; ++v) {
       for (int64_t part = 0; part < kParts; ++part)
-        scan::flush(filters_[v].partial_sums[part], rows, sums_->of(task_, v) + part * rows * simd::kLanes<V>);
+        scan::flush(
+            filters_[v].partial_sums[part], rows, sums_->of(task_, v) + part * rows * simd::kLanes<V>);
     }
   }
   HYENAREC_INLINE void watch_inputs(int64_t s, int64_t begin, scan::LookAhead& ahead) const {
@@ -283,11 +285,8 @@ class HyenaMixerIO {
 // The short convolution's gradients, [3D, W] and [3D], from the sums over all tasks; nullptr: not wanted.
 template <typename scalar_t, typename compute_t>
 void store_filter_grads(
-    const scan::ScanCall<compute_t>& call,
-    const scan::Sums& sums,
-    const HyenaMixerRows<scalar_t, compute_t>& mixer,
-    compute_t* weight_grad,
-    compute_t* bias_grad) {
+    const scan::ScanCall<compute_t>& call, const scan::Sums& sums,
+    const HyenaMixerRows<scalar_t, compute_t>& mixer, compute_t* weight_grad, compute_t* bias_grad) {
   const int64_t width = mixer.width;
   for (int64_t d = 0; d < mixer.channels; ++d) {
     const auto total = call.total(sums, d);

@@ -51,8 +51,7 @@ struct Inputs {
 template <typename T, bool is_fast>
 ScanCall<T, is_fast> scan_call(
     const char* op, const RowSequences& sequences, const HyenaMixerArguments& arguments) {
-  return {
-      op, sequences, arguments.coeffs, arguments.decay, arguments.skip, arguments.horizon.expect_int()};
+  return {op, sequences, arguments.coeffs, arguments.decay, arguments.skip, arguments.horizon.expect_int()};
 }
 
 at::Tensor hyena_mixer_cuda(const HyenaMixerArguments& arguments) {
@@ -96,7 +95,8 @@ struct Results {
     const auto& [grad, forward, needs_grad, states] = arguments;
     x = detail::empty_gradient(needs_grad[0], forward.x);
     weight = detail::empty_gradient(needs_grad[1], forward.short_weight);
-    bias = detail::empty_gradient(needs_grad[2] && forward.short_bias, forward.short_bias.value_or(forward.decay));
+    bias = detail::empty_gradient(
+        needs_grad[2] && forward.short_bias, forward.short_bias.value_or(forward.decay));
     coeffs = detail::empty_gradient(needs_grad[3], forward.coeffs);
     decay = detail::empty_gradient(needs_grad[4], forward.decay);
     skip = detail::empty_gradient(needs_grad[5], forward.skip);
@@ -138,8 +138,7 @@ HyenaMixerGradients hyena_mixer_backward_cuda(const HyenaMixerBackwardArguments&
       io.edges = has_edges ? edges.template mutable_data_ptr<T>() : nullptr;
       io.edge_pitch = call.pitch();
       const auto sums = call.backward(io, wanted, {grads.coeffs, grads.decay, grads.skip, {}}).io_sums;
-      if (has_edges && needs_x)
-        launch(call.shape(), hyena_mixer_join<scalar_t, taps()>, call.work(), io);
+      if (has_edges && needs_x) launch(call.shape(), hyena_mixer_join<scalar_t, taps()>, call.work(), io);
       if (needs_filter) split_sums(sums, inputs.channels, grads.weight, grads.bias);
     });
   });
@@ -147,11 +146,10 @@ HyenaMixerGradients hyena_mixer_backward_cuda(const HyenaMixerBackwardArguments&
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("hyena_mixer", unpacked<decltype(hyena_mixer), hyena_mixer_cuda>);
-  m.impl("hyena_mixer_backward", unpacked<HyenaMixerBackward, hyena_mixer_backward_cuda>);
+  m.impl("hyena_mixer", detail::unpacked<HyenaMixerSignature, hyena_mixer_cuda>);
+  m.impl("hyena_mixer_backward", detail::unpacked<HyenaMixerBackward, hyena_mixer_backward_cuda>);
 }
+
+}  // namespace hyenarec

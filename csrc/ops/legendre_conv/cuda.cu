@@ -1,4 +1,5 @@
-// legendre_conv on CUDA: the launches of ../legendre_scan/cuda/scan.cuh around the LegendreConvIO of cuda.cuh.
+// legendre_conv on CUDA: the launches of ../legendre_scan/cuda/scan.cuh around the LegendreConvIO of
+// cuda.cuh.
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -32,8 +33,7 @@ struct Inputs {
 template <typename scalar_t>
 ScanCall<accumulate_t<scalar_t>> scan_call(
     const char* op, const RowSequences& sequences, const LegendreConvArguments& arguments) {
-  return {
-      op, sequences, arguments.coeffs, arguments.decay, arguments.skip, arguments.horizon.expect_int()};
+  return {op, sequences, arguments.coeffs, arguments.decay, arguments.skip, arguments.horizon.expect_int()};
 }
 
 at::Tensor legendre_conv_cuda(const LegendreConvArguments& arguments) {
@@ -94,11 +94,10 @@ LegendreConvGradients legendre_conv_backward_cuda(const LegendreConvBackwardArgu
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("legendre_conv", unpacked<decltype(legendre_conv), legendre_conv_cuda>);
-  m.impl("legendre_conv_backward", unpacked<LegendreConvBackward, legendre_conv_backward_cuda>);
+  m.impl("legendre_conv", detail::unpacked<LegendreConvSignature, legendre_conv_cuda>);
+  m.impl("legendre_conv_backward", detail::unpacked<LegendreConvBackward, legendre_conv_backward_cuda>);
 }
+
+}  // namespace hyenarec

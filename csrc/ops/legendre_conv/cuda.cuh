@@ -1,7 +1,7 @@
 // Device code of legendre_conv: what the scan's sweeps read and write.
 //
-// Bytes that must move, a row of D channels: forward u, two gates and out, 4 D; backward grad, u, two gates and
-// three gradients, 7 D.
+// Bytes that must move, a row of D channels: forward u, two gates and out, 4 D; backward grad, u, two gates
+// and three gradients, 7 D.
 #pragma once
 
 #include "../legendre_scan/cuda/backward.cuh"
@@ -31,7 +31,8 @@ struct LegendreConvIO {
     *out.at(row, channel) = static_cast<scalar_t>(NAN);
   }
 
-  __device__ void load_output_grad(int64_t channel, int64_t row, int64_t, int rows, T (&dy)[kScanChunk]) const {
+  __device__ void load_output_grad(
+      int64_t channel, int64_t row, int64_t, int rows, T (&dy)[kScanChunk]) const {
     load_rows(grad, channel, row, rows, dy);
     multiply_rows(post, channel, row, rows, dy);
   }

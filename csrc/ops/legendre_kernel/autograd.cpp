@@ -1,9 +1,10 @@
-#include "legendre_kernel.h"
-
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
+
+#include "arguments.h"
+#include "legendre_kernel.h"
 
 namespace hyenarec {
 namespace {
@@ -16,10 +17,7 @@ class LegendreKernel : public torch::autograd::Function<LegendreKernel> {
   static constexpr bool is_traceable = true;
 
   static at::Tensor forward(
-      AutogradContext* ctx,
-      const at::Tensor& coeffs,
-      const at::Tensor& decay,
-      const c10::SymInt& horizon,
+      AutogradContext* ctx, const at::Tensor& coeffs, const at::Tensor& decay, const c10::SymInt& horizon,
       const c10::SymInt& length) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({coeffs, decay});

@@ -7,8 +7,8 @@
 #include <torch/library.h>
 
 #include "../common/cuda/launch.cuh"
+#include "arguments.h"
 #include "cuda.cuh"
-#include "legendre_kernel.h"
 
 namespace hyenarec {
 namespace {

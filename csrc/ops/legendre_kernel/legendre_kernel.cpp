@@ -1,26 +1,24 @@
 #include "legendre_kernel.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "../common/argument_checks.h"
+#include "../common/operators.h"
+#include "arguments.h"
 
 namespace hyenarec {
 
 at::Tensor legendre_kernel(
     const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon, c10::SymInt length) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("hyenarec::legendre_kernel", "")
-                             .typed<decltype(legendre_kernel)>();
+  static const auto op = detail::find_operator<decltype(legendre_kernel)>("legendre_kernel");
   return op.call(coeffs, decay, std::move(horizon), std::move(length));
 }
 
 std::tuple<at::Tensor, at::Tensor> legendre_kernel_backward(
     const at::Tensor& grad, const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("hyenarec::legendre_kernel_backward", "")
-                             .typed<decltype(legendre_kernel_backward)>();
+  static const auto op =
+      detail::find_operator<decltype(legendre_kernel_backward)>("legendre_kernel_backward");
   return op.call(grad, coeffs, decay, std::move(horizon));
 }
 
@@ -51,9 +49,7 @@ void check_length(const char* op, const c10::SymInt& length, const c10::SymInt& 
 }  // namespace
 
 void check_legendre_kernel_arguments(
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    const c10::SymInt& horizon,
+    const at::Tensor& coeffs, const at::Tensor& decay, const c10::SymInt& horizon,
     const c10::SymInt& length) {
   check_parameters("legendre_kernel", coeffs, decay, horizon);
   check_length("legendre_kernel", length, horizon);
@@ -92,6 +88,12 @@ std::tuple<at::Tensor, at::Tensor> legendre_kernel_backward_meta(
 }  // namespace
 }  // namespace hyenarec
 
+TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
+  m.def("legendre_kernel(Tensor coeffs, Tensor decay, SymInt horizon, SymInt length) -> Tensor");
+  m.def(
+      "legendre_kernel_backward(Tensor grad, Tensor coeffs, Tensor decay, SymInt horizon) -> (Tensor, "
+      "Tensor)");
+}
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
   m.impl("legendre_kernel", hyenarec::legendre_kernel_meta);
   m.impl("legendre_kernel_backward", hyenarec::legendre_kernel_backward_meta);

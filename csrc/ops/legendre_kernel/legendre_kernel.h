@@ -4,8 +4,6 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/SymInt.h>
 
-#include <tuple>
-
 #include "../common/macros.h"
 
 namespace hyenarec {
@@ -16,24 +14,10 @@ namespace hyenarec {
 // decay   [D], same dtype and device as coeffs, per lag; finite and >= 0 (values are checked on the CPU only)
 // horizon number of lags that [-1, 1] spans, >= 1; with horizon = 1 the only lag sits at -1
 // length  number of lags to compute, 0 <= length <= horizon
-// Returns [D, length], contiguous, dtype of coeffs. Computed in double whatever the dtype on the CPU; float32 on
-// CUDA has only the recurrence of P_n in double.
+// Returns [D, length], contiguous, dtype of coeffs. Computed in double whatever the dtype on the CPU; float32
+// on CUDA has only the recurrence of P_n in double.
 // Differentiable in coeffs and decay (once). Throws c10::Error naming the argument that is wrong.
 HYENAREC_API at::Tensor legendre_kernel(
     const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon, c10::SymInt length);
 
-// Gradients of legendre_kernel from grad [D, length] (any strides): {coeffs [D, N], decay [D]}, contiguous.
-// Not differentiable: a second derivative raises.
-HYENAREC_API std::tuple<at::Tensor, at::Tensor> legendre_kernel_backward(
-    const at::Tensor& grad, const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon);
-
-namespace detail {
-
-// Every backend kernel (CPU, CUDA, Meta) calls these first, so that checks also run under inference_mode.
-void check_legendre_kernel_arguments(
-    const at::Tensor& coeffs, const at::Tensor& decay, const c10::SymInt& horizon, const c10::SymInt& length);
-void check_legendre_kernel_backward_arguments(
-    const at::Tensor& grad, const at::Tensor& coeffs, const at::Tensor& decay, const c10::SymInt& horizon);
-
-}  // namespace detail
 }  // namespace hyenarec

@@ -60,10 +60,7 @@ struct Quadrature {
 
 // c = a b for row-major a [rows, inner], b [inner, columns].
 inline std::vector<double> product(
-    const std::vector<double>& a,
-    const std::vector<double>& b,
-    int64_t rows,
-    int64_t inner,
+    const std::vector<double>& a, const std::vector<double>& b, int64_t rows, int64_t inner,
     int64_t columns) {
   std::vector<double> c(rows * columns, 0.0);
   for (int64_t i = 0; i < rows; ++i) {
@@ -123,8 +120,8 @@ class LegendreTableBuilder {
   // Terms are dropped where they are below so much of a number that is 1.
   static constexpr double kTolerance = std::numeric_limits<scalar_t>::epsilon() / 8.0;
 
-  // `kernel` is the scale of the kernels' coefficients, state(R) that of a state, [N], when R events of the horizon
-  // are left.
+  // `kernel` is the scale of the kernels' coefficients, state(R) that of a state, [N], when R events of the
+  // horizon are left.
   LegendreTableBuilder(
       int64_t horizon, int64_t chunk, int64_t num_coeffs, Scale kernel, std::function<Scale(int64_t)> state)
       : horizon_(horizon),

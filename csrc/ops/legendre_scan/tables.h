@@ -23,12 +23,12 @@
 
 namespace hyenarec {
 
-// Events of a chunk on the CPU, and of a stream anywhere: 16 for up to 9 coefficients, else 32. Longer chunks cost
-// more inside, shorter ones more between them. Measured, nanoseconds an element on one thread with chunks of 16, 32,
-// 64, D = 64: forward at L = 1,024 N = 2 0.64, 0.63, 0.83; N = 9 0.84, 0.77, 0.90; N = 17 0.98, 0.85, 1.00; N = 33
-// 1.47, 1.22, 1.23; backward at L = 4,096 N = 2 2.2, 2.3, 2.5; N = 9 2.7, 2.4, 2.9; N = 33 3.7, 3.3, 3.5. For N = 9
-// chunks of 32 are faster, but the largest error of benchmarks/legendre_conv.py was then 8.6 times the FFT's, with 16
-// it is 3.8 times.
+// Events of a chunk on the CPU, and of a stream anywhere: 16 for up to 9 coefficients, else 32. Longer chunks
+// cost more inside, shorter ones more between them. Measured, nanoseconds an element on one thread with
+// chunks of 16, 32, 64, D = 64: forward at L = 1,024 N = 2 0.64, 0.63, 0.83; N = 9 0.84, 0.77, 0.90; N = 17
+// 0.98, 0.85, 1.00; N = 33 1.47, 1.22, 1.23; backward at L = 4,096 N = 2 2.2, 2.3, 2.5; N = 9 2.7, 2.4, 2.9;
+// N = 33 3.7, 3.3, 3.5. For N = 9 chunks of 32 are faster, but the largest error of
+// benchmarks/legendre_conv.py was then 8.6 times the FFT's, with 16 it is 3.8 times.
 constexpr int64_t kShortChunk = 16, kLongChunk = 32, kMaxShortChunkCoeffs = 9;
 HYENAREC_API int64_t legendre_chunk_length(int64_t num_coeffs);
 
@@ -57,14 +57,15 @@ struct LegendreChunk {
   // chunks in single precision would lose. For the same reason use expm1(-decay C), not exp(-decay C).
   std::vector<scalar_t> restriction_change;
   std::vector<scalar_t> restriction_change_by_column;
-  // transfer(q, p, n): P_n(u(t - s)) = sum_{p + q <= n} transfer(q, p, n) P_p(t on [b + C, T - 1]) P_q(s on the
-  // chunk). For q < num_moments, for each run of p (for_each_run of the less of num_next and num_degrees - q), for
-  // n from the run's first p + q to num_degrees - 1: the run's numbers, 0 where p + q > n.
+  // transfer(q, p, n): P_n(u(t - s)) = sum_{p + q <= n} transfer(q, p, n) P_p(t on [b + C, T - 1]) P_q(s on
+  // the chunk). For q < num_moments, for each run of p (for_each_run of the less of num_next and num_degrees
+  // - q), for n from the run's first p + q to num_degrees - 1: the run's numbers, 0 where p + q > n.
   int64_t num_moments = 0;
   std::vector<scalar_t> transfer;
 };
 
-// The transfer of a chunk of legendre_tables() without its zeros: for q < num_moments, p < N - q, n from p + q to N - 1.
+// The transfer of a chunk of legendre_tables() without its zeros: for q < num_moments, p < N - q, n from p +
+// q to N - 1.
 template <typename scalar_t>
 std::vector<scalar_t> transfer_in_order(const LegendreChunk<scalar_t>& chunk, int64_t num_coeffs) {
   std::vector<scalar_t> ordered;
@@ -91,8 +92,8 @@ struct LegendreTables {
   std::vector<scalar_t> basis;
   std::vector<scalar_t> basis_by_column;
   // For the chunks of a history up to the length asked for. The horizon's last chunk has no successor, so no
-  // restriction and no transfer; if the horizon ends within it, no local: its own interval would reach beyond T - 1,
-  // where polynomials explode.
+  // restriction and no transfer; if the horizon ends within it, no local: its own interval would reach beyond
+  // T - 1, where polynomials explode.
   std::vector<LegendreChunk<scalar_t>> chunks;
   // tail [T - b, N]: what such a chunk has instead, P_n of the remaining horizon at its events.
   std::vector<scalar_t> tail;
@@ -101,9 +102,9 @@ struct LegendreTables {
   int64_t reach() const { return static_cast<int64_t>(chunks.size()) * chunk; }
 };
 
-// The tables for histories of up to `length` events, 0 <= length <= horizon; chunk >= 2; num_state, num_next and
-// num_degrees are N, and chunk 0, which has no state yet, has neither local nor tail. Built in double once and kept;
-// from any thread. Terms are dropped where they are below a quarter of scalar_t's rounding.
+// The tables for histories of up to `length` events, 0 <= length <= horizon; chunk >= 2; num_state, num_next
+// and num_degrees are N, and chunk 0, which has no state yet, has neither local nor tail. Built in double
+// once and kept; from any thread. Terms are dropped where they are below a quarter of scalar_t's rounding.
 template <typename scalar_t>
 std::shared_ptr<const LegendreTables<scalar_t>> legendre_tables(
     int64_t horizon, int64_t chunk, int64_t num_coeffs, int64_t length);

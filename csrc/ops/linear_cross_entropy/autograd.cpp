@@ -1,5 +1,3 @@
-#include "linear_cross_entropy.h"
-
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -9,34 +7,33 @@
 #include <string>
 
 #include "../common/needed_gradients.h"
+#include "arguments.h"
 
 namespace hyenarec {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using OptionalTensor = std::optional<at::Tensor>;
 
 // What is saved: the arguments, then the gradients of the losses' sum where the forward pass computed them.
 enum Saved { kHidden, kWeight, kBias, kTarget, kCandidates, kLogQ, kGradients };
+
+// needs_grad: of hidden, weight and bias. (The context knows that in backward only.)
+struct ForwardArguments {
+  LinearCrossEntropyArguments all;
+  std::array<bool, 3> needs_grad;
+};
 
 class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> {
  public:
   static constexpr bool is_traceable = true;
 
-  // `needs_grad`: of hidden, weight and bias. (The context knows that in backward only.)
-  static at::Tensor forward(
-      AutogradContext* ctx,
-      const at::Tensor& hidden,
-      const at::Tensor& weight,
-      const OptionalTensor& bias,
-      const at::Tensor& target,
-      const OptionalTensor& candidates,
-      const OptionalTensor& log_q,
-      double label_smoothing,
-      c10::string_view reduction,
-      std::array<bool, 3> needs_grad) {
+  // Each of ForwardArguments by itself, for autograd to find the tensors among them.
+  static at::Tensor forward(AutogradContext* ctx, const auto&... each) {
     at::AutoDispatchBelowADInplaceOrView guard;
+    const ForwardArguments arguments{each...};
+    const auto& [losses_arguments, reduction] = arguments.all;
+    const auto& [hidden, weight, bias, target, candidates, log_q, label_smoothing] = losses_arguments;
     ctx->saved_data["label_smoothing"] = label_smoothing;
     ctx->saved_data["reduction"] = std::string(reduction);
     variable_list saved{
@@ -48,11 +45,11 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
         log_q.value_or(at::Tensor())};
     if (reduction == "none") {
       ctx->save_for_backward(saved);
-      return linear_cross_entropy(
-          hidden, weight, bias, target, candidates, log_q, label_smoothing, reduction);
+      return losses_arguments.apply(
+          [&](const auto&... losses) { return linear_cross_entropy(losses..., arguments.all.reduction); });
     }
-    const auto [losses, of_hidden, of_weight, of_bias] = linear_cross_entropy_with_gradients(
-        hidden, weight, bias, target, candidates, log_q, label_smoothing, needs_grad);
+    const auto [losses, of_hidden, of_weight, of_bias] =
+        linear_cross_entropy_with_gradients({losses_arguments, arguments.needs_grad});
     saved.insert(saved.end(), {of_hidden, of_weight, of_bias});
     ctx->save_for_backward(saved);
     return detail::reduce_losses(losses, target, reduction);
@@ -74,9 +71,11 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
       return gradients;
     }
     const auto [hidden, weight, bias] = linear_cross_entropy_backward(
-        grad.expand_symint(saved[kTarget].sym_sizes()), saved[kHidden], saved[kWeight],
-        optional(saved[kBias]), saved[kTarget], optional(saved[kCandidates]), optional(saved[kLogQ]),
-        ctx->saved_data["label_smoothing"].toDouble(), needed);
+        {grad.expand_symint(saved[kTarget].sym_sizes()),
+         {saved[kHidden], saved[kWeight], optional(saved[kBias]), saved[kTarget],
+          optional(saved[kCandidates]), optional(saved[kLogQ]),
+          ctx->saved_data["label_smoothing"].toDouble()},
+         needed});
     gradients[kHidden] = if_needed(needed[0], hidden);
     gradients[kWeight] = if_needed(needed[1], weight);
     gradients[kBias] = if_needed(needed[2], bias);
@@ -84,16 +83,9 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
   }
 };
 
-at::Tensor linear_cross_entropy_autograd(
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const OptionalTensor& bias,
-    const at::Tensor& target,
-    const OptionalTensor& candidates,
-    const OptionalTensor& log_q,
-    double label_smoothing,
-    c10::string_view reduction) {
-  detail::check_reduction(reduction);
+at::Tensor linear_cross_entropy_autograd(const LinearCrossEntropyArguments& arguments) {
+  detail::check_reduction(arguments.reduction);
+  const auto& [hidden, weight, bias, target, candidates, log_q, label_smoothing] = arguments.losses;
   const bool enabled = at::GradMode::is_enabled();
   TORCH_CHECK(
       !enabled || !log_q || !log_q->requires_grad(),
@@ -101,15 +93,18 @@ at::Tensor linear_cross_entropy_autograd(
   const std::array<bool, 3> needs_grad{
       enabled && hidden.requires_grad(), enabled && weight.requires_grad(),
       enabled && bias && bias->requires_grad()};
-  return LinearCrossEntropy::apply(
-      hidden, weight, bias, target, candidates, log_q, label_smoothing, reduction, needs_grad);
+  return arguments.losses.apply([&](const auto&... losses) {
+    return LinearCrossEntropy::apply(losses..., arguments.reduction, needs_grad);
+  });
 }
 
 }  // namespace
 }  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  m.impl("linear_cross_entropy", hyenarec::linear_cross_entropy_autograd);
+  using namespace hyenarec;
+  using hyenarec::detail::unpacked;
+  m.impl("linear_cross_entropy", unpacked<decltype(linear_cross_entropy), linear_cross_entropy_autograd>);
   m.impl("linear_cross_entropy_with_gradients", torch::autograd::autogradNotImplementedFallback());
   // Second derivatives raise: "derivative for hyenarec::linear_cross_entropy_backward is not implemented".
   m.impl("linear_cross_entropy_backward", torch::autograd::autogradNotImplementedFallback());

@@ -1,5 +1,5 @@
-// linear_cross_entropy on CUDA: matrix products by cuBLAS, in float for 16-bit arguments, and between them one
-// launch over a tile of scores. No atomics, deterministic, and no value is looked at by the host.
+// linear_cross_entropy on CUDA: matrix products by cuBLAS, in float for 16-bit arguments, and between them
+// one launch over a tile of scores. No atomics, deterministic, and no value is looked at by the host.
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/index_put.h>
@@ -11,8 +11,8 @@
 
 #include "../common/argument_checks.h"
 #include "../common/cuda/launch.cuh"
+#include "arguments.h"
 #include "cuda.cuh"
-#include "linear_cross_entropy.h"
 #include "tiles.h"
 
 namespace hyenarec {
@@ -25,10 +25,10 @@ const T* data_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
 }
 
-// What cross_entropy_in_tiles asks of a backend.
+// What CrossEntropyWalk asks of a backend.
 class CudaTiles {
  public:
-  explicit CudaTiles(const detail::CrossEntropyArguments& arguments)
+  explicit CudaTiles(const CrossEntropyArguments& arguments)
       : guard_(arguments.hidden.device()),
         candidates_(arguments.candidates ? arguments.candidates->contiguous() : at::Tensor()),
         smoothing_(arguments.label_smoothing) {}
@@ -80,12 +80,10 @@ class CudaTiles {
     if (tile.of_shift.defined()) tile.of_shift.add_(tile.gradient.sum(0, false, tile.of_shift.scalar_type()));
   }
 
-  // index_put_ sorts the index, so that the order of its sums is fixed. Factors of rows without an item are 0.
+  // index_put_ sorts the index, so that the order of its sums is fixed. Factors of rows without an item are
+  // 0.
   static void add_rows(
-      at::Tensor& out,
-      const at::Tensor& index,
-      const at::Tensor& rows,
-      const std::optional<at::Tensor>& factor) {
+      at::Tensor& out, const at::Tensor& index, const at::Tensor& rows, const OptionalTensor& factor) {
     auto terms = rows.to(out.scalar_type());
     if (factor) terms = terms.mul(factor->unsqueeze(1));
     out.index_put_({index.clamp_min(0)}, terms, /*accumulate=*/true);
@@ -102,7 +100,13 @@ class CudaTiles {
 }  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  using hyenarec::CudaTiles;
-  m.impl("linear_cross_entropy_with_gradients", hyenarec::detail::cross_entropy_with_gradients<CudaTiles>);
-  m.impl("linear_cross_entropy_backward", hyenarec::detail::cross_entropy_backward<CudaTiles>);
+  using namespace hyenarec;
+  using hyenarec::detail::cross_entropy_backward;
+  using hyenarec::detail::unpacked, hyenarec::detail::cross_entropy_with_gradients;
+  m.impl(
+      "linear_cross_entropy_with_gradients",
+      unpacked<LinearCrossEntropyWithGradients, cross_entropy_with_gradients<CudaTiles>>);
+  m.impl(
+      "linear_cross_entropy_backward",
+      unpacked<LinearCrossEntropyBackward, cross_entropy_backward<CudaTiles>>);
 }

@@ -1,15 +1,17 @@
-// Device code of linear_cross_entropy: the softmax of a tile of scores between two matrix products, a block a row.
+// Device code of linear_cross_entropy: the softmax of a tile of scores between two matrix products, a block a
+// row.
 //
-// A thread takes every blockDim.x-th class, so loads are coalesced. Two sweeps: the first keeps a running maximum and
-// the sum of exponentials below it, the second writes the gradient, which may lie where the logits are. What must
-// move: the logits twice (the second time mostly from the second-level cache), the gradient once.
+// A thread takes every blockDim.x-th class, so loads are coalesced. Two sweeps: the first keeps a running
+// maximum and the sum of exponentials below it, the second writes the gradient, which may lie where the
+// logits are. What must move: the logits twice (the second time mostly from the second-level cache), the
+// gradient once.
 #pragma once
 
 #include "../common/cuda/device.cuh"
 
 namespace hyenarec {
 
-constexpr int kCrossEntropyMostWarps = 16;
+constexpr int kCrossEntropyMaxWarps = 16;
 
 // A tile of n rows; every pointer starts at its first row. T is the type of sums, float or double.
 template <typename scalar_t>
@@ -29,8 +31,8 @@ struct CrossEntropyRows {
   T* of_target;  // [n], the gradient by target_score; nullptr: not needed
 };
 
-// What is known of a row's scores, or of a part of them: the maximum, the sum of their exponentials over that of the
-// maximum, their sum and number.
+// What is known of a row's scores, or of a part of them: the maximum, the sum of their exponentials over that
+// of the maximum, their sum and number.
 template <typename T>
 struct ScoreSums {
   T maximum, exponentials, total, count;
@@ -84,9 +86,10 @@ __device__ inline ScoreSums<T> over_block(ScoreSums<T> sums, ScoreSums<T>* share
   return sums;
 }
 
-// Losses and, if they are needed, gradients of a tile. A target is not checked: one that is no class gives NaN.
+// Losses and, if they are needed, gradients of a tile. A target is not checked: one that is no class gives
+// NaN.
 template <typename scalar_t>
-__global__ void __launch_bounds__(32 * kCrossEntropyMostWarps)
+__global__ void __launch_bounds__(32 * kCrossEntropyMaxWarps)
     cross_entropy_rows(CrossEntropyRows<scalar_t> rows) {
   using T = accumulate_t<scalar_t>;
   const int64_t row = blockIdx.x, target = rows.target[row];
@@ -136,11 +139,12 @@ __global__ void __launch_bounds__(32 * kCrossEntropyMostWarps)
     gradient[j] = static_cast<scalar_t>(value);
   }
 }
+
 // A thread takes at least four classes, if that leaves a warp.
 template <typename scalar_t>
 inline LaunchShape cross_entropy_shape(int64_t rows, int64_t classes) {
   unsigned int warps = 1;
-  while (warps < kCrossEntropyMostWarps && 4 * 32 * warps < classes) warps *= 2;
+  while (warps < kCrossEntropyMaxWarps && 4 * 32 * warps < classes) warps *= 2;
   return {rows, dim3(32 * warps), warps * sizeof(ScoreSums<accumulate_t<scalar_t>>)};
 }
 

@@ -36,8 +36,9 @@ constexpr std::array<scalar_t, degree + 1> inverse_factorials() {
   return inverse;
 }
 
-// e^x for x <= 0 to two units in the last place; 0 where it would be below the smallest normal number; NaN of NaN.
-// x = n ln 2 + r with |r| <= ln 2 / 2: 2^n times the Taylor polynomial of e^r, whose rest is below rounding.
+// e^x for x <= 0 to two units in the last place; 0 where it would be below the smallest normal number; NaN of
+// NaN. x = n ln 2 + r with |r| <= ln 2 / 2: 2^n times the Taylor polynomial of e^r, whose rest is below
+// rounding.
 template <typename V>
 HYENAREC_INLINE V exponential_of_negative(const V& x) {
   using scalar_t = LaneOf<V>;

@@ -1,6 +1,5 @@
 #include "linear_cross_entropy.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/clamp_min.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/ge.h>
@@ -8,53 +7,29 @@
 #include <torch/library.h>
 
 #include "../common/argument_checks.h"
+#include "arguments.h"
 
 namespace hyenarec {
 
 at::Tensor linear_cross_entropy(
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
-    const at::Tensor& target,
-    const std::optional<at::Tensor>& candidates,
-    const std::optional<at::Tensor>& log_q,
-    double label_smoothing,
+    const at::Tensor& hidden, const at::Tensor& weight, const OptionalTensor& bias, const at::Tensor& target,
+    const OptionalTensor& candidates, const OptionalTensor& log_q, double label_smoothing,
     c10::string_view reduction) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("hyenarec::linear_cross_entropy", "")
-                             .typed<decltype(linear_cross_entropy)>();
+  static const auto op = detail::find_operator<decltype(linear_cross_entropy)>("linear_cross_entropy");
   return op.call(hidden, weight, bias, target, candidates, log_q, label_smoothing, reduction);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_with_gradients(
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
-    const at::Tensor& target,
-    const std::optional<at::Tensor>& candidates,
-    const std::optional<at::Tensor>& log_q,
-    double label_smoothing,
-    std::array<bool, 3> needs_grad) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("hyenarec::linear_cross_entropy_with_gradients", "")
-                             .typed<decltype(linear_cross_entropy_with_gradients)>();
-  return op.call(hidden, weight, bias, target, candidates, log_q, label_smoothing, needs_grad);
+LossesAndGradients linear_cross_entropy_with_gradients(const CrossEntropyGradientArguments& arguments) {
+  static const auto op =
+      detail::find_operator<LinearCrossEntropyWithGradients>("linear_cross_entropy_with_gradients");
+  return arguments.losses.apply(
+      [&](const auto&... losses) { return op.call(losses..., arguments.needs_grad); });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_backward(
-    const at::Tensor& grad,
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
-    const at::Tensor& target,
-    const std::optional<at::Tensor>& candidates,
-    const std::optional<at::Tensor>& log_q,
-    double label_smoothing,
-    std::array<bool, 3> needs_grad) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("hyenarec::linear_cross_entropy_backward", "")
-                             .typed<decltype(linear_cross_entropy_backward)>();
-  return op.call(grad, hidden, weight, bias, target, candidates, log_q, label_smoothing, needs_grad);
+LinearCrossEntropyGradients linear_cross_entropy_backward(const CrossEntropyBackwardArguments& arguments) {
+  static const auto op = detail::find_operator<LinearCrossEntropyBackward>("linear_cross_entropy_backward");
+  return arguments.losses.apply(
+      [&](const auto&... losses) { return op.call(arguments.grad, losses..., arguments.needs_grad); });
 }
 
 namespace detail {
@@ -62,10 +37,7 @@ namespace {
 
 // A vector of V numbers, or of M or K indices.
 void check_vector(
-    const Argument& vector,
-    const c10::SymInt& size,
-    const char* layout,
-    const char* symbol,
+    const Argument& vector, const c10::SymInt& size, const char* layout, const char* symbol,
     const Argument& hidden) {
   check_rank(vector, 1, layout);
   check_size(vector, 0, size, layout, symbol);
@@ -120,12 +92,12 @@ void check_cross_entropy_arguments(const CrossEntropyArguments& arguments) {
       ": label_smoothing must be in [0, 1], got ", arguments.label_smoothing);
 }
 
-void check_cross_entropy_backward_arguments(const at::Tensor& grad, const CrossEntropyArguments& arguments) {
-  check_cross_entropy_arguments(arguments);
+void check_cross_entropy_backward_arguments(const CrossEntropyBackwardArguments& arguments) {
+  check_cross_entropy_arguments(arguments.losses);
   const char* op = "linear_cross_entropy_backward";
-  const Argument argument{op, "grad", grad}, hidden{op, "hidden", arguments.hidden};
-  check_vector(argument, arguments.hidden.sym_size(0), "[M]", "M", hidden);
-  check_type(argument, parameter_type(arguments.hidden.scalar_type()), "beside this hidden");
+  const Argument grad{op, "grad", arguments.grad}, hidden{op, "hidden", arguments.losses.hidden};
+  check_vector(grad, hidden.tensor.sym_size(0), "[M]", "M", hidden);
+  check_type(grad, parameter_type(hidden.tensor.scalar_type()), "beside this hidden");
 }
 
 void check_reduction(c10::string_view reduction) {
@@ -147,52 +119,29 @@ at::Tensor reduce_losses(const at::Tensor& losses, const at::Tensor& target, c10
 namespace {
 
 // For every backend: the reduction of what the backend's kernel computes.
-at::Tensor reduced_losses(
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
-    const at::Tensor& target,
-    const std::optional<at::Tensor>& candidates,
-    const std::optional<at::Tensor>& log_q,
-    double label_smoothing,
-    c10::string_view reduction) {
-  detail::check_reduction(reduction);
-  const auto losses = std::get<0>(linear_cross_entropy_with_gradients(
-      hidden, weight, bias, target, candidates, log_q, label_smoothing, {false, false, false}));
-  return detail::reduce_losses(losses, target, reduction);
+at::Tensor reduced_losses(const LinearCrossEntropyArguments& arguments) {
+  detail::check_reduction(arguments.reduction);
+  const auto losses =
+      std::get<0>(linear_cross_entropy_with_gradients({arguments.losses, {false, false, false}}));
+  return detail::reduce_losses(losses, arguments.losses.target, arguments.reduction);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> with_gradients_meta(
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
-    const at::Tensor& target,
-    const std::optional<at::Tensor>& candidates,
-    const std::optional<at::Tensor>& log_q,
-    double label_smoothing,
-    std::array<bool, 3> needs_grad) {
-  detail::check_cross_entropy_arguments({hidden, weight, bias, target, candidates, log_q, label_smoothing});
-  const auto sums = hidden.options().dtype(detail::parameter_type(hidden.scalar_type()));
-  const auto sums_like = [&](bool needed, const at::Tensor& argument) {
-    return needed ? at::empty_symint(argument.sym_sizes(), sums) : at::empty({0}, sums);
-  };
+LossesAndGradients with_gradients_meta(const CrossEntropyGradientArguments& arguments) {
+  const auto& [hidden, weight, bias, target, candidates, log_q, label_smoothing] = arguments.losses;
+  const auto& needs_grad = arguments.needs_grad;
+  detail::check_cross_entropy_arguments(arguments.losses);
+  const auto type = detail::parameter_type(hidden.scalar_type());
+  using detail::empty_gradient;
   return {
-      at::empty_symint(target.sym_sizes(), sums), detail::empty_gradient(needs_grad[0], hidden),
-      sums_like(needs_grad[1], weight), sums_like(needs_grad[2] && bias, bias.value_or(weight))};
+      at::empty_symint(target.sym_sizes(), hidden.options().dtype(type)),
+      empty_gradient(needs_grad[0], hidden), empty_gradient(needs_grad[1], weight, type),
+      empty_gradient(needs_grad[2] && bias, bias.value_or(weight), type)};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_meta(
-    const at::Tensor& grad,
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
-    const at::Tensor& target,
-    const std::optional<at::Tensor>& candidates,
-    const std::optional<at::Tensor>& log_q,
-    double label_smoothing,
-    std::array<bool, 3> needs_grad) {
-  detail::check_cross_entropy_backward_arguments(
-      grad, {hidden, weight, bias, target, candidates, log_q, label_smoothing});
+LinearCrossEntropyGradients backward_meta(const CrossEntropyBackwardArguments& arguments) {
+  const auto& [hidden, weight, bias, target, candidates, log_q, label_smoothing] = arguments.losses;
+  const auto& needs_grad = arguments.needs_grad;
+  detail::check_cross_entropy_backward_arguments(arguments);
   using detail::empty_gradient;
   return {
       empty_gradient(needs_grad[0], hidden), empty_gradient(needs_grad[1], weight),
@@ -202,10 +151,28 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_meta(
 }  // namespace
 }  // namespace hyenarec
 
+TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
+  m.def(
+      "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? "
+      "candidates=None, Tensor? log_q=None, float label_smoothing=0., str reduction=\"mean\") -> Tensor");
+  m.def(
+      "linear_cross_entropy_with_gradients(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
+      "Tensor? candidates, Tensor? log_q, float label_smoothing, bool[3] needs_grad) -> (Tensor, Tensor, "
+      "Tensor, Tensor)");
+  m.def(
+      "linear_cross_entropy_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
+      "Tensor? candidates, Tensor? log_q, float label_smoothing, bool[3] needs_grad) -> (Tensor, Tensor, "
+      "Tensor)");
+}
 TORCH_LIBRARY_IMPL(hyenarec, CompositeExplicitAutograd, m) {
-  m.impl("linear_cross_entropy", hyenarec::reduced_losses);
+  using namespace hyenarec;
+  using hyenarec::detail::unpacked;
+  m.impl("linear_cross_entropy", unpacked<decltype(linear_cross_entropy), reduced_losses>);
 }
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  m.impl("linear_cross_entropy_with_gradients", hyenarec::with_gradients_meta);
-  m.impl("linear_cross_entropy_backward", hyenarec::backward_meta);
+  using namespace hyenarec;
+  using hyenarec::detail::unpacked;
+  m.impl(
+      "linear_cross_entropy_with_gradients", unpacked<LinearCrossEntropyWithGradients, with_gradients_meta>);
+  m.impl("linear_cross_entropy_backward", unpacked<LinearCrossEntropyBackward, backward_meta>);
 }

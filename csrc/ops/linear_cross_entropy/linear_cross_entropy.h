@@ -1,13 +1,11 @@
-// Softmax cross-entropy of a linear layer's scores over a whole catalogue, or over sampled items of it, without
-// the scores in memory.
+// Softmax cross-entropy of a linear layer's scores over a whole catalogue, or over sampled items of it,
+// without the scores in memory.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/string_view.h>
 
-#include <array>
 #include <optional>
-#include <tuple>
 
 #include "../common/macros.h"
 
@@ -15,83 +13,32 @@ namespace hyenarec {
 
 // score[i, v] = hidden[i] · weight[v] + bias[v] - log_q[v]
 // loss[i] = -(1 - label_smoothing) log p[i, target[i]] - label_smoothing mean_c log p[i, c]
-// where p[i] is the softmax of score[i] over the row's classes c: all V items; or, with candidates, the target and
-// every candidate that is another item than the target. A candidate counts as often as it is there.
+// where p[i] is the softmax of score[i] over the row's classes c: all V items; or, with candidates, the
+// target and every candidate that is another item than the target. A candidate counts as often as it is
+// there.
 //
 // hidden           [M, D], float32, float64, bfloat16 or (CUDA) float16; any strides
-// weight           [V, D], dtype of hidden; any strides, but copied if it is not contiguous (with candidates: the
-//                  rows that are looked up are copied anyway)
+// weight           [V, D], dtype of hidden; any strides, but copied if it is not contiguous (with candidates:
+//                  the rows that are looked up are copied anyway)
 // bias             [V], dtype of hidden, or float32 beside 16 bits; nullopt: none
-// target           [M], int64, in [0, V), or -1: this row has loss 0, no gradient, and does not count in a mean
+// target           [M], int64, in [0, V), or -1: this row has loss 0, no gradient, and does not count in a
+//                  mean
 // candidates       [K], int64, in [0, V): negatives that all rows share; nullopt: all items
-// log_q            [V], float64 if hidden is, else float32: logarithm of how often an item is among the candidates,
-//                  up to a constant; only with candidates; nullopt: all alike
+// log_q            [V], float64 if hidden is, else float32: logarithm of how often an item is among the
+//                  candidates, up to a constant; only with candidates; nullopt: all alike
 // label_smoothing  in [0, 1]
 // reduction        "none": [M]; "sum", "mean": a scalar. The mean over no targets at all is 0
-// Returns float64 if hidden is, else float32: the scores of 16-bit arguments come from torch's matrix product (on
-// a CPU rounded to 16 bits, on CUDA not), everything after that is float32.
+// Returns float64 if hidden is, else float32: the scores of 16-bit arguments come from torch's matrix product
+// (on a CPU rounded to 16 bits, on CUDA not), everything after that is float32.
 // The values of target and candidates are checked on the CPU only.
-// Differentiable in hidden, weight and bias (once). Memory is O(M + V D) and a tile of scores. For a loss that is
-// reduced, the forward pass computes the gradients, too, where they are needed: scores are computed once.
+// Differentiable in hidden, weight and bias (once). Memory is O(M + V D) and a tile of scores. For a loss
+// that is reduced, the forward pass computes the gradients, too, where they are needed: scores are computed
+// once.
 // Throws c10::Error naming the argument that is wrong.
 HYENAREC_API at::Tensor linear_cross_entropy(
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
-    const at::Tensor& target,
-    const std::optional<at::Tensor>& candidates = std::nullopt,
-    const std::optional<at::Tensor>& log_q = std::nullopt,
-    double label_smoothing = 0,
+    const at::Tensor& hidden, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+    const at::Tensor& target, const std::optional<at::Tensor>& candidates = std::nullopt,
+    const std::optional<at::Tensor>& log_q = std::nullopt, double label_smoothing = 0,
     c10::string_view reduction = "mean");
 
-// The losses [M] and the gradients of their sum: {losses, hidden, weight, bias}. Those of weight and bias have the
-// dtype of the losses, for they are sums over many rows. needs_grad selects gradients in that order; one that is
-// not selected comes back as an empty tensor of shape [0]. Not differentiable.
-HYENAREC_API std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_with_gradients(
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
-    const at::Tensor& target,
-    const std::optional<at::Tensor>& candidates,
-    const std::optional<at::Tensor>& log_q,
-    double label_smoothing,
-    std::array<bool, 3> needs_grad);
-
-// Gradients of the losses of reduction "none" from grad [M] (dtype of the losses, any strides): {hidden, weight,
-// bias} like the arguments, selected by needs_grad as above. Computes the scores again.
-// Not differentiable: a second derivative raises.
-HYENAREC_API std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_backward(
-    const at::Tensor& grad,
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
-    const at::Tensor& target,
-    const std::optional<at::Tensor>& candidates,
-    const std::optional<at::Tensor>& log_q,
-    double label_smoothing,
-    std::array<bool, 3> needs_grad);
-
-namespace detail {
-
-// The arguments that all of the operators above share.
-struct CrossEntropyArguments {
-  const at::Tensor& hidden;
-  const at::Tensor& weight;
-  const std::optional<at::Tensor>& bias;
-  const at::Tensor& target;
-  const std::optional<at::Tensor>& candidates;
-  const std::optional<at::Tensor>& log_q;
-  double label_smoothing;
-};
-
-// Every backend kernel (CPU, CUDA, Meta) calls these first, so that checks also run under inference_mode.
-void check_cross_entropy_arguments(const CrossEntropyArguments& arguments);
-void check_cross_entropy_backward_arguments(const at::Tensor& grad, const CrossEntropyArguments& arguments);
-void check_reduction(c10::string_view reduction);
-
-// How many rows a mean is over, at least 1: an int64 scalar on target's device.
-at::Tensor number_of_targets(const at::Tensor& target);
-at::Tensor reduce_losses(const at::Tensor& losses, const at::Tensor& target, c10::string_view reduction);
-
-}  // namespace detail
 }  // namespace hyenarec

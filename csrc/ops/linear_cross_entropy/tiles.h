@@ -1,5 +1,5 @@
-// How linear_cross_entropy walks over its rows, a tile of scores at a time, on every device: matrix products by
-// torch around the backend's softmax. The gradients come out of the same walk.
+// How linear_cross_entropy walks over its rows, a tile of scores at a time, on every device: matrix products
+// by torch around the backend's softmax. The gradients come out of the same walk.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,7 +13,7 @@
 #include <optional>
 
 #include "../common/argument_checks.h"
-#include "linear_cross_entropy.h"
+#include "arguments.h"
 
 namespace hyenarec::detail {
 
@@ -41,7 +41,18 @@ struct CrossEntropyGradients {
   at::Tensor losses, hidden, weight, bias;
 };
 
-// The losses, and the gradients of sum_i row_weight[i] losses[i] that are needed. A backend has
+// bias - log_q of these items, or of all, in the type of sums.
+inline at::Tensor shift_of(const CrossEntropyArguments& arguments, const OptionalTensor& items) {
+  const auto sums = arguments.hidden.options().dtype(parameter_type(arguments.hidden.scalar_type()));
+  const auto at_items = [&](const at::Tensor& values) {
+    return (items ? values.index_select(0, *items) : values).to(sums.dtype());
+  };
+  const int64_t count = items ? items->size(0) : arguments.weight.size(0);
+  const auto shift = arguments.bias ? at_items(*arguments.bias) : at::zeros({count}, sums);
+  return (arguments.log_q ? shift.sub(at_items(*arguments.log_q)) : shift).contiguous();
+}
+
+// The walk over the rows of a call. A backend has
 //   rows_of_tile(classes)
 //   logits_type(type)                          of the products of hidden and weight, of that type
 //   multiply(out, a, b)                        out = a b
@@ -51,125 +62,124 @@ struct CrossEntropyGradients {
 //                                              out[index[i]] += factor[i] rows[i], index -1 being none, in a
 //                                              fixed order
 template <typename Backend>
-CrossEntropyGradients cross_entropy_in_tiles(
-    Backend& backend,
-    const CrossEntropyArguments& arguments,
-    const std::optional<at::Tensor>& row_weight,
-    std::array<bool, 3> needs_grad) {
-  const auto type = arguments.hidden.scalar_type();
-  const auto options = arguments.hidden.options();
-  const auto sums = options.dtype(parameter_type(type));
-  const bool sampled = arguments.candidates.has_value();
-  const auto hidden = arguments.hidden.contiguous(), target = arguments.target.contiguous();
-  const auto weight =
-      sampled ? arguments.weight.index_select(0, *arguments.candidates) : arguments.weight.contiguous();
-  // bias - log_q of these items, in the type of sums.
-  const auto shift_of = [&](const std::optional<at::Tensor>& items) {
-    const auto at_items = [&](const at::Tensor& values) {
-      return (items ? values.index_select(0, *items) : values).to(sums.dtype());
-    };
-    const int64_t count = items ? items->size(0) : arguments.weight.size(0);
-    auto shift = arguments.bias ? at_items(*arguments.bias) : at::zeros({count}, sums);
-    return (arguments.log_q ? shift.sub(at_items(*arguments.log_q)) : shift).contiguous();
-  };
-  const auto shift = shift_of(arguments.candidates);
+class CrossEntropyWalk {
+ public:
+  CrossEntropyWalk(
+      Backend& backend, const CrossEntropyArguments& arguments, const OptionalTensor& row_weight,
+      std::array<bool, 3> needs_grad)
+      : backend_(backend),
+        arguments_(arguments),
+        row_weight_(row_weight),
+        needs_hidden_(needs_grad[0]),
+        needs_weight_(needs_grad[1]),
+        needs_bias_(needs_grad[2] && arguments.bias),
+        needs_any_(needs_hidden_ || needs_weight_ || needs_bias_),
+        sampled_(arguments.candidates),
+        sums_(arguments.hidden.options().dtype(parameter_type(arguments.hidden.scalar_type()))),
+        hidden_(arguments.hidden.contiguous()),
+        target_(arguments.target.contiguous()),
+        weight_(
+            sampled_ ? arguments.weight.index_select(0, *arguments.candidates)
+                     : arguments.weight.contiguous()),
+        shift_(shift_of(arguments, arguments.candidates)) {}
 
-  const int64_t rows = hidden.size(0), dim = hidden.size(1), classes = weight.size(0);
-  const bool needs_bias = needs_grad[2] && arguments.bias;
-  const bool needs_any = needs_grad[0] || needs_grad[1] || needs_bias;
-  CrossEntropyGradients result{
-      at::empty({rows}, sums), empty_gradient(needs_grad[0], arguments.hidden),
-      needs_grad[1] ? at::zeros({classes, dim}, sums) : at::empty({0}, sums),
-      needs_bias ? at::zeros({classes}, sums) : at::empty({0}, sums)};
-  const auto of_target = at::empty({sampled && needs_any ? rows : 0}, sums);
+  // The losses, and the gradients of sum_i row_weight[i] losses[i] that are needed.
+  CrossEntropyGradients run() {
+    const int64_t rows = hidden_.size(0), dim = hidden_.size(1), classes = weight_.size(0);
+    result_ = {
+        at::empty({rows}, sums_), empty_gradient(needs_hidden_, arguments_.hidden),
+        needs_weight_ ? at::zeros({classes, dim}, sums_) : at::empty({0}, sums_),
+        needs_bias_ ? at::zeros({classes}, sums_) : at::empty({0}, sums_)};
+    of_target_ = at::empty({sampled_ && needs_any_ ? rows : 0}, sums_);
 
-  const int64_t tile_rows = std::min(backend.rows_of_tile(classes), rows);
-  const auto all_logits = at::empty({tile_rows, classes}, options.dtype(backend.logits_type(type)));
-  const bool in_place = all_logits.scalar_type() == type;
-  const auto all_gradients = in_place || !needs_any ? all_logits : at::empty({tile_rows, classes}, options);
-  for (int64_t first = 0; first < rows; first += tile_rows) {
-    const int64_t count = std::min(tile_rows, rows - first);
+    const int64_t tile_rows = std::min(backend_.rows_of_tile(classes), rows);
+    const auto type = hidden_.scalar_type();
+    logits_ = at::empty({tile_rows, classes}, hidden_.options().dtype(backend_.logits_type(type)));
+    const bool in_place = logits_.scalar_type() == type;
+    gradients_ = in_place || !needs_any_ ? logits_ : at::empty({tile_rows, classes}, hidden_.options());
+    for (int64_t first = 0; first < rows; first += tile_rows)
+      walk_tile(first, std::min(tile_rows, rows - first));
+    if (sampled_) sum_by_items();
+    return result_;
+  }
+
+ private:
+  // The rows [first, first + count).
+  void walk_tile(int64_t first, int64_t count) {
     const auto of_tile = [&](const at::Tensor& tensor) { return tensor.narrow(0, first, count); };
-    const auto tile_hidden = of_tile(hidden);
+    const auto hidden = of_tile(hidden_);
     CrossEntropyTile tile;
-    tile.logits = all_logits.narrow(0, 0, count);
-    tile.shift = shift;
-    tile.target = of_tile(target);
-    if (row_weight) tile.row_weight = of_tile(*row_weight);
-    tile.losses = of_tile(result.losses);
-    tile.needs_gradient = needs_any;
-    tile.gradient = all_gradients.narrow(0, 0, count);
-    if (needs_bias) tile.of_shift = result.bias;
+    tile.logits = logits_.narrow(0, 0, count);
+    tile.shift = shift_;
+    tile.target = of_tile(target_);
+    if (row_weight_) tile.row_weight = of_tile(*row_weight_);
+    tile.losses = of_tile(result_.losses);
+    tile.needs_gradient = needs_any_;
+    tile.gradient = gradients_.narrow(0, 0, count);
+    if (needs_bias_) tile.of_shift = result_.bias;
     at::Tensor target_weight;
-    if (sampled) {
+    if (sampled_) {
       const auto items = tile.target.clamp_min(0);
-      target_weight = arguments.weight.index_select(0, items);
-      tile.target_score = tile_hidden.to(sums.dtype()).mul(target_weight).sum(1).add_(shift_of(items));
-      if (needs_any) tile.of_target = of_tile(of_target);
+      target_weight = arguments_.weight.index_select(0, items);
+      tile.target_score =
+          hidden.to(sums_.dtype()).mul(target_weight).sum(1).add_(shift_of(arguments_, items));
+      if (needs_any_) tile.of_target = of_tile(of_target_);
     }
-    backend.multiply(tile.logits, tile_hidden, weight.t());
-    backend.softmax(tile);
-    if (needs_grad[0]) {
-      auto hidden_gradient = of_tile(result.hidden);
-      backend.multiply(hidden_gradient, tile.gradient, weight);
-      if (sampled) hidden_gradient.add_(target_weight.mul(tile.of_target.unsqueeze(1)));
+    backend_.multiply(tile.logits, hidden, weight_.t());
+    backend_.softmax(tile);
+    if (needs_hidden_) {
+      auto hidden_gradient = of_tile(result_.hidden);
+      backend_.multiply(hidden_gradient, tile.gradient, weight_);
+      if (sampled_) hidden_gradient.add_(target_weight.mul(tile.of_target.unsqueeze(1)));
     }
-    if (needs_grad[1]) backend.add_product(result.weight, tile.gradient.t(), tile_hidden);
+    if (needs_weight_) backend_.add_product(result_.weight, tile.gradient.t(), hidden);
   }
-  if (!sampled) return result;
 
-  const auto to_items = [&](at::Tensor& of_candidates, const at::Tensor& of_rows) {
-    auto of_items = at::zeros({arguments.weight.size(0), of_candidates.size(1)}, sums);
-    backend.add_rows(of_items, *arguments.candidates, of_candidates, std::nullopt);
-    backend.add_rows(of_items, target, of_rows, of_target);
-    of_candidates = of_items;
-  };
-  if (needs_grad[1]) to_items(result.weight, hidden);
-  if (needs_bias) {
-    result.bias = result.bias.unsqueeze(1);
-    to_items(result.bias, at::ones({1, 1}, sums).expand({rows, 1}));
-    result.bias = result.bias.squeeze(1);
+  // The gradients of weight and bias by candidates and targets, added up by items.
+  void sum_by_items() {
+    if (needs_weight_) result_.weight = by_items(result_.weight, hidden_);
+    if (!needs_bias_) return;
+    const auto ones = at::ones({1, 1}, sums_).expand({hidden_.size(0), 1});
+    result_.bias = by_items(result_.bias.unsqueeze(1), ones).squeeze(1);
   }
-  return result;
-}
+  at::Tensor by_items(const at::Tensor& of_candidates, const at::Tensor& of_rows) {
+    auto of_items = at::zeros({arguments_.weight.size(0), of_candidates.size(1)}, sums_);
+    backend_.add_rows(of_items, *arguments_.candidates, of_candidates, std::nullopt);
+    backend_.add_rows(of_items, target_, of_rows, of_target_);
+    return of_items;
+  }
 
-// The kernels of linear_cross_entropy_with_gradients and linear_cross_entropy_backward. A backend is made for a call,
-// of its arguments, whose values it may check.
+  Backend& backend_;
+  const CrossEntropyArguments& arguments_;
+  const OptionalTensor& row_weight_;
+  const bool needs_hidden_, needs_weight_, needs_bias_, needs_any_, sampled_;
+  const at::TensorOptions sums_;
+  const at::Tensor hidden_, target_, weight_, shift_;  // of the classes: weight and shift
+  CrossEntropyGradients result_;
+  at::Tensor of_target_, logits_, gradients_;
+};
+
+// The kernels of linear_cross_entropy_with_gradients and linear_cross_entropy_backward. A backend is made for
+// a call, of its arguments, whose values it may check.
 template <typename Backend>
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> cross_entropy_with_gradients(
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
-    const at::Tensor& target,
-    const std::optional<at::Tensor>& candidates,
-    const std::optional<at::Tensor>& log_q,
-    double label_smoothing,
-    std::array<bool, 3> needs_grad) {
-  const CrossEntropyArguments arguments{hidden, weight, bias, target, candidates, log_q, label_smoothing};
-  check_cross_entropy_arguments(arguments);
-  Backend backend(arguments);
-  const auto result = cross_entropy_in_tiles(backend, arguments, std::nullopt, needs_grad);
+LossesAndGradients cross_entropy_with_gradients(const CrossEntropyGradientArguments& arguments) {
+  check_cross_entropy_arguments(arguments.losses);
+  Backend backend(arguments.losses);
+  const OptionalTensor no_row_weight;
+  const auto result = CrossEntropyWalk(backend, arguments.losses, no_row_weight, arguments.needs_grad).run();
   return {result.losses, result.hidden, result.weight, result.bias};
 }
 
 template <typename Backend>
-std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy_backward(
-    const at::Tensor& grad,
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
-    const at::Tensor& target,
-    const std::optional<at::Tensor>& candidates,
-    const std::optional<at::Tensor>& log_q,
-    double label_smoothing,
-    std::array<bool, 3> needs_grad) {
-  const CrossEntropyArguments arguments{hidden, weight, bias, target, candidates, log_q, label_smoothing};
-  check_cross_entropy_backward_arguments(grad, arguments);
-  Backend backend(arguments);
-  const auto result = cross_entropy_in_tiles(backend, arguments, grad.contiguous(), needs_grad);
+LinearCrossEntropyGradients cross_entropy_backward(const CrossEntropyBackwardArguments& arguments) {
+  check_cross_entropy_backward_arguments(arguments);
+  Backend backend(arguments.losses);
+  const OptionalTensor row_weight = arguments.grad.contiguous();
+  const auto result = CrossEntropyWalk(backend, arguments.losses, row_weight, arguments.needs_grad).run();
+  const auto& [hidden, weight, bias, target, candidates, log_q, label_smoothing] = arguments.losses;
   return {
       result.hidden, result.weight.to(weight.scalar_type()),
-      result.bias.to(bias ? bias->scalar_type() : weight.scalar_type())};
+      result.bias.to(bias.value_or(weight).scalar_type())};
 }
 
 }  // namespace hyenarec::detail

@@ -1,11 +1,11 @@
-#include "short_conv.h"
-
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "../common/needed_gradients.h"
+#include "arguments.h"
+#include "short_conv.h"
 
 namespace hyenarec {
 namespace {
@@ -19,10 +19,7 @@ class ShortConv : public torch::autograd::Function<ShortConv> {
   static constexpr bool is_traceable = true;
 
   static at::Tensor forward(
-      AutogradContext* ctx,
-      const at::Tensor& u,
-      const at::Tensor& weight,
-      const OptionalTensor& bias,
+      AutogradContext* ctx, const at::Tensor& u, const at::Tensor& weight, const OptionalTensor& bias,
       const OptionalTensor& offsets) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({u, weight, bias.value_or(at::Tensor()), offsets.value_or(at::Tensor())});
@@ -41,9 +38,7 @@ class ShortConv : public torch::autograd::Function<ShortConv> {
 };
 
 at::Tensor short_conv_autograd(
-    const at::Tensor& u,
-    const at::Tensor& weight,
-    const OptionalTensor& bias,
+    const at::Tensor& u, const at::Tensor& weight, const OptionalTensor& bias,
     const OptionalTensor& offsets) {
   return ShortConv::apply(u, weight, bias, offsets);
 }

@@ -29,7 +29,8 @@ struct Sequences {
   }
 };
 
-// An activation's rows of neighbouring channels. Without data it is absent: a gate of ones, a result that isn't wanted.
+// An activation's rows of neighbouring channels. Without data it is absent: a gate of ones, a result that
+// isn't wanted.
 template <typename scalar_t>
 struct Rows {
   scalar_t* data = nullptr;
@@ -48,6 +49,8 @@ struct Rows {
     return {row(sequences, sequence, 0), 0, row_stride};
   }
   Rows backwards(int64_t size) const { return {row(size - 1), 0, -row_stride}; }
+  // Without the channels before d.
+  Rows from_channel(int64_t d) const { return {data ? data + d : nullptr, sequence_stride, row_stride}; }
 };
 
 }  // namespace hyenarec

@@ -1,7 +1,8 @@
-// Vector code for the CPU kernels, without a compiler flag: functions marked HYENAREC_SIMD are compiled for
-// baseline, AVX2 and AVX-512 machines, and the loader picks one. No torch here.
+// Vector code for the CPU kernels, without a compiler flag: run_with_widest_vectors compiles its body for
+// baseline, AVX2 and AVX-512 machines, and calls the widest that this machine has. No torch here.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -9,13 +10,9 @@
 #include <type_traits>
 #include <utility>
 
-// Sanitizers start after the loader's choice, and other compilers and machines know other ways.
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__) && \
-    __GNUC__ >= 12 && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+// Other compilers and machines know other ways.
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__) && __GNUC__ >= 12
 #define HYENAREC_HAS_TARGETS
-#define HYENAREC_SIMD __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define HYENAREC_SIMD
 #endif
 
 #define HYENAREC_INLINE inline __attribute__((always_inline))
@@ -42,10 +39,22 @@ using LaneOf = std::remove_reference_t<decltype(std::declval<V&>()[0])>;
 template <typename V>
 constexpr int kLanes = sizeof(V) / sizeof(LaneOf<V>);
 
-// bfloat16 in memory: the upper half of a float.
+// bfloat16 in memory: the upper half of a float, rounded to nearest even and keeping NaN, as torch does.
 struct BFloat16 {
   uint16_t bits;
+
+  BFloat16() = default;
+  explicit BFloat16(float number) {
+    const auto all = std::bit_cast<uint32_t>(number);
+    const uint32_t rounded = (all + 0x7fffu + ((all >> 16) & 1u)) >> 16;
+    bits = static_cast<uint16_t>(number != number ? 0x7fc0u : rounded);
+  }
+  operator float() const { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 };
+
+// In what one computes with numbers that lie in memory as scalar_t.
+template <typename scalar_t>
+using compute_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
 
 template <typename V>
 HYENAREC_INLINE V load_lanes(const void* from) {
@@ -68,7 +77,7 @@ HYENAREC_INLINE Vector<float, lanes> load(const BFloat16* from) {
   return (Vector<float, lanes>)(__builtin_convertvector(halves, Vector<uint32_t, lanes>) << 16);
 }
 
-// What lanes become in memory: themselves, or bfloat16, rounded to nearest even and keeping NaN, as torch does.
+// What lanes become in memory: themselves, or bfloat16.
 template <typename V>
 HYENAREC_INLINE V stored_as(const V& lanes, const LaneOf<V>*) {
   return lanes;
@@ -88,14 +97,15 @@ HYENAREC_INLINE void store(const V& lanes, scalar_t* to) {
   std::memcpy(to, &stored, sizeof(stored));
 }
 
-// The same past the cache, where the machine can; `to` is aligned like what is stored. For other threads it is there
-// only after end_stores_past_cache.
+// The same past the cache, where the machine can; `to` is aligned like what is stored. For other threads it
+// is there only after end_stores_past_cache.
 template <typename V, typename scalar_t>
 HYENAREC_INLINE void store_past_cache(const V& lanes, scalar_t* to) {
 #if defined(__x86_64__) && defined(__GNUC__)
   const auto stored = stored_as(lanes, to);
   typedef decltype(stored_as(lanes, to)) Aliased __attribute__((may_alias));
-  // By name: functions of intrinsics can't be inlined before it is known for which machine. VEX encoded where V is.
+  // By name: functions of intrinsics can't be inlined before it is known for which machine. VEX encoded where
+  // V is.
   if constexpr (sizeof(stored) < 16)  // no such instruction
     store(lanes, to);
   else if constexpr (sizeof(V) == 16)
@@ -128,6 +138,14 @@ HYENAREC_INLINE void store_first(const V& value, scalar_t* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
 }
 
+// Calls visit(i, lanes) for vectors that cover [first, count): of `lanes` numbers, an integral constant, then
+// of half as many, and so on for the rest.
+template <int lanes, typename Visit>
+HYENAREC_INLINE void for_each_vector(int64_t first, int64_t count, const Visit& visit) {
+  for (; first + lanes <= count; first += lanes) visit(first, std::integral_constant<int, lanes>{});
+  if constexpr (lanes > 1) for_each_vector<lanes / 2>(first, count, visit);
+}
+
 // The sum of all lanes: of the halves' sum, and so on, always in this order.
 template <typename V>
 HYENAREC_INLINE LaneOf<V> sum_of_lanes(const V& lanes) {
@@ -141,7 +159,8 @@ HYENAREC_INLINE LaneOf<V> sum_of_lanes(const V& lanes) {
   }
 }
 
-// HYENAREC_SHUFFLE(a, b, ...): lanes of two vectors; needs a type `Mask`, the vector of integers of their shape.
+// HYENAREC_SHUFFLE(a, b, ...): lanes of two vectors; needs a type `Mask`, the vector of integers of their
+// shape.
 #if defined(__clang__)
 #define HYENAREC_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -169,10 +188,9 @@ HYENAREC_INLINE void transpose(Vector<compute_t> (&rows)[8]) {
   }
 }
 
-// The other way to one binary for all machines, for code whose vectors and blocks depend on the registers:
-// run_with_widest_vectors(body) calls body(integral constant bytes), where a vector register holds so many
-// bytes, within a function that is compiled for that machine. The body and all it calls must be
-// HYENAREC_INLINE.
+// One binary for all machines: run_with_widest_vectors(body) calls body(integral constant bytes), where a
+// vector register holds so many bytes, within a function that is compiled for that machine. The body and all
+// it calls must be HYENAREC_INLINE.
 using Bytes16 = std::integral_constant<int, 16>;
 using Bytes32 = std::integral_constant<int, 32>;
 using Bytes64 = std::integral_constant<int, 64>;
@@ -188,8 +206,8 @@ __attribute__((noinline, target("arch=x86-64-v3"))) void run_with_avx2(const Bod
 }
 #endif
 
-// Bytes of the widest vector register to use: the machine's, 64, 32, or 16 on any, or less where the environment
-// says ATEN_CPU_CAPABILITY=avx2 or =default, which torch's own kernels heed, too.
+// Bytes of the widest vector register to use: the machine's, 64, 32, or 16 on any, or less where the
+// environment says ATEN_CPU_CAPABILITY=avx2 or =default, which torch's own kernels heed, too.
 inline int widest_vector_bytes() {
   static const int bytes = [] {
     [[maybe_unused]] const char* set = std::getenv("ATEN_CPU_CAPABILITY");

@@ -15,8 +15,8 @@ struct Threads {
       [](int64_t, const std::function<void()>& body) { body(); };
 };
 
-// Calls run(task, memory) for each task in [0, count): each thread takes the next one when it is done with its last,
-// so that the largest should come first. A thread's tasks share one Memory.
+// Calls run(task, memory) for each task in [0, count): each thread takes the next one when it is done with
+// its last, so that the largest should come first. A thread's tasks share one Memory.
 template <typename Memory, typename Run>
 void run_tasks(const Threads& threads, int64_t count, const Run& run) {
   if (count <= 0) return;

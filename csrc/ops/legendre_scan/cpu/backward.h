@@ -1,6 +1,7 @@
-// The scan's backward pass over a task, from the last segment to the first. Each segment is walked forwards once for its
-// chunks' states, beginning with those that the forward pass saved, then backwards for everything else. So the states
-// of only one segment are kept at a time, and its inputs are still in a cache when they are read again.
+// The scan's backward pass over a task, from the last segment to the first. Each segment is walked forwards
+// once for its chunks' states, beginning with those that the forward pass saved, then backwards for
+// everything else. So the states of only one segment are kept at a time, and its inputs are still in a cache
+// when they are read again.
 #pragma once
 
 #include <algorithm>
@@ -17,12 +18,8 @@ constexpr int64_t kMaxUnflushed = 4;
 // Takes a chunk's moments, of the sequences that go on after it.
 template <typename V, typename IO>
 HYENAREC_INLINE void keep_moments(
-    const Segment<V>& segment,
-    int64_t i,
-    const Task& task,
-    const StateRows<V>& moments,
-    ChunkBuffers<V>& buffers,
-    IO& io) {
+    const Segment<V>& segment, int64_t i, const Task& task, const StateRows<V>& moments,
+    ChunkBuffers<V>& buffers, IO& io) {
   const auto& tables = segment.tables;
   const int64_t chunk = tables.chunk, begin = segment.begin + i * chunk;
   const int64_t going_on = task.group.longer_than(begin + chunk);
@@ -40,19 +37,18 @@ HYENAREC_INLINE void keep_moments(
   }
 }
 
-// Computes the states that a segment's chunks start with and the moments of chunks and segment, and keeps them.
+// Computes the states that a segment's chunks start with and the moments of chunks and segment, and keeps
+// them.
 template <typename V, typename IO>
 HYENAREC_INLINE void keep_states(
-    const Segment<V>& segment,
-    const Task& task,
-    const BackwardMemory<V>& memory,
-    ChunkBuffers<V>& buffers,
+    const Segment<V>& segment, const Task& task, const BackwardMemory<V>& memory, ChunkBuffers<V>& buffers,
     IO& io) {
   const Group& group = task.group;
   const int64_t chunk = segment.tables.chunk;
   const int64_t passing = group.longer_than(segment.end);
   std::fill_n(memory.segment_moments.data, memory.segment_moments.size(passing), V{});
-  if (segment.index > 0) enter_segment(segment, group.longer_than(segment.begin), memory.carried, memory.states(0));
+  if (segment.index > 0)
+    enter_segment(segment, group.longer_than(segment.begin), memory.carried, memory.states(0));
   for (int64_t i = 0; i < segment.chunks(); ++i) {
     const int64_t going_on = group.longer_than(segment.begin + (i + 1) * chunk);
     if (going_on == 0) break;
@@ -70,21 +66,13 @@ HYENAREC_INLINE void keep_states(
   }
 }
 
-// The gradients of one vector of a sequence's chunk, whose inputs and output gradients are in `buffers`. The sequence
-// goes on after the chunk if `goes_on`.
+// The gradients of one vector of a sequence's chunk, whose inputs and output gradients are in `buffers`. The
+// sequence goes on after the chunk if `goes_on`.
 template <typename V>
 HYENAREC_INLINE void backward_vector(
-    const Segment<V>& segment,
-    int64_t i,
-    int64_t s,
-    int64_t v,
-    int64_t rows,
-    bool goes_on,
-    const LaneOf<V>* basis,
-    const GradientMask& wanted,
-    const BackwardMemory<V>& memory,
-    ChunkBuffers<V>& buffers,
-    LookAhead& ahead) {
+    const Segment<V>& segment, int64_t i, int64_t s, int64_t v, int64_t rows, bool goes_on,
+    const LaneOf<V>* basis, const GradientMask& wanted, const BackwardMemory<V>& memory,
+    ChunkBuffers<V>& buffers, LookAhead& ahead) {
   using lane_t = LaneOf<V>;
   const auto& tables = segment.tables;
   const int64_t chunk = tables.chunk, end = padded(rows);
@@ -125,13 +113,8 @@ HYENAREC_INLINE void backward_vector(
 // One chunk of every sequence that has it, after its moments' gradients.
 template <typename V, typename IO>
 HYENAREC_INLINE void backward_chunk(
-    const Segment<V>& segment,
-    int64_t i,
-    const Task& task,
-    const GradientMask& wanted,
-    const BackwardMemory<V>& memory,
-    ChunkBuffers<V>& buffers,
-    IO& io) {
+    const Segment<V>& segment, int64_t i, const Task& task, const GradientMask& wanted,
+    const BackwardMemory<V>& memory, ChunkBuffers<V>& buffers, IO& io) {
   const int64_t chunk = segment.tables.chunk, begin = segment.begin + i * chunk;
   const Group& group = task.group;
   const int64_t alive = group.longer_than(begin), going_on = group.longer_than(begin + chunk);
@@ -139,8 +122,8 @@ HYENAREC_INLINE void backward_chunk(
     const int64_t rows = std::min(chunk, group.lengths[s] - begin);
     io.load_input(s, begin, rows, buffers.z);
     io.load_output_grad(s, begin, rows, buffers.dy);
-    // After the segment's first chunk, keep_states goes on with the first chunk of the segment before. (Without states
-    // it is the last one, which is fetched when it is needed.)
+    // After the segment's first chunk, keep_states goes on with the first chunk of the segment before.
+    // (Without states it is the last one, which is fetched when it is needed.)
     const bool leaves = i == 0 && s + 1 == alive;
     const NextChunk next =
         next_chunk(group, s, begin, alive, chunk, leaves ? -segment.scan.tables.segment : -chunk);
@@ -158,17 +141,12 @@ HYENAREC_INLINE void backward_chunk(
   }
 }
 
-// The transposed scan through a segment, from its last chunk to its first. `flush_chunks(sequences)` is called after
-// each.
+// The transposed scan through a segment, from its last chunk to its first. `flush_chunks(sequences)` is
+// called after each.
 template <typename V, typename IO, typename FlushChunks>
 HYENAREC_INLINE void sweep_backwards(
-    const Segment<V>& segment,
-    const Task& task,
-    const GradientMask& wanted,
-    const BackwardMemory<V>& memory,
-    ChunkBuffers<V>& buffers,
-    IO& io,
-    const FlushChunks& flush_chunks) {
+    const Segment<V>& segment, const Task& task, const GradientMask& wanted, const BackwardMemory<V>& memory,
+    ChunkBuffers<V>& buffers, IO& io, const FlushChunks& flush_chunks) {
   const int64_t chunk = segment.tables.chunk;
   const Group& group = task.group;
   const int64_t passing = group.longer_than(segment.end);
@@ -188,11 +166,8 @@ HYENAREC_INLINE void sweep_backwards(
 // Carries the products within segments to the sums of the task.
 template <typename V>
 HYENAREC_INLINE void finish_sums(
-    const Scan<V>& scan,
-    const Contractions<LaneOf<V>>& reached,
-    int64_t vectors,
-    const BackwardMemory<V>& memory,
-    double* const* sums) {
+    const Scan<V>& scan, const Contractions<LaneOf<V>>& reached, int64_t vectors,
+    const BackwardMemory<V>& memory, double* const* sums) {
   const GradientLayout layout(scan.tables);
   in_pairs(vectors, [&](auto size, int64_t v) HYENAREC_INLINE_LAMBDA {
     const auto products = memory.products(v), partial_sums = memory.partial_sums(v);
@@ -202,7 +177,8 @@ HYENAREC_INLINE void finish_sums(
       for (int64_t i = 0; i < part.count(); ++i) {
         contract_backward<size(), V>(
             part.tables->chunks[i].transfer.data(), part.shape(i),
-            {products.first + part.rows[i], products.stride}, {partial_sums.first + row, partial_sums.stride});
+            {products.first + part.rows[i], products.stride},
+            {partial_sums.first + row, partial_sums.stride});
         for (int m = 0; m < size(); ++m)
           flush(partial_sums.of(m) + row, part.num_degrees(), sums[v + m] + row * simd::kLanes<V>);
       }
@@ -213,13 +189,8 @@ HYENAREC_INLINE void finish_sums(
 // The gradients of a task's sequences. sums[vector] [GradientLayout::count, lanes] start at zero.
 template <typename V, typename IO>
 HYENAREC_INLINE void backward_task(
-    const Scan<V>& scan,
-    const Task& task,
-    const GradientMask& wanted,
-    const SavedStates<const LaneOf<V>>& saved,
-    IO& io,
-    Scratch& scratch,
-    double* const* sums) {
+    const Scan<V>& scan, const Task& task, const GradientMask& wanted,
+    const SavedStates<const LaneOf<V>>& saved, IO& io, Scratch& scratch, double* const* sums) {
   const GradientLayout layout(scan.tables);
   const Group& group = task.group;
   const bool keep = wanted.needs_states();

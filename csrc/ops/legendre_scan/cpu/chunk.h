@@ -1,6 +1,6 @@
-// The arithmetic within one chunk, for channels side by side in a vector. See ../tables.h for the method. Everything here
-// is forced inline into a function that is compiled for one instruction set, so no calling convention and no function
-// of another set is ever involved.
+// The arithmetic within one chunk, for channels side by side in a vector. See ../tables.h for the method.
+// Everything here is forced inline into a function that is compiled for one instruction set, so no calling
+// convention and no function of another set is ever involved.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,8 @@ constexpr int64_t kZerosBefore = kBlock;
 // Events of the longest chunk.
 constexpr int64_t kMaxChunk = std::max(kShortChunk, kLongChunk);
 static_assert(kShortChunk % kBlock == 0 && kLongChunk % kBlock == 0, "chunks are computed in whole blocks");
-static_assert(kShortChunk / 2 % 4 == 0 && kLongChunk / 2 % 4 == 0, "`take_moments` sums half a chunk by fours");
+static_assert(
+    kShortChunk / 2 % 4 == 0 && kLongChunk / 2 % 4 == 0, "`take_moments` sums half a chunk by fours");
 
 using simd::LaneOf;
 
@@ -34,8 +35,8 @@ HYENAREC_INLINE void in_runs(int64_t count, const Visit& visit) {
   if (first < count) visit(std::integral_constant<int, 1>{}, first);
 }
 
-// The outputs [first, first + size) of `add_near`, four inputs at a time: a lag's weight is loaded once for all of
-// them. Direction -1 walks z and y backwards from where they point.
+// The outputs [first, first + size) of `add_near`, four inputs at a time: a lag's weight is loaded once for
+// all of them. Direction -1 walks z and y backwards from where they point.
 template <int size, int direction, typename V>
 HYENAREC_INLINE void add_near_block(const V* kernel, const V* z, V* y, int64_t first) {
   V sums[size];
@@ -118,8 +119,8 @@ HYENAREC_INLINE V weighted_product(const V* a, const V* b, int64_t count, const 
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// out[i] = sum_{j >= i} matrix[i][j] in[j] for the first `rows` rows and `columns` columns of an upper triangular
-// matrix [pitch, ...], given by column.
+// out[i] = sum_{j >= i} matrix[i][j] in[j] for the first `rows` rows and `columns` columns of an upper
+// triangular matrix [pitch, ...], given by column.
 template <typename V>
 HYENAREC_INLINE void multiply_upper(
     const LaneOf<V>* by_column, int64_t pitch, int64_t rows, int64_t columns, const V* in, V* out) {
@@ -134,16 +135,11 @@ HYENAREC_INLINE void multiply_upper(
   });
 }
 
-// out[j] += step out[j] + sum_{i <= j, i < rows} matrix[i][j] in[i] for j < columns: the transposed product of an
-// upper triangular matrix [rows, pitch], added to what is left of `out`.
+// out[j] += step out[j] + sum_{i <= j, i < rows} matrix[i][j] in[i] for j < columns: the transposed product
+// of an upper triangular matrix [rows, pitch], added to what is left of `out`.
 template <typename V>
 HYENAREC_INLINE void add_transposed_upper(
-    const LaneOf<V>* matrix,
-    int64_t pitch,
-    int64_t rows,
-    int64_t columns,
-    const V* in,
-    const V& step,
+    const LaneOf<V>* matrix, int64_t pitch, int64_t rows, int64_t columns, const V* in, const V& step,
     V* out) {
   in_runs(columns, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
     V sums[run()];
@@ -186,14 +182,8 @@ HYENAREC_INLINE void evaluate(
 // [num_coeffs, chunk] given by column. `folded` is room for `chunk` vectors.
 template <typename V>
 HYENAREC_INLINE void take_moments(
-    const LaneOf<V>* by_column,
-    int64_t num_coeffs,
-    int64_t chunk,
-    int64_t terms,
-    const V* z,
-    const V* weight,
-    V* folded,
-    V* moments) {
+    const LaneOf<V>* by_column, int64_t num_coeffs, int64_t chunk, int64_t terms, const V* z, const V* weight,
+    V* folded, V* moments) {
   const int64_t half = chunk / 2;
   V* const sums_of_pairs = folded;
   V* const differences = folded + half;

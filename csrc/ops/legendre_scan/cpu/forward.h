@@ -11,12 +11,8 @@ namespace hyenarec::scan {
 // One chunk of every sequence that has it.
 template <typename V, typename IO>
 HYENAREC_INLINE void forward_chunk(
-    const Segment<V>& segment,
-    int64_t i,
-    const Task& task,
-    const ForwardMemory<V>& memory,
-    ChunkBuffers<V>& buffers,
-    IO& io) {
+    const Segment<V>& segment, int64_t i, const Task& task, const ForwardMemory<V>& memory,
+    ChunkBuffers<V>& buffers, IO& io) {
   const auto& tables = segment.tables;
   const int64_t chunk = tables.chunk, begin = segment.begin + i * chunk;
   const Group& group = task.group;
@@ -40,23 +36,19 @@ HYENAREC_INLINE void forward_chunk(
       ahead.fetch();
       if (s < going_on)
         take_moments(
-            tables.basis_by_column.data(), tables.num_coeffs, chunk, segment.num_moments(i), z, parameters.decay_to_end,
-            buffers.folded, memory.moments.of(s, v));
+            tables.basis_by_column.data(), tables.num_coeffs, chunk, segment.num_moments(i), z,
+            parameters.decay_to_end, buffers.folded, memory.moments.of(s, v));
       ahead.fetch();
     }
     io.store_output(s, begin, rows, buffers.y);
   }
 }
 
-// y = kernel * z of every sequence of a task, from first chunk to last. The states that segments hand on are saved if
-// `saved` has memory.
+// y = kernel * z of every sequence of a task, from first chunk to last. The states that segments hand on are
+// saved if `saved` has memory.
 template <typename V, typename IO>
 HYENAREC_INLINE void forward_task(
-    const Scan<V>& scan,
-    const Task& task,
-    const SavedStates<LaneOf<V>>& saved,
-    IO& io,
-    Scratch& scratch) {
+    const Scan<V>& scan, const Task& task, const SavedStates<LaneOf<V>>& saved, IO& io, Scratch& scratch) {
   const Group& group = task.group;
   const int64_t chunk = scan.chunk();
   const ForwardMemory<V> memory(scratch, task, scan);

@@ -1,9 +1,10 @@
-// Rows that will be needed next, fetched into the cache a few at a time between the arithmetic on others. A chunk's
-// rows lie together, but the next sequence's lie elsewhere, where no processor expects them: without this, waiting
-// for them takes half as long as all the arithmetic of a forward pass.
+// Rows that will be needed next, fetched into the cache a few at a time between the arithmetic on others. A
+// chunk's rows lie together, but the next sequence's lie elsewhere, where no processor expects them: without
+// this, waiting for them takes half as long as all the arithmetic of a forward pass.
 //
-// Their pages are looked up before, all at once. Until a page's address is known the processor can't do much else, but
-// it looks up several at a time: met one by one, between rows, they take a tenth of a call (with pages of 4 KiB).
+// Their pages are looked up before, all at once. Until a page's address is known the processor can't do much
+// else, but it looks up several at a time: met one by one, between rows, they take a tenth of a call (with
+// pages of 4 KiB).
 #pragma once
 
 #include <cstdint>
@@ -21,8 +22,8 @@ class LookAhead {
   HYENAREC_INLINE LookAhead(int64_t rows, int64_t calls)
       : left_(rows), rows_per_call_((rows + calls - 1) / calls) {}
 
-  // Rows of `bytes` bytes, `stride` bytes apart, that will be read, or written, or written past the cache: of those
-  // only the pages are of use.
+  // Rows of `bytes` bytes, `stride` bytes apart, that will be read, or written, or written past the cache: of
+  // those only the pages are of use.
   HYENAREC_INLINE void read(const void* first, int64_t stride, int64_t bytes) {
     reads_[num_reads_++] = {static_cast<const char*>(first), stride, bytes};
     look_up_pages(first, stride);

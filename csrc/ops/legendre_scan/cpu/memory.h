@@ -1,4 +1,5 @@
-// What a task keeps while it scans, forwards and backwards, and the sums that it leaves for the parameters' gradients.
+// What a task keeps while it scans, forwards and backwards, and the sums that it leaves for the parameters'
+// gradients.
 #pragma once
 
 #include <algorithm>
@@ -38,8 +39,8 @@ struct ForwardMemory {
   }
 };
 
-// The sums over a task that become the parameters' gradients, rows of lanes: those of each scan part's coefficients,
-// lags [C], the gradient of the near kernel, and far_decay [1].
+// The sums over a task that become the parameters' gradients, rows of lanes: those of each scan part's
+// coefficients, lags [C], the gradient of the near kernel, and far_decay [1].
 struct GradientLayout {
   int64_t whole, cut, between, lags, far_decay, count;
 
@@ -73,8 +74,8 @@ HYENAREC_INLINE void flush(V* partial_sums, int64_t rows, double* sums) {
 template <typename V>
 class BackwardMemory {
  public:
-  // Of the current segment: the states carried into it, for the sequences that have it, and its moments, for those that
-  // go on after it.
+  // Of the current segment: the states carried into it, for the sequences that have it, and its moments, for
+  // those that go on after it.
   StateRows<V> carried, segment_moments;
   StateRows<V> grads;          // of the states that chunks end with, then of those they start with
   StateRows<V> carried_grads;  // the same for the states between segments
@@ -82,13 +83,10 @@ class BackwardMemory {
   V* local;  // [N]
   DirectBasis<V> basis{nullptr};
 
-  // With `keep` there is room for the states and moments of a segment's chunks. `reached` are the contractions that the
-  // task's sequences need, the first ones of the call's.
+  // With `keep` there is room for the states and moments of a segment's chunks. `reached` are the
+  // contractions that the task's sequences need, the first ones of the call's.
   BackwardMemory(
-      Scratch& scratch,
-      const Task& task,
-      const Scan<V>& scan,
-      const Contractions<LaneOf<V>>& reached,
+      Scratch& scratch, const Task& task, const Scan<V>& scan, const Contractions<LaneOf<V>>& reached,
       bool keep)
       : n_(scan.num_coeffs()),
         vectors_(task.vectors),
@@ -147,9 +145,11 @@ class BackwardMemory {
     }
   }
   // A vector's partial sums, laid out as GradientLayout says, for vectors from `v` on.
-  HYENAREC_INLINE StridedRows<V> partial_sums(int64_t v) const { return {partial_sums_ + v * sum_rows_, sum_rows_}; }
-  // The gradients of contractions, moments times gradients of states: of each contraction within segments, summed over
-  // the task, ...
+  HYENAREC_INLINE StridedRows<V> partial_sums(int64_t v) const {
+    return {partial_sums_ + v * sum_rows_, sum_rows_};
+  }
+  // The gradients of contractions, moments times gradients of states: of each contraction within segments,
+  // summed over the task, ...
   HYENAREC_INLINE StridedRows<V> products(int64_t v) const {
     return {products_ + v * product_rows_, product_rows_};
   }

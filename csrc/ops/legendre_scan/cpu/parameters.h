@@ -1,5 +1,5 @@
-// A call's parameters as its tasks use them: for each vector of channels the kernel at the first lags, the decay's
-// powers, and the tables contracted with the coefficients.
+// A call's parameters as its tasks use them: for each vector of channels the kernel at the first lags, the
+// decay's powers, and the tables contracted with the coefficients.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +23,7 @@ struct Problem {
   const compute_t* coeffs;  // [D, N]
   const compute_t* decay;   // [D]
   const compute_t* skip;    // [D], or nullptr
-  int64_t longest;  // events of the longest sequence
+  int64_t longest;          // events of the longest sequence
   std::vector<Group> groups;
 
   int64_t num_coeffs() const { return tables->num_coeffs; }
@@ -49,9 +49,9 @@ struct NearKernel {
   }
 };
 
-// One of the three scans that a call is made of: within segments of full length, within the horizon's cut segment, and
-// from segment to segment. Each has its own view of the kernel's coefficients, and a contraction for each chunk that
-// has a successor.
+// One of the three scans that a call is made of: within segments of full length, within the horizon's cut
+// segment, and from segment to segment. Each has its own view of the kernel's coefficients, and a contraction
+// for each chunk that has a successor.
 template <typename compute_t>
 struct ScanPart {
   const LegendreTables<compute_t>* tables;
@@ -148,8 +148,8 @@ void fill_plain_parameters(
   for (int64_t lane = 0; lane < count; ++lane) {
     const NearKernel kernel(problem, first + lane);
     compute_t* to = rows + lane;
-    // Numbers far below rounding become zero: denormal ones, in which fast decays end, would take the processor ten
-    // times as long.
+    // Numbers far below rounding become zero: denormal ones, in which fast decays end, would take the
+    // processor ten times as long.
     constexpr double kSmallest =
         std::numeric_limits<compute_t>::min() / std::numeric_limits<compute_t>::epsilon();
     const auto put = [&](double value) {
@@ -170,12 +170,8 @@ void fill_plain_parameters(
 // Writes a part's coefficients for the channels [first, first + count); absent channels are 0.
 template <typename compute_t>
 void fill_coefficients(
-    const Problem<compute_t>& problem,
-    const ScanPart<compute_t>& part,
-    int64_t first,
-    int64_t count,
-    int64_t lanes,
-    compute_t* rows) {
+    const Problem<compute_t>& problem, const ScanPart<compute_t>& part, int64_t first, int64_t count,
+    int64_t lanes, compute_t* rows) {
   std::fill_n(rows, part.num_degrees() * lanes, compute_t(0));
   for (int64_t lane = 0; lane < count; ++lane) {
     const compute_t* coeffs = problem.coeffs + (first + lane) * problem.num_coeffs();

@@ -1,6 +1,6 @@
-// How a task writes its rows of results. Where a call writes more than a cache can be expected to hold until the
-// results are read, they go past it: then the processor neither fetches the lines that they overwrite nor gives up
-// for them what is still to be read.
+// How a task writes its rows of results. Where a call writes more than a cache can be expected to hold until
+// the results are read, they go past it: then the processor neither fetches the lines that they overwrite nor
+// gives up for them what is still to be read.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@
 
 namespace hyenarec::scan {
 
-// Bytes of a call's results up to which they stay in the cache. Measured with a matrix product that reads them right
-// afterwards (32 MiB of third level cache): 4 MiB are better off in it, 8 MiB are not.
+// Bytes of a call's results up to which they stay in the cache. Measured with a matrix product that reads
+// them right afterwards (32 MiB of third level cache): 4 MiB are better off in it, 8 MiB are not.
 constexpr int64_t kMaxCachedBytes = 6 << 20;
 
 // Where a result lies; `bytes` is 0 if it isn't wanted.
@@ -32,7 +32,8 @@ inline bool go_past_cache(std::initializer_list<Result> results) {
   return bytes > kMaxCachedBytes;
 }
 
-// A task's writer of V, vectors of the numbers that are computed with, as scalar_t. It lives as long as the task.
+// A task's writer of V, vectors of the numbers that are computed with, as scalar_t. It lives as long as the
+// task.
 template <typename V, typename scalar_t>
 class ResultWriter {
  public:

@@ -1,26 +1,28 @@
-// The Legendre scan on the CPU. Start reading here; docs/scan.md explains the method. No torch in this folder's headers
-// but scan_tensors.h.
+// The Legendre scan on the CPU. Start reading here; docs/scan.md explains the method. No torch in this
+// folder's headers but scan_tensors.h.
 //
-//   scan.h                ScanCall: prepares the parameters, runs the tasks, adds up the parameters' gradients
-//   tasks.h               cuts a call into tasks: a few sequences by a few vectors of channels
-//   segment_tables.h      the constants of both levels of the scan; parameters.h makes a call's own numbers of them
-//   forward.h, backward.h a task from its first chunk to its last and back
-//   stages.h              their stages, each directly above its backward stage; segment.h, memory.h: what they work on
-//   chunk.h, state.h      the arithmetic of the stages on vectors
+//   scan.h                 ScanCall: prepares the parameters, runs the tasks, adds up gradients
+//   tasks.h                cuts a call into tasks: a few sequences by a few vectors of channels
+//   segment_tables.h       the constants of both levels of the scan
+//   parameters.h           what a call's parameters make of them
+//   forward.h, backward.h  a task from its first chunk to its last and back
+//   stages.h               their stages, each directly above its backward stage
+//   segment.h, memory.h    what the stages work on
+//   chunk.h, state.h       the arithmetic of the stages on vectors
 //
-// An operator says where the scan's inputs come from and where its results go: its ScanIO. The members are called for a
-// chunk of one sequence, given by its index `s` in the task, and for all vectors of the task: they walk memory row by
-// row, each row's neighbouring channels at once.
+// An operator says where the scan's inputs come from and where its results go: its ScanIO. The members are
+// called for a chunk of one sequence, given by its index `s` in the task, and for all vectors of the task:
+// they walk memory row by row, each row's neighbouring channels at once.
 //
 //   load_input(s, begin, rows, z)         z = what the kernel is convolved with
 //   store_output(s, begin, rows, y)       y = kernel * z goes where it belongs; y may be overwritten
 //   load_output_grad(s, begin, rows, dy)  dy = the gradient of y
-//   store_gate_grad(s, begin, rows, y)    of the gate behind the convolution; after load_output_grad of the same chunk
-//   store_input_grad(s, begin, rows, dz)  after load_input and store_gate_grad of the same chunk
+//   store_gate_grad(s, begin, rows, y)    of the gate behind the convolution; after load_output_grad
+//   store_input_grad(s, begin, rows, dz)  after load_input and store_gate_grad
 //   end_chunk()                           after the same chunk of all sequences
 //   watch_inputs, watch_forward, watch_backward(s, begin, ahead)
-//                                         tells a LookAhead which rows load_input, a forward sweep and a backward
-//                                         sweep will touch in a chunk
+//                                         tells a LookAhead which rows load_input, a forward sweep and a
+//                                         backward sweep will touch in a chunk
 //
 // Those for gradients belong to a backward pass, whose chunks come from the last to the first.
 #pragma once
@@ -106,7 +108,8 @@ class ScanCall {
     return wanted.needs_states() && problem_.longest > problem_.tables->segment;
   }
 
-  // make_io(V{}, task) gives the ScanIO of a task. `states` takes what a backward pass will need, if it has data.
+  // make_io(V{}, task) gives the ScanIO of a task. `states` takes what a backward pass will need, if it has
+  // data.
   template <typename MakeIO>
   void forward(const States<compute_t>& states, const MakeIO& make_io) {
     const auto saved = saved_states(states.data);
@@ -124,10 +127,8 @@ class ScanCall {
 
   template <typename MakeIO>
   void backward(
-      const GradientMask& wanted,
-      const States<const compute_t>& states,
-      const ParameterGradients<compute_t>& gradients,
-      const MakeIO& make_io) {
+      const GradientMask& wanted, const States<const compute_t>& states,
+      const ParameterGradients<compute_t>& gradients, const MakeIO& make_io) {
     const auto saved = saved_states(states.data);
     auto sums = make_sums(GradientLayout(*problem_.tables).count);
     for_each_task([&](auto lanes, const Task& task, Scratch& scratch) HYENAREC_INLINE_LAMBDA {
@@ -198,7 +199,8 @@ class ScanCall {
       return std::min(lanes_, problem_.channels - (vector + m) * lanes_);
     };
     for (int m = 0; m < size; ++m)
-      fill_plain_parameters(problem_, (vector + m) * lanes_, channels_of(m), lanes_, parameters_at(vector + m));
+      fill_plain_parameters(
+          problem_, (vector + m) * lanes_, channels_of(m), lanes_, parameters_at(vector + m));
     for (const auto* part : contractions_.parts()) {
       if (part->count() == 0) continue;
       const int64_t degrees = part->num_degrees();
@@ -210,7 +212,8 @@ class ScanCall {
       for (int64_t i = 0; i < part->count(); ++i) {
         V* const to = reinterpret_cast<V*>(parameters_at(vector) + contracted) + part->rows[i];
         contract<size, V>(
-            part->tables->chunks[i].transfer.data(), part->shape(i), {coeffs, degrees}, {to, parameter_rows()});
+            part->tables->chunks[i].transfer.data(), part->shape(i), {coeffs, degrees},
+            {to, parameter_rows()});
       }
     }
   }
@@ -256,7 +259,8 @@ class ScanCall {
     }
   }
 
-  // coeffs [N] = the gradients of a channel's coefficients, through the near kernel and through the contractions.
+  // coeffs [N] = the gradients of a channel's coefficients, through the near kernel and through the
+  // contractions.
   void find_coefficient_gradients(
       const NearKernel& kernel, const double* total, const GradientLayout& layout, double* coeffs) const {
     const int64_t chunk = problem_.chunk();

@@ -33,7 +33,8 @@ struct ParameterTensors {
   }
 };
 
-// A gradient's memory; nullptr if it is [0], not wanted, though it may be that of a parameter without numbers.
+// A gradient's memory; nullptr if it is [0], not wanted, though it may be that of a parameter without
+// numbers.
 template <typename compute_t>
 compute_t* gradient_of(const at::Tensor& gradient) {
   return gradient.numel() > 0 ? gradient.mutable_data_ptr<compute_t>() : nullptr;

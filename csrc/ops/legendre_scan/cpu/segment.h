@@ -42,8 +42,9 @@ struct Segment {
   HYENAREC_INLINE int64_t chunks() const { return static_cast<int64_t>(tables.chunks.size()); }
   // Whether something happened before its chunk i.
   HYENAREC_INLINE bool has_past(int64_t i) const { return index > 0 || i > 0; }
-  // How many moments of chunk i are needed: for the next chunk's state, and for the segment's moments, even where no
-  // sequence goes on to another segment. Their number must not depend on the batch, because rounding depends on it.
+  // How many moments of chunk i are needed: for the next chunk's state, and for the segment's moments, even
+  // where no sequence goes on to another segment. Their number must not depend on the batch, because rounding
+  // depends on it.
   HYENAREC_INLINE int64_t num_moments(int64_t i) const {
     const int64_t moments = tables.chunks[i].num_moments;
     return has_gather() ? std::max(moments, gather(i).num_moments) : moments;
@@ -64,9 +65,9 @@ struct Segment {
   }
 };
 
-// Whether the state is evaluated at each of the first `rows` events of chunk i by itself instead of on the chunk as a
-// whole: at a sequence's end, where that is less work, and at the horizon's end, where the chunk's interval would reach
-// beyond the state's and its polynomials would explode.
+// Whether the state is evaluated at each of the first `rows` events of chunk i by itself instead of on the
+// chunk as a whole: at a sequence's end, where that is less work, and at the horizon's end, where the chunk's
+// interval would reach beyond the state's and its polynomials would explode.
 template <typename V>
 HYENAREC_INLINE bool is_direct(const Segment<V>& segment, int64_t i, int64_t rows) {
   const auto& constants = segment.tables.chunks[i];
@@ -96,7 +97,8 @@ class DirectBasis {
   LaneOf<V>* memory_;
 };
 
-// Tells a LookAhead that fetches `rows` rows about the first vector's contraction, which advance_chunk reads first.
+// Tells a LookAhead that fetches `rows` rows about the first vector's contraction, which advance_chunk reads
+// first.
 template <typename V>
 HYENAREC_INLINE void watch_contraction(const Segment<V>& segment, int64_t i, int64_t rows, LookAhead& ahead) {
   if (rows == 0) return;

@@ -44,8 +44,8 @@ class SegmentTablesBuilder {
   std::vector<double> first_lags(int64_t lags) const {
     return between_.restricted(detail::events(0, horizon_), detail::events(0, lags));
   }
-  // Of the kernel in a window of so many lags: the first ones, whose coefficients are the largest (for windows of
-  // more than half the horizon to 10%).
+  // Of the kernel in a window of so many lags: the first ones, whose coefficients are the largest (for
+  // windows of more than half the horizon to 10%).
   Scale window_scale(int64_t lags) const { return detail::row_maxima(first_lags(lags), ones_); }
 
   void fill_within(int64_t size, WithinSegment<scalar_t>& within) const {

@@ -1,5 +1,6 @@
-// The stages of the scan over a task's sequences, each directly above its backward stage: what a state contributes to a
-// chunk, from chunk to chunk, from chunk to segment, from segment to segment, into a segment.
+// The stages of the scan over a task's sequences, each directly above its backward stage: what a state
+// contributes to a chunk, from chunk to chunk, from chunk to segment, from segment to segment, into a
+// segment.
 #pragma once
 
 #include <algorithm>
@@ -9,18 +10,12 @@
 
 namespace hyenarec::scan {
 
-// y = what the events before chunk i contribute to its first `rows` events and the rest of their block. `basis` is
-// that of those events if they are evaluated directly, else nullptr.
+// y = what the events before chunk i contribute to its first `rows` events and the rest of their block.
+// `basis` is that of those events if they are evaluated directly, else nullptr.
 template <typename V>
 HYENAREC_INLINE void evaluate_state(
-    const Segment<V>& segment,
-    int64_t i,
-    int64_t rows,
-    const LaneOf<V>* basis,
-    const ScanParameters<V>& parameters,
-    const V* state,
-    V* local,
-    V* y) {
+    const Segment<V>& segment, int64_t i, int64_t rows, const LaneOf<V>* basis,
+    const ScanParameters<V>& parameters, const V* state, V* local, V* y) {
   const auto& tables = segment.tables;
   const auto& constants = tables.chunks[i];
   if (!segment.has_past(i)) {
@@ -35,39 +30,32 @@ HYENAREC_INLINE void evaluate_state(
   }
 }
 
-// dstate += the gradient of chunk i's first `rows` outputs, dy, through `evaluate_state`; the chunk has a past.
+// dstate += the gradient of chunk i's first `rows` outputs, dy, through `evaluate_state`; the chunk has a
+// past.
 template <typename V>
 HYENAREC_INLINE void evaluate_state_backward(
-    const Segment<V>& segment,
-    int64_t i,
-    int64_t rows,
-    const LaneOf<V>* basis,
-    const ScanParameters<V>& parameters,
-    const V* dy,
-    V* folded,
-    V* dlocal,
-    V* dstate) {
+    const Segment<V>& segment, int64_t i, int64_t rows, const LaneOf<V>* basis,
+    const ScanParameters<V>& parameters, const V* dy, V* folded, V* dlocal, V* dstate) {
   const auto& tables = segment.tables;
   const int64_t n = tables.num_coeffs;
   const auto& constants = tables.chunks[i];
   if (basis) {
-    evaluate_directly_backward(basis, padded(rows), constants.num_state, dy, parameters.decay_from_start, dstate);
+    evaluate_directly_backward(
+        basis, padded(rows), constants.num_state, dy, parameters.decay_from_start, dstate);
   } else {
     take_moments(
-        tables.basis_by_column.data(), n, tables.chunk, constants.num_local, dy, parameters.decay_from_start, folded,
-        dlocal);
+        tables.basis_by_column.data(), n, tables.chunk, constants.num_local, dy, parameters.decay_from_start,
+        folded, dlocal);
     add_transposed_upper(
         constants.local.data(), n, constants.num_local, constants.num_state, dlocal, V{}, dstate);
   }
 }
 
-// Moves the states of a task's first sequences from the start of chunk i to its end, where the segment goes on.
+// Moves the states of a task's first sequences from the start of chunk i to its end, where the segment goes
+// on.
 template <typename V>
 HYENAREC_INLINE void advance_chunk(
-    const Segment<V>& segment,
-    int64_t i,
-    int64_t sequences,
-    const StateRows<V>& moments,
+    const Segment<V>& segment, int64_t i, int64_t sequences, const StateRows<V>& moments,
     const StateRows<V>& states) {
   const auto& tables = segment.tables;
   const auto& constants = tables.chunks[i];
@@ -92,14 +80,11 @@ inner_product(const StateRows<V>& a, const StateRows<V>& b, int64_t v, int64_t s
   return sum;
 }
 
-// Moves the gradients of the states from the end of chunk i to its start, where the segment goes on, and adds to
-// the gradients of its moments.
+// Moves the gradients of the states from the end of chunk i to its start, where the segment goes on, and adds
+// to the gradients of its moments.
 template <typename V>
 HYENAREC_INLINE void advance_chunk_backward(
-    const Segment<V>& segment,
-    int64_t i,
-    int64_t sequences,
-    bool with_parameters,
+    const Segment<V>& segment, int64_t i, int64_t sequences, bool with_parameters,
     const BackwardMemory<V>& memory) {
   const Scan<V>& scan = segment.scan;
   const auto& tables = segment.tables;
@@ -111,24 +96,23 @@ HYENAREC_INLINE void advance_chunk_backward(
       add_contraction_grads(
           shape, sequences, memory.moments(i).members(v), grads,
           memory.products(v).first + segment.part.rows[i]);
-    transfer_moments_backward(segment.contracted(i, v), shape, sequences, grads, memory.moment_grads.members(v));
+    transfer_moments_backward(
+        segment.contracted(i, v), shape, sequences, grads, memory.moment_grads.members(v));
     if (!segment.has_past(i)) continue;
     restrict_states_backward(
         constants.restriction_change.data(), tables.num_coeffs, constants.num_state, constants.num_next,
         *scan.parameters[v].chunk_decay_change, sequences, grads);
     if (!with_parameters) continue;
     const V product = inner_product(memory.grads, memory.states(i), v, sequences, constants.num_state);
-    memory.partial_sums(v).first[GradientLayout(scan.tables).far_decay] -= static_cast<LaneOf<V>>(tables.chunk) * product;
+    memory.partial_sums(v).first[GradientLayout(scan.tables).far_decay] -=
+        static_cast<LaneOf<V>>(tables.chunk) * product;
   }
 }
 
 // Adds the moments of chunk i to the segment's, which decay meanwhile.
 template <typename V>
 HYENAREC_INLINE void gather_moments(
-    const Segment<V>& segment,
-    int64_t i,
-    int64_t sequences,
-    const StateRows<V>& moments,
+    const Segment<V>& segment, int64_t i, int64_t sequences, const StateRows<V>& moments,
     const StateRows<V>& segment_moments) {
   const auto& gather = segment.gather(i);
   for (int64_t s = 0; s < sequences; ++s) {
@@ -139,13 +123,11 @@ HYENAREC_INLINE void gather_moments(
   }
 }
 
-// The gradients of chunk i's moments from those of the segment's moments, which are then moved to the chunk's start.
+// The gradients of chunk i's moments from those of the segment's moments, which are then moved to the chunk's
+// start.
 template <typename V>
 HYENAREC_INLINE void gather_moments_backward(
-    const Segment<V>& segment,
-    int64_t i,
-    int64_t sequences,
-    bool with_parameters,
+    const Segment<V>& segment, int64_t i, int64_t sequences, bool with_parameters,
     const BackwardMemory<V>& memory) {
   const Scan<V>& scan = segment.scan;
   const auto& gather = segment.gather(i);
@@ -169,9 +151,7 @@ HYENAREC_INLINE void gather_moments_backward(
 // Moves the carried states from the segment's start to its end.
 template <typename V>
 HYENAREC_INLINE void advance_segment(
-    const Segment<V>& segment,
-    int64_t sequences,
-    const StateRows<V>& segment_moments,
+    const Segment<V>& segment, int64_t sequences, const StateRows<V>& segment_moments,
     const StateRows<V>& carried) {
   const auto& constants = segment.between();
   const int64_t n = segment.scan.num_coeffs();
@@ -186,8 +166,8 @@ HYENAREC_INLINE void advance_segment(
   }
 }
 
-// Moves the gradients of the carried states from the segment's end to its start, all but what goes through the
-// segment's own chunks, and finds the gradients of its moments.
+// Moves the gradients of the carried states from the segment's end to its start, all but what goes through
+// the segment's own chunks, and finds the gradients of its moments.
 template <typename V>
 HYENAREC_INLINE void advance_segment_backward(
     const Segment<V>& segment, int64_t sequences, bool with_parameters, const BackwardMemory<V>& memory) {
@@ -245,7 +225,8 @@ HYENAREC_INLINE void enter_segment(
 
 // The gradients of the states that a segment began with go to those carried into it.
 template <typename V>
-HYENAREC_INLINE void enter_segment_backward(const Segment<V>& segment, int64_t sequences, const BackwardMemory<V>& memory) {
+HYENAREC_INLINE void enter_segment_backward(
+    const Segment<V>& segment, int64_t sequences, const BackwardMemory<V>& memory) {
   const auto& between = segment.between();
   for (int64_t s = 0; s < sequences; ++s) {
     for (int64_t v = 0; v < memory.grads.vectors; ++v) {
@@ -267,10 +248,7 @@ HYENAREC_INLINE void enter_segment_backward(const Segment<V>& segment, int64_t s
 // Saves the states that a segment ends with; `carried` has those of `sequences` sequences.
 template <typename V>
 HYENAREC_INLINE void save_states(
-    const SavedStates<LaneOf<V>>& saved,
-    const Segment<V>& segment,
-    const Task& task,
-    int64_t sequences,
+    const SavedStates<LaneOf<V>>& saved, const Segment<V>& segment, const Task& task, int64_t sequences,
     const StateRows<V>& carried) {
   for (int64_t s = 0; s < sequences; ++s) {
     LaneOf<V>* const row = saved.row(task.group.sequences[s], segment.index);
@@ -286,9 +264,7 @@ HYENAREC_INLINE void save_states(
 // What `save_states` saved for the segment, at least the second one.
 template <typename V>
 HYENAREC_INLINE void load_states(
-    const SavedStates<const LaneOf<V>>& saved,
-    const Segment<V>& segment,
-    const Task& task,
+    const SavedStates<const LaneOf<V>>& saved, const Segment<V>& segment, const Task& task,
     const StateRows<V>& carried) {
   for (int64_t s = 0; s < task.group.longer_than(segment.begin); ++s) {
     const LaneOf<V>* const row = saved.row(task.group.sequences[s], segment.index - 1);

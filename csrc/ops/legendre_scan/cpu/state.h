@@ -1,5 +1,5 @@
-// The arithmetic between chunks: how states are restricted to a shorter horizon, and how moments become states. See
-// ../tables.h for the method and chunk.h for why everything is forced inline.
+// The arithmetic between chunks: how states are restricted to a shorter horizon, and how moments become
+// states. See ../tables.h for the method and chunk.h for why everything is forced inline.
 #pragma once
 
 #include <algorithm>
@@ -38,8 +38,8 @@ HYENAREC_INLINE void in_runs_backwards(int64_t count, const Visit& visit) {
   while (count > 0) visit(std::integral_constant<int, 8>{}, count -= 8);
 }
 
-// A transfer table contracted with coefficients, contracted[q][p] = sum_n coeffs[n] transfer(q, p, n): what each of
-// a chunk's moments adds to each coefficient of the next state. Rows of `width`.
+// A transfer table contracted with coefficients, contracted[q][p] = sum_n coeffs[n] transfer(q, p, n): what
+// each of a chunk's moments adds to each coefficient of the next state. Rows of `width`.
 struct ContractionShape {
   int64_t moments;  // q
   int64_t width;    // p
@@ -54,9 +54,7 @@ struct ContractionShape {
 // Computes contractions for each member. `transfer` lies by run.
 template <int members, typename V>
 HYENAREC_INLINE void contract(
-    const LaneOf<V>* transfer,
-    const ContractionShape& shape,
-    const StridedRows<const V>& coeffs,
+    const LaneOf<V>* transfer, const ContractionShape& shape, const StridedRows<const V>& coeffs,
     const StridedRows<V>& contracted) {
   for (int64_t q = 0; q < shape.moments; ++q) {
     in_runs(shape.in_row(q), [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
@@ -82,9 +80,7 @@ HYENAREC_INLINE void contract(
 // coeffs_grad[n] += sum_{q, p} transfer(q, p, n) products[q][p] for each member: the transposed `contract`.
 template <int members, typename V>
 HYENAREC_INLINE void contract_backward(
-    const LaneOf<V>* transfer,
-    const ContractionShape& shape,
-    const StridedRows<const V>& products,
+    const LaneOf<V>* transfer, const ContractionShape& shape, const StridedRows<const V>& products,
     const StridedRows<V>& coeffs_grads) {
   for (int64_t q = 0; q < shape.moments; ++q) {
     in_runs(shape.in_row(q), [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
@@ -104,18 +100,14 @@ HYENAREC_INLINE void contract_backward(
   }
 }
 
-// state = exp(-decay C) restriction state for each member, in place, from `before` coefficients to `after`, not more:
-// a run of rows needs no row before it. `step` is expm1(-decay C), and the restriction (by column, [N, N]) comes as
-// a change, too: what little changes is added last, so that a chain of chunks doesn't lose digits.
+// state = exp(-decay C) restriction state for each member, in place, from `before` coefficients to `after`,
+// not more: a run of rows needs no row before it. `step` is expm1(-decay C), and the restriction (by column,
+// [N, N]) comes as a change, too: what little changes is added last, so that a chain of chunks doesn't lose
+// digits.
 template <typename V>
 HYENAREC_INLINE void restrict_states(
-    const LaneOf<V>* change_by_column,
-    int64_t num_coeffs,
-    int64_t before,
-    int64_t after,
-    const V& step,
-    int64_t members,
-    const StridedRows<V>& all_states) {
+    const LaneOf<V>* change_by_column, int64_t num_coeffs, int64_t before, int64_t after, const V& step,
+    int64_t members, const StridedRows<V>& all_states) {
   in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
     const auto states = all_states.from(member);
     in_runs(after, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
@@ -135,17 +127,13 @@ HYENAREC_INLINE void restrict_states(
   });
 }
 
-// dstate = exp(-decay C) restrictionᵀ dstate for each member, in place, from the gradients of `after` coefficients to
-// those of `before`, not fewer, zero beyond the first: a run of columns needs no column after it.
+// dstate = exp(-decay C) restrictionᵀ dstate for each member, in place, from the gradients of `after`
+// coefficients to those of `before`, not fewer, zero beyond the first: a run of columns needs no column after
+// it.
 template <typename V>
 HYENAREC_INLINE void restrict_states_backward(
-    const LaneOf<V>* restriction_change,
-    int64_t num_coeffs,
-    int64_t before,
-    int64_t after,
-    const V& step,
-    int64_t members,
-    const StridedRows<V>& all_dstates) {
+    const LaneOf<V>* restriction_change, int64_t num_coeffs, int64_t before, int64_t after, const V& step,
+    int64_t members, const StridedRows<V>& all_dstates) {
   in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
     const auto dstates = all_dstates.from(member);
     in_runs_backwards(before, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
@@ -165,16 +153,12 @@ HYENAREC_INLINE void restrict_states_backward(
   });
 }
 
-// state[p] += sum_q contracted[q][p] moments[q] for each member. Fetches `next`, as large as `contracted`, into the
-// cache meanwhile.
+// state[p] += sum_q contracted[q][p] moments[q] for each member. Fetches `next`, as large as `contracted`,
+// into the cache meanwhile.
 template <typename V>
 HYENAREC_INLINE void transfer_moments(
-    const V* contracted,
-    const V* next,
-    const ContractionShape& shape,
-    int64_t members,
-    const StridedRows<V>& all_moments,
-    const StridedRows<V>& all_states) {
+    const V* contracted, const V* next, const ContractionShape& shape, int64_t members,
+    const StridedRows<V>& all_moments, const StridedRows<V>& all_states) {
   in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
     const auto states = all_states.from(member), moments = all_moments.from(member);
     in_runs(shape.width, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
@@ -202,10 +186,7 @@ HYENAREC_INLINE void transfer_moments(
 // dmoments[q] += sum_p contracted[q][p] dstate[p] for each member.
 template <typename V>
 HYENAREC_INLINE void transfer_moments_backward(
-    const V* contracted,
-    const ContractionShape& shape,
-    int64_t members,
-    const StridedRows<V>& all_dstates,
+    const V* contracted, const ContractionShape& shape, int64_t members, const StridedRows<V>& all_dstates,
     const StridedRows<V>& all_dmoments) {
   in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
     const auto dstates = all_dstates.from(member), dmoments = all_dmoments.from(member);
@@ -228,14 +209,12 @@ HYENAREC_INLINE void transfer_moments_backward(
   });
 }
 
-// products[q][p] += sum over the members of moments[q] dstate[p], which mean nothing where a contraction is 0.
+// products[q][p] += sum over the members of moments[q] dstate[p], which mean nothing where a contraction is
+// 0.
 template <typename V>
 HYENAREC_INLINE void add_contraction_grads(
-    const ContractionShape& shape,
-    int64_t members,
-    const StridedRows<V>& all_moments,
-    const StridedRows<V>& all_dstates,
-    V* products) {
+    const ContractionShape& shape, int64_t members, const StridedRows<V>& all_moments,
+    const StridedRows<V>& all_dstates, V* products) {
   in_pairs(shape.moments, [&](auto size, int64_t q) HYENAREC_INLINE_LAMBDA {
     in_runs(shape.in_row(q), [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
       V* const rows = products + q * shape.width + first;

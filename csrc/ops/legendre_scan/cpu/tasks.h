@@ -1,6 +1,6 @@
-// How a scan's work is cut into tasks: a few sequences by up to four vectors of channels. All sequences of a task are
-// walked in step, chunk by chunk: what depends on chunk and channel only is then at hand for all of them, and
-// neighbouring vectors find each other's rows in the cache.
+// How a scan's work is cut into tasks: a few sequences by up to four vectors of channels. All sequences of a
+// task are walked in step, chunk by chunk: what depends on chunk and channel only is then at hand for all of
+// them, and neighbouring vectors find each other's rows in the cache.
 #pragma once
 
 #include <algorithm>
@@ -17,9 +17,9 @@
 namespace hyenarec::scan {
 
 constexpr int64_t kMaxVectors = 4;  // of a task: four cache lines side by side
-// A task's size. Its sequences share what they are multiplied with, and its events must outweigh what the task itself
-// costs. Many sequences make up for few events and the other way round, down to a minimum of each. But the threads of a
-// small machine need a few tasks each, and kMaxTaskEvents are enough for any task.
+// A task's size. Its sequences share what they are multiplied with, and its events must outweigh what the
+// task itself costs. Many sequences make up for few events and the other way round, down to a minimum of
+// each. But the threads of a small machine need a few tasks each, and kMaxTaskEvents are enough for any task.
 constexpr int64_t kMinTaskSequences = 4, kMinTaskEvents = 2048, kMaxTaskEvents = 8192, kTasks = 8;
 constexpr int64_t kSequencesTimesEvents = 1 << 16;
 
@@ -117,8 +117,8 @@ HYENAREC_INLINE int64_t first_channel(const Task& task, int64_t vector) {
   return (task.first_vector + vector) * simd::kLanes<V>;
 }
 
-// The states that segments hand on, saved by a forward pass for the backward pass: [rows, N, D], a sequence's one
-// after another. value_t is const where they are read.
+// The states that segments hand on, saved by a forward pass for the backward pass: [rows, N, D], a sequence's
+// one after another. value_t is const where they are read.
 template <typename value_t>
 struct SavedStates {
   value_t* data = nullptr;
@@ -173,8 +173,9 @@ struct StateRows {
   HYENAREC_INLINE int64_t size(int64_t sequences) const { return sequences * vectors * pitch; }
 };
 
-// The chunk that a sweep computes after that of sequence `s` at `begin`: the next sequence's, or the first sequence's
-// `step` events on. `alive` sequences have a chunk at `begin`. It has no rows where the sweep ends.
+// The chunk that a sweep computes after that of sequence `s` at `begin`: the next sequence's, or the first
+// sequence's `step` events on. `alive` sequences have a chunk at `begin`. It has no rows where the sweep
+// ends.
 struct NextChunk {
   int64_t s, begin, rows;
 };

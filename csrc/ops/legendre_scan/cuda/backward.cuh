@@ -1,10 +1,10 @@
-// Device code of the Legendre scan's backward sweep: from the last chunk to the first, with the gradient of the state,
-// all gradients at once. legendre_scan_forward<.., true> of forward.cuh has written the states at the chunks' starts
-// before.
+// Device code of the Legendre scan's backward sweep: from the last chunk to the first, with the gradient of
+// the state, all gradients at once. legendre_scan_forward<.., true> of forward.cuh has written the states at
+// the chunks' starts before.
 //
 // Sums over time and sequences: the near kernel's and decay's stay with their thread until the end; for the
-// coefficients' far part, each chunk's products state_grad[p] moment[q] are added over the block's sequences in
-// shared memory and contracted with the transfer table there, so that it is read once a block. Each block
+// coefficients' far part, each chunk's products state_grad[p] moment[q] are added over the block's sequences
+// in shared memory and contracted with the transfer table there, so that it is read once a block. Each block
 // writes its sums; torch adds the blocks up, in double and in a fixed order: the same bits in every run.
 #pragma once
 
@@ -127,7 +127,7 @@ struct ScanBackward {
   const GradientMask wanted;
   T* const near_sums;  // shared, this thread's own: [32], 32 apart
   T* const factors;    // shared, this warp's: [2 N], 32 apart
-  T state_grad[kN];       // of the state behind the chunk, then at its start
+  T state_grad[kN];    // of the state behind the chunk, then at its start
   T decay_sum;
   typename IO::Memory memory;
 
@@ -219,7 +219,8 @@ struct ScanBackward {
     end_of_phase();
     if (!is_last) {
       restrict_state_backward<kN>(
-          thread.tables.restriction_change(chunk), thread.pitch(), thread.chunk_decay_change(), state_grad, n);
+          thread.tables.restriction_change(chunk), thread.pitch(), thread.chunk_decay_change(), state_grad,
+          n);
       if (wanted.parameters) {
         T sum = T(0);
 #pragma unroll kScanUnroll < kN>
@@ -239,17 +240,13 @@ struct ScanBackward {
   }
 };
 
-// All gradients. states: at the start of every chunk but a sequence's first; carry: the state's gradient at the start
-// of segments, null with one segment; partial [row_groups, segments, scan_sum_rows, pitch], null if nothing
-// is to be summed: the near kernel's rows are gradients of its polynomial, before the decays.
+// All gradients. states: at the start of every chunk but a sequence's first; carry: the state's gradient at
+// the start of segments, null with one segment; partial [row_groups, segments, scan_sum_rows, pitch], null if
+// nothing is to be summed: the near kernel's rows are gradients of its polynomial, before the decays.
 template <typename IO, int kN>
 __global__ void __launch_bounds__(kScanThreads, kScanBackwardBlocks) legendre_scan_backward(
-    ScanWork work,
-    ScanTables<accumulate_t<typename IO::Scalar>> tables,
-    ScanParameters<accumulate_t<typename IO::Scalar>> channels,
-    IO io,
-    GradientMask wanted,
-    int slab,
+    ScanWork work, ScanTables<accumulate_t<typename IO::Scalar>> tables,
+    ScanParameters<accumulate_t<typename IO::Scalar>> channels, IO io, GradientMask wanted, int slab,
     const accumulate_t<typename IO::Scalar>* __restrict__ states,
     const accumulate_t<typename IO::Scalar>* __restrict__ carry,
     accumulate_t<typename IO::Scalar>* __restrict__ partial) {
@@ -275,8 +272,8 @@ __global__ void __launch_bounds__(kScanThreads, kScanBackwardBlocks) legendre_sc
   for (int i = 0; i < kTimeSums; ++i) time_sums[i * kScanLanes] = T(0);
   for (int k = warp; k < n && wanted.parameters; k += warps) sums.coeffs(k) = T(0);
 
-  ScanBackward<IO, kN> walker{
-      io, thread, wanted, time_sums, factors + warp * 2 * n * kScanLanes + lane, {}, T(0), {}};
+  ScanBackward<IO, kN> walker{io, thread, wanted, time_sums, factors + warp * 2 * n * kScanLanes + lane,
+                              {}, T(0),   {}};
   io.begin(walker.memory);
   const int64_t unit = work.segment_chunks * kScanChunk;
   // All warps of the block make the same steps: what they add up, they add up together.

@@ -178,7 +178,8 @@ struct ScanThread {
   const T* const taps;
 
   __device__ ScanThread(
-      const ScanTables<T>& tables_, const ScanParameters<T>& channels_, const ScanPlace& place, const T* taps_)
+      const ScanTables<T>& tables_, const ScanParameters<T>& channels_, const ScanPlace& place,
+      const T* taps_)
       : tables(tables_),
         channels(channels_),
         tile(place.tile),
@@ -197,7 +198,8 @@ struct ScanThread {
   // Events of the chunk that the horizon cuts.
   __device__ int tail_rows() const { return static_cast<int>(tables.horizon % kScanChunk); }
 
-  // y[j] = exp(-decay j) polynomial(j) of the state at the chunk's start; events beyond the horizon are left alone.
+  // y[j] = exp(-decay j) polynomial(j) of the state at the chunk's start; events beyond the horizon are left
+  // alone.
   __device__ void evaluate(int64_t chunk, const T (&state)[kN], T (&y)[kScanChunk]) const {
     const int n = coeffs();
     if (chunk == tables.tail_chunk) {
@@ -261,7 +263,8 @@ struct ScanThread {
   // The state at the next chunk's start from that at this one's and the chunk's inputs.
   __device__ void advance(int64_t chunk, const T (&x)[kScanChunk], T (&state)[kN]) const {
     const int n = coeffs();
-    if (chunk > 0) restrict_state<kN>(tables.restriction_change(chunk), pitch(), chunk_decay_change(), state, n);
+    if (chunk > 0)
+      restrict_state<kN>(tables.restriction_change(chunk), pitch(), chunk_decay_change(), state, n);
     ScanHalves<T> halves;
     halves.take([&](int j) { return decay_to_end(j) * x[j]; });
     for_each_moment(chunk, [&](int q, const T* entries) {

@@ -1,5 +1,5 @@
-// The forward sweep of the linear-time Legendre scan (see ../tables.h) over sequences, shared by legendre_conv and
-// hyena_mixer, and what both directions need of segments.
+// The forward sweep of the linear-time Legendre scan (see ../tables.h) over sequences, shared by
+// legendre_conv and hyena_mixer, and what both directions need of segments.
 //
 // A thread owns one channel of one sequence and walks its chunks of 32 events in order; the lanes of a warp
 // lie along channels, so each row of a chunk is one coalesced access. The chunk and the state stay in
@@ -17,8 +17,8 @@
 // The backward sweep runs the same way in the other direction.
 //
 // Cost an element, N = 17, horizon 1,024 (9 moments and 9 local terms of 17), multiply-adds: near 16.5,
-// moments and evaluation 9, restriction and local terms 8.4, transfer 3.7, decays 3; together 41. Numbers read
-// an element from tables and taps: about 15. Backward is about three times the arithmetic for 7/4 of the
+// moments and evaluation 9, restriction and local terms 8.4, transfer 3.7, decays 3; together 41. Numbers
+// read an element from tables and taps: about 15. Backward is about three times the arithmetic for 7/4 of the
 // bytes, plus the states (N / 32 of a float32 activation, written and read) and a second look at the inputs.
 // Tensor cores are not used: the near part, the only large product, would need three tf32 products to stay
 // within 1e-5 in float32.
@@ -29,8 +29,8 @@
 namespace hyenarec {
 
 constexpr int kScanThreads = 128;  // a sweep's block, at most: four sequences
-// Blocks a multiprocessor holds at least: 168 registers a thread. With 128 the compiler spills 0.3 to 1 KB a thread,
-// for all threads together as much as the first-level cache holds.
+// Blocks a multiprocessor holds at least: 168 registers a thread. With 128 the compiler spills 0.3 to 1 KB a
+// thread, for all threads together as much as the first-level cache holds.
 constexpr int kScanBlocks = 3;
 
 // How a sweep that needs the taps is launched.
@@ -45,10 +45,8 @@ LaunchShape scan_sweep_shape(const ScanWork& work, int warps) {
 // those of a segment which has a successor, from a zero state.
 template <typename IO, int kN>
 __global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_carry(
-    ScanWork work,
-    ScanTables<accumulate_t<typename IO::Scalar>> tables,
-    ScanParameters<accumulate_t<typename IO::Scalar>> channels,
-    IO io,
+    ScanWork work, ScanTables<accumulate_t<typename IO::Scalar>> tables,
+    ScanParameters<accumulate_t<typename IO::Scalar>> channels, IO io,
     accumulate_t<typename IO::Scalar>* __restrict__ carry) {
   using T = accumulate_t<typename IO::Scalar>;
   const ScanPlace place = scan_place(work);
@@ -75,10 +73,8 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_carry
 // Its backward: what the gradients of a segment's outputs say of the state at its start.
 template <typename IO, int kN>
 __global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_carry_backward(
-    ScanWork work,
-    ScanTables<accumulate_t<typename IO::Scalar>> tables,
-    ScanParameters<accumulate_t<typename IO::Scalar>> channels,
-    IO io,
+    ScanWork work, ScanTables<accumulate_t<typename IO::Scalar>> tables,
+    ScanParameters<accumulate_t<typename IO::Scalar>> channels, IO io,
     accumulate_t<typename IO::Scalar>* __restrict__ carry) {
   using T = accumulate_t<typename IO::Scalar>;
   const ScanPlace place = scan_place(work);
@@ -144,10 +140,8 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_combine(
 // [scan_slots(.. 32), N, pitch].
 template <typename IO, int kN, bool kStates>
 __global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_forward(
-    ScanWork work,
-    ScanTables<accumulate_t<typename IO::Scalar>> tables,
-    ScanParameters<accumulate_t<typename IO::Scalar>> channels,
-    IO io,
+    ScanWork work, ScanTables<accumulate_t<typename IO::Scalar>> tables,
+    ScanParameters<accumulate_t<typename IO::Scalar>> channels, IO io,
     const accumulate_t<typename IO::Scalar>* __restrict__ carry,
     accumulate_t<typename IO::Scalar>* __restrict__ states) {
   using T = accumulate_t<typename IO::Scalar>;

@@ -1,4 +1,5 @@
-// The Legendre scan on CUDA. Start reading here; docs/scan.md explains the method. No torch in this folder's other .cuh.
+// The Legendre scan on CUDA. Start reading here; docs/scan.md explains the method. No torch in this folder's
+// other .cuh.
 //
 //   scan.cuh          ScanCall, for an operator: how the work is cut, the scratch, the order of the launches
 //   forward.cuh       the kernels that walk sequences forwards, and what they cost
@@ -7,9 +8,9 @@
 //   layout.cuh        where tables, parameters, sequences lie; rows.cuh: activations
 //   host_tables.h     the tables as the kernels read them; device_tables.h: kept on the device
 //
-// An operator says where the scan's inputs come from and where its results go: its ScanIO. It has ScanIO::Scalar and
-// these members, each for one channel of the `rows` <= 32 rows from `row` on, before which the same sequence has `before`
-// rows. T = accumulate_t<Scalar>; values of rows that aren't there are zero:
+// An operator says where the scan's inputs come from and where its results go: its ScanIO. It has
+// ScanIO::Scalar and these members, each for one channel of the `rows` <= 32 rows from `row` on, before which
+// the same sequence has `before` rows. T = accumulate_t<Scalar>; values of rows that aren't there are zero:
 //
 //   load_input(channel, row, before, rows, z)        z = what the kernel is convolved with
 //   store_output(channel, row, before, rows, y)      y = kernel * z goes where it belongs, through the gate
@@ -86,12 +87,8 @@ template <typename T, bool kFast = !std::is_same_v<T, double>>
 class ScanCall {
  public:
   ScanCall(
-      const char* op,
-      const RowSequences& sequences,
-      const at::Tensor& coeffs,
-      const at::Tensor& decay,
-      const std::optional<at::Tensor>& skip,
-      int64_t horizon)
+      const char* op, const RowSequences& sequences, const at::Tensor& coeffs, const at::Tensor& decay,
+      const std::optional<at::Tensor>& skip, int64_t horizon)
       : sequences_(sequences),
         coeffs_(coeffs.contiguous()),
         decay_(decay.contiguous()),
@@ -120,8 +117,8 @@ class ScanCall {
       constexpr int kN = coeff_count();
       const auto carry = find_carry<IO, kN>(io);
       launch(
-          sweep_shape(), legendre_scan_forward<IO, kN, false>, work_, tables_, parameters_, io,
-          data(carry), nullptr);
+          sweep_shape(), legendre_scan_forward<IO, kN, false>, work_, tables_, parameters_, io, data(carry),
+          nullptr);
     });
   }
 
@@ -135,8 +132,8 @@ class ScanCall {
         states = scratch(scan_slots(work_.rows, work_.sequences, kScanChunk) * num_coeffs_);
         const auto carry = find_carry<IO, kN>(io);
         launch(
-            sweep_shape(), legendre_scan_forward<IO, kN, true>, work_, tables_, parameters_, io,
-            data(carry), data(states));
+            sweep_shape(), legendre_scan_forward<IO, kN, true>, work_, tables_, parameters_, io, data(carry),
+            data(states));
       }
       const auto carry = find_carry_backward<IO, kN>(io);
       const auto sweep = scan_backward_shape<IO>(work_, num_coeffs_, warps_, most_moments_, kMaxBlocks);
@@ -230,9 +227,7 @@ class ScanCall {
   at::Tensor find_carry_backward(const IO& io) const {
     if (work_.segments == 1) return {};
     auto carry = segment_scratch(num_coeffs_);
-    launch(
-        sweep_shape(), legendre_scan_carry_backward<IO, kN>, work_, tables_, parameters_, io,
-        data(carry));
+    launch(sweep_shape(), legendre_scan_carry_backward<IO, kN>, work_, tables_, parameters_, io, data(carry));
     combine<kN, true>(carry);
     return carry;
   }

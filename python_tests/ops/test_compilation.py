@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from op_cases import (
+    CONSTANTS,
     Arguments,
     dropout_add_layer_norm_case,
     fft_conv_case,
@@ -21,7 +22,7 @@ from op_cases import (
     random,
     short_conv_case,
 )
-from op_checks import CONSTANTS, converted
+from op_checks import converted
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 

@@ -29,15 +29,16 @@ CPP_TESTS := $(shell find cpp_tests -type f)
 CPP_FORMATTED := $(shell find csrc cpp_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench gpu-package gpu-package-test gpu-rehearsal gpu-check gpu-check-2 cuda-build \
+.PHONY: help demo test check lint bench gpu-package gpu-package-test gpu-rehearsal gpu-check gpu-check-2 cuda-build \
 	install-check clean test-packages
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # what is missing is named before anything is built; compilers run in parallel in any case
 
 help:
-	@echo "make demo               trains on synthetic histories and shows metrics, floors and recommendations"
+	@echo "make demo               trains on synthetic histories and shows metrics, reference baselines and recommendations"
 	@echo "make test               every test: pytest, then ctest"
-	@echo "make lint               ruff, mypy, clang-format"
+	@echo "make check              lint and the fast tests, in under two minutes"
+	@echo "make lint               ruff, mypy, import-linter, clang-format"
 	@echo "make bench              times kernel and FFT operators on this machine; measures what the Legendre scan and the loss promise"
 	@echo "make gpu-package        compiles the package for a GPU machine with $(GPU_TORCH) into $(GPU_PACKAGE), no GPU needed"
 	@echo "make gpu-package-test   the operators' tests with that package, on this CPU"
@@ -95,7 +96,7 @@ $(NEWEST_VENV)/.torch-installed: requirements/build.txt
 # --- what the targets do ------------------------------------------------------------------------------------------
 
 demo: $(VENV)/.installed
-	$(BIN)/hyenarec train --epochs 6 --batch_tokens 6144 --optimizer.learning_rate 3e-3 --model.dropout 0.1 \
+	$(BIN)/hyenarec train --epochs 6 --batch_events 6144 --optimizer.learning_rate 3e-3 --model.dropout 0.1 \
 		--output_dir $(DEMO) --overwrite
 	$(BIN)/hyenarec recommend --model $(DEMO) --user 1 --k 10
 
@@ -103,17 +104,23 @@ demo: $(VENV)/.installed
 test: BUILD_TREE = $(shell $(BIN)/python build_backend/hyenarec_environment.py)/cmake
 test: private export PATH := $(BIN):$(PATH)
 test: test-packages $(VENV)/.installed
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n 2
 	cmake -S . -B $(BUILD_TREE) -DHYENAREC_TESTS=ON
 	cmake --build $(BUILD_TREE) --target cpp_tests
 	ctest --test-dir $(BUILD_TREE) --output-on-failure
+
+# One thread a process: two processes of two threads each would only get in each other's way on two cores.
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m 'not slow'
 
 lint: $(VENV)/.lint-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_includes.py
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FORMATTED)
+	@! grep -nE '^.{111,}' $(CPP_FORMATTED) # comments, too, which clang-format leaves alone
 
 $(GPU_PACKAGE)/package.json: $(CUDA_VENV)/.installed $(BUILD_FILES) $(SOURCES) $(PACKAGE)
 	$(CUDA_BIN)/python scripts/gpu_package.py

@@ -1,4 +1,4 @@
-"""What a benchmark of several sections shares: its bounds, its options, its JSON, its exit status."""
+"""What benchmarks with several sections share: required bounds, options, JSON output, exit status."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
-"""Measures training and evaluation on a large catalogue beside a small one: does a step's cost depend on V?
+"""Measures training and evaluation on a large catalogue and a small one: does a step's cost depend on V?
 
     python benchmarks/catalogue.py [--only training memory] [--repetitions 15] [--output figures.json]
 
 training: the default model and batches, sampled softmax with 1,000 shared negatives, on generated histories
-    whose items are drawn uniformly from 10,000 or from 1,000,000 items, so that in the large catalogue hardly
-    any of a step's items are alike. The two runs take turns step by step, each step as the run itself takes
-    it. Bound: events per second of the large one over those of the small one.
-memory: five steps, the ranks of 1,000 targets and the ten best items of 1,000 histories, among all items; for
-    each, what a process's peak resident memory has beyond model and moments, and the time, once and by
-    itself. Bounds: of the large catalogue, against all scores that evaluation without tiles would hold.
+    whose items are drawn uniformly from 10,000 or from 1,000,000 items; in the large catalogue hardly any two
+    items of a step are the same. The two runs take turns step by step, each step exactly as in training.
+    Bound: events per second of the large catalogue over those of the small one.
+memory: five steps, the ranks of 1,000 targets and the ten best items of 1,000 histories, among all items. For
+    each: a process's peak resident memory beyond the model and the optimiser's moments, and the time, both
+    measured once in a process of their own. Bounds: for the large catalogue, against the size of all scores,
+    which evaluation without tiles would hold.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The long convolution at one size: the operators beside the usual formulation in torch, to be timed."""
+"""The long convolution at one size: the operators and the usual formulation in torch, ready to be timed."""
 
 from __future__ import annotations
 

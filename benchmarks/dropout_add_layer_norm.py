@@ -1,14 +1,14 @@
-"""Times dropout_add_layer_norm beside its parts: dropout, addition, layer norm, forward and backward.
+"""Times dropout_add_layer_norm against its parts: dropout, addition, layer norm, forward and backward.
 
     python benchmarks/dropout_add_layer_norm.py [--device cuda] [--output figures.json]
 
-- ours: the operator, with a seed drawn anew each time as the model does
-- parts: `hyenarec.models.dropout.Dropout`, which draws faster than torch's on a CPU and is torch's on a GPU,
-  an addition and `torch.nn.functional.layer_norm`, differentiated by autograd
+- ours: the operator, with a new seed each time, as in the model
+- parts: `hyenarec.models.dropout.Dropout` (on a CPU it draws faster than torch's, on a GPU it is torch's), an
+  addition and `torch.nn.functional.layer_norm`, differentiated by autograd
 - copy: a device copy of as many bytes as the operator must move: four activations forward, five backward
 
-They take turns; figures are medians. With p = 0, as in evaluation, ours saves passes over memory only.
-"mixed" is what autocast makes: a branch in bfloat16 beside a residual stream in float32. Bounds, on a CPU:
+They take turns; figures are medians. With p = 0, as in evaluation, ours only saves passes over memory.
+"mixed" is what autocast produces: a branch in bfloat16 and a residual stream in float32. Bounds, on a CPU:
 the time of the parts over ours.
 """
 

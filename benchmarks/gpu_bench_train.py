@@ -1,9 +1,10 @@
-"""`hyenarec bench train` in bfloat16 on a GPU, for machines without the command line's packages.
+"""`hyenarec bench train` in bfloat16 on a GPU, for machines without the packages of the command line.
 
     python benchmarks/gpu_bench_train.py [--device cpu] [--tiny] [--output figures.json]
 
-Without GRU4Rec, which takes its events one by one: a GPU's step of long histories would take seconds.
-Each length's figures are written as they come, to `figures-<length>.json` beside what --output names.
+GRU4Rec is left out: it processes events one by one, so that a step of long histories would take seconds on a
+GPU. The figures of each length are written as they come, to `figures-<length>.json` beside the file that
+--output names.
 """
 
 from __future__ import annotations

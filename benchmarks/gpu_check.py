@@ -1,18 +1,18 @@
-"""All that a quarter of an hour on a GPU can prove, in two calls of less than ten minutes each.
+"""Everything that a quarter of an hour on a GPU can prove, in two calls of less than ten minutes each.
 
     python benchmarks/gpu_check.py first        (or: make gpu-check)
     python benchmarks/gpu_check.py second       (or: make gpu-check-2)
 
-first: the build and the GPU; every operator against its oracle; the long convolution's speed; where its
-time goes; the Python tests on the GPU. second: compute-sanitizer, whether it finds a planted error, then
-memcheck and racecheck; the speed of loss, norm and whole training steps; Nsight Compute on the scan's
-sweeps. The stages come in the order of their worth, each with a time limit, and none stops the next.
+first: the build and the GPU; every operator against its oracle; the speed of the long convolution; where its
+time goes; the Python tests on the GPU. second: whether compute-sanitizer finds a planted error, then memcheck
+and racecheck; the speed of loss, norm and whole training steps; Nsight Compute on the scan's sweeps. The most
+valuable stages come first; each has a time limit, and none stops the next.
 
-With this Python's own torch and no network. The package is what `make gpu-package` made; only without one
-that fits the operators are compiled here, by all cores, with all the time there is. Results go to $OUT,
-else to build/gpu-check: `results.tar.gz`, each stage's log and figures, of both calls, and
-`summary.json`, how the stages ended. A tool that this machine refuses is a result. The exit status is 1
-if a stage failed.
+Uses this Python's torch and no network. The package is the one that `make gpu-package` made; only if there is
+none that fits, the operators are compiled here, on all cores and with all the time there is. Results go to
+$OUT, by default build/gpu-check: `results.tar.gz` holds the logs and figures of all stages of both calls,
+`summary.json` how the stages ended. If this machine refuses a tool, that is a result, too. The exit status is
+1 if a stage failed.
 
 `make gpu-rehearsal` runs the same on a CPU, with tiny sizes.
 """

@@ -1,10 +1,10 @@
-"""Compares every operator on a GPU with its oracle in float64, forward and backward, beside the CPU.
+"""Compares every operator on a GPU with its float64 oracle, forward and backward, and with the CPU.
 
     python benchmarks/gpu_operators.py [--device cpu] --output figures.json
 
-The cases are those of `hyenarec doctor`, in float32 and bfloat16, and the Legendre scan over one sequence
-that is long enough to be cut into segments. Errors are the largest difference over the largest expected
-number. Memory that operators get holds NaN, so that a number that was never written shows. The exit
+The cases are those of `hyenarec doctor`, in float32 and bfloat16, plus the Legendre scan over one sequence
+that is long enough to be cut into segments. An error is the largest difference over the largest expected
+number. Memory given to operators holds NaN, so that a number that was never written is noticed. The exit
 status is 1 if an error is larger than `hyenarec doctor` allows.
 """
 

@@ -3,9 +3,9 @@
     python benchmarks/gpu_profile.py [--device cpu] [--tiny] [--output figures.json]
     ncu ... python benchmarks/gpu_profile.py --once
 
-Three shapes by torch.profiler: many short sequences in few and in many channels, and few long ones. For
-each kernel its time a call and its share of the time of all; and how much of the time passes between
-kernels. With --once the first shape runs once and nothing is measured: for a profiler around it.
+torch.profiler measures three shapes: many short sequences in few and in many channels, and few long ones. For
+each kernel: its time per call and its share of the total; also how much time passes between kernels. With
+--once the first shape runs once and nothing is measured: for use under a profiler.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Runs gpu_check.py on a CPU: the same stages, files and limits, tiny sizes, so that it works on a GPU.
+"""Rehearses gpu_check.py on a CPU: the same stages, files and limits with tiny sizes.
 
     python benchmarks/gpu_rehearsal.py        (or: make gpu-rehearsal)
 
-Three runs: one that is killed in the middle of a stage, after which the archive must be whole; then both
-calls. In place of compute-sanitizer and Nsight Compute stand programs that find the planted error, pass
-memcheck, fail racecheck and refuse to profile: each of these must be told as what it is. The exit status
-is 1 if anything is not as it must be.
+Three runs: one that is killed in the middle of a stage, after which the archive must be complete; then both
+calls. Compute-sanitizer and Nsight Compute are replaced by programs that find the planted error, pass
+memcheck, fail racecheck and refuse to profile; each of these must be reported as such. The exit status is 1
+if anything is not as it must be.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How exact the Legendre scan is in float32, beside torch.fft in float32; see legendre_conv.py."""
+"""How accurate the Legendre scan is in float32, compared with torch.fft in float32; see legendre_conv.py."""
 
 from __future__ import annotations
 

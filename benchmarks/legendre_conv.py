@@ -2,22 +2,22 @@
 
     python benchmarks/legendre_conv.py [--only speed growth] [--output figures.json]
 
-- accuracy: output and every gradient in float32 against the truth in float64 (a direct sum, beyond
-  1,024 events an FFT), beside float32 torch.fft
-- speed: legendre_conv with gates and skip beside the same function in plain torch.fft and in fft_conv, beside
-  a copy of the bytes that it must move
-- mixer: hyena_mixer beside short_conv and legendre_conv
-- growth: time per element of histories of 16,384 events over that of 1,024, at the same number of elements,
-  each length with itself as the horizon; and both with a horizon of 16,384, where the short ones do less:
-  they are within one segment, and many of them share what few long ones don't
-- packed: time per event of packed lengths like MovieLens-1M's over that of equal lengths
+- accuracy: output and every gradient in float32, compared with the truth in float64 (a direct sum; beyond
+  1,024 events an FFT) and with torch.fft in float32
+- speed: legendre_conv with gates and skip, compared with the same function in plain torch.fft and in
+  fft_conv, and with a copy of the bytes that it must move
+- mixer: hyena_mixer compared with short_conv and legendre_conv
+- growth: time per element of histories of 16,384 events over that of 1,024, with the same number of elements.
+  First each length is its own horizon; then both have a horizon of 16,384, where the short histories have
+  less to do: each fits into one segment, and many of them share what a few long ones cannot
+- packed: time per event of packed lengths like those of MovieLens-1M over that of equal lengths
 - streaming: time per event of a stream, on one thread (streaming.py)
 - memory: peak of forward + backward beyond inputs, output and gradients (peak_memory.py)
 
-Everything that depends on weights or data is inside the timing, contractions of tables with the coefficients
-and the plain kernel's evaluation, too. What is compared takes turns; ratios are of medians, and beside them
-of the fastest repetitions: on a busy machine those are nearer to the truth. The end says which bounds hold;
-the exit status is 1 if one does not.
+Everything that depends on weights or data is timed, including the contraction of tables with the coefficients
+and, for plain torch, the evaluation of the kernel. What is compared takes turns. Ratios are of medians; those
+of the fastest repetitions stand beside them, since they are closer to the truth on a busy machine. At the end
+it says which bounds hold; the exit status is 1 if one does not.
 """
 
 from __future__ import annotations

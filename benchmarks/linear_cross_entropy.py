@@ -3,15 +3,15 @@
     python benchmarks/linear_cross_entropy.py [--device cuda] [--only speed] [--output figures.json]
 
 - accuracy: loss and every gradient in float32 against plain torch in float64
-- speed: forward + backward beside its three matrix products alone, in the same tiles; beside torch's
-  linear_cross_entropy in chunks, its own and larger ones, where torch has it (2.13 and later); and beside
+- speed: forward + backward compared with its three matrix products alone, in the same tiles; with torch's
+  linear_cross_entropy in its default chunks and in larger ones, where torch has it (2.13 and later); and with
   cross_entropy of linear, which holds all scores
-- sampled: a step with 1,000 shared negatives and the rows of its own items, at two sizes of the catalogue
-- memory: peak of forward + backward beyond inputs and gradients, at a catalogue of 1,000,000 items. On a CPU
-  it is taken in a process of its own, which is this file called with a case in JSON
+- sampled: a step with 1,000 shared negatives and the rows of its own items, with two sizes of the catalogue
+- memory: peak of forward + backward beyond inputs and gradients, with a catalogue of 1,000,000 items. On a
+  CPU it is measured in a separate process, which is this file called with a case in JSON
 
-What is compared takes turns; ratios are of medians, and beside them of the fastest repetitions. The end says
-which bounds hold; the exit status is 1 if one does not. The bounds on time are for a CPU.
+What is compared takes turns. Ratios are of medians; those of the fastest repetitions stand beside them. At
+the end it says which bounds hold; the exit status is 1 if one does not. The bounds on time are for a CPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from hyenarec.memory import reset_peak, resident, run_in_subprocess
 
 DIM = 64
 SHAPES = [(16000, 3416), (16000, 1000), (4000, 26744)]  # rows, items; the first is MovieLens-1M's step
-# Scores of a tile, and its fewest and most rows, as in csrc/ops/cpu and csrc/ops/cuda.
+# Scores of a tile, and its fewest and most rows, as in csrc/ops/linear_cross_entropy.
 TILES = {"cpu": (1 << 20, 64, 1024), "cuda": (1 << 26, 64, 1 << 30)}
 SAMPLED_ROWS, NEGATIVES = 16000, 1000
 SAMPLED_ITEMS = (10_000, 1_000_000)

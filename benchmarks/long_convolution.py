@@ -1,23 +1,23 @@
-"""Times the long convolution on a GPU beside what else mixes events over long histories.
+"""Times the long convolution on a GPU against other ways to mix events over long histories.
 
     python benchmarks/long_convolution.py [--device cpu] [--tiny] [--output figures.json]
 
 First the bandwidth of a large copy. Then, for sequences of equal lengths and for packed ones with lengths
-like MovieLens-1M's, forward and forward + backward (everything inside, tables contracted with fresh
-coefficients each call), in bfloat16 and then in float32:
+like those of MovieLens-1M, forward and forward + backward, in bfloat16 and then in float32 (everything is
+timed, including the contraction of tables with the coefficients in each call):
 
 - legendre_conv with skip and both gates; hyena_mixer, which also filters and splits its input
 - fft_conv with the same kernel by legendre_kernel; the same in plain torch.fft (equal lengths only, and
   not where its spectra take tens of gigabytes)
 - attention: causal scaled_dot_product_attention with flash in bfloat16, heads of 64 (equal lengths only)
-- copy: a device copy of the bytes that legendre_conv must move (hyena_mixer's are the same), of 2 GiB at
-  most and scaled
+- copy: a device copy of the bytes that legendre_conv must move (the same as hyena_mixer's), of at most 2 GiB
+  and scaled
 
-The formulations take turns; figures are medians; what the memory can't hold is left out. At each size
-legendre_conv and hyena_mixer are first compared with the truth in float64 (a direct sum, beyond 1,024
-events an FFT), on 16 channels of the first sequence; if one is wrong, nothing is timed there, and the
-exit status is 1. The JSON is written after every row, so that a run that is cut short leaves what it has
-measured. `--tiny` is for trying the script.
+They take turns; figures are medians; what does not fit into memory is left out. At each size legendre_conv
+and hyena_mixer are first compared with the truth in float64 (a direct sum; beyond 1,024 events an FFT), on 16
+channels of the first sequence. If one is wrong, nothing is timed there, and the exit status is 1. The JSON is
+written after every row, so that an interrupted run keeps what it has measured. `--tiny` is for trying out
+the script.
 """
 
 from __future__ import annotations

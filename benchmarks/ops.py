@@ -1,17 +1,17 @@
-"""Times legendre_kernel, short_conv and fft_conv, forward and backward, beside plain torch and a copy.
+"""Times legendre_kernel, short_conv and fft_conv, forward and backward, against plain torch and a copy.
 
     python benchmarks/ops.py [--device cuda] [--output figures.json]
 
-The operators of the Legendre scan have timings of their own: `legendre_conv.py` and `streaming.py` on a CPU,
-`long_convolution.py` on a GPU. Per operator, direction, dtype, length L and channels D:
+The operators of the Legendre scan have benchmarks of their own: `legendre_conv.py` and `streaming.py` on a
+CPU, `long_convolution.py` on a GPU. For each operator, direction, dtype, length L and channels D:
 
 - ours: the operator of `hyenarec.ops`
 - plain: the usual formulation in torch: `torch.fft` for the long convolution, `conv1d` for the short one, the
   recurrence in torch for the kernel
 - copy: a device copy that moves as many bytes as the operator must, each input read once and each output
-  written once. No version is faster than that where memory is the limit.
+  written once; where memory is the limit, nothing can be faster
 
-The three take turns, so that a change of clocks or a busy neighbour meets all of them; figures are medians.
+The three take turns, so that a change of clocks or a busy neighbour affects all of them; figures are medians.
 Each operator's result is compared with the plain one in float64 before it is timed. One JSON file holds the
 machine, the versions, the commit and all figures.
 """

@@ -1,7 +1,7 @@
 """Peak memory of forward + backward beyond inputs, output and gradients; see legendre_conv.py.
 
-Each case runs in a process of its own, for the kernel's own buffers are not torch's: only the process's peak
-resident memory counts everything. Called with a case in JSON, this file is that process.
+Each case runs in a separate process, because torch does not account for the kernels' own buffers: only the
+process's peak resident memory includes everything. Called with a case in JSON, this file is that process.
 """
 
 from __future__ import annotations

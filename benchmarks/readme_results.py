@@ -1,180 +1,243 @@
-"""Writes the README's results from the files in benchmarks/results, so that no figure is typed by hand.
+"""Writes the tables of README.md and docs/results.md from benchmarks/results: no figure is typed by hand.
 
-python benchmarks/readme_results.py           rewrites what stands between the README's markers
-python benchmarks/readme_results.py --check   only says whether it is up to date, by exit status
+python benchmarks/readme_results.py           rewrites what stands between the markers of both pages
+python benchmarks/readme_results.py --check   changes nothing; exit status 1 if a page is out of date
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: written by benchmarks/readme_results.py -->", "<!-- end of results -->"
-NOT_RUN = "not yet run"
-OTHER_MODELS = ("ml1m_hyena", "ml1m_sasrec", "ml1m_gru4rec")
-WHOLE_HISTORIES = {"ml1m_whole": "HyenaRec", "ml1m_whole_hyena": "Hyena"}
+FIGURES = ("HR@10", "NDCG@10", "MRR@10")
+DIRECTIONS = ("forward", "forward + backward")
 OPS = ("legendre_kernel", "short_conv", "fft_conv")
+RATIOS = "how many times faster than {} / how many times as long as a copy of the same bytes."
+COUNT_BASED = ("Markov", "Popularity")
+# A row of the ranking, its folder in benchmarks/results and the model's name in the report there.
+MODELS = [
+    ("HyenaRec", "ml1m", "HyenaRec"),
+    ("Hyena", "ml1m_hyena", "Hyena"),
+    ("SASRec", "ml1m_sasrec", "SASRec"),
+    ("GRU4Rec", "ml1m_gru4rec", "GRU4Rec"),
+]
+VARIANTS = [
+    ("HyenaRec, sampled softmax", "ml1m_sampled", "HyenaRec"),
+    ("HyenaRec, whole histories", "ml1m_whole", "HyenaRec"),
+    ("Hyena, whole histories", "ml1m_whole_hyena", "Hyena"),
+]
+
+Report = dict[str, Any]
 
 
-def load(name: str) -> dict[str, Any] | None:
-    """A results file, or None where there has been no run."""
-    path = RESULTS / name
-    return json.loads(path.read_text()) if path.exists() else None
+def load(name: str) -> Report:
+    return json.loads((RESULTS / name).read_text())
 
 
-def ranking_table() -> list[str]:
-    """MovieLens-1M: ours, other models and the reference baselines, from the reports that training wrote."""
+def commit(run: Report) -> str:
+    """The commit that a run was made from, and whether the tree differed from it."""
+    name, changes, _ = run["commit"].partition("+changes")
+    return name[:10] + (" with uncommitted changes" if changes else "")
+
+
+def machine(run: Report) -> str:
+    return f"({run['device']}, torch {run['torch']}, commit {commit(run)})"
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    header = list(columns)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def figures_of(models: list[tuple[str, str, str]]) -> dict[str, list[dict[str, float]]]:
+    """FIGURES of each row: first the models that learn, then those that count."""
+    runs = [*models, *((name, "ml1m", name) for name in COUNT_BASED)]
+    results = {row: load(f"{folder}/report.json")["results"][model] for row, folder, model in runs}
+    return {row: [result["figures"][name] for name in FIGURES] for row, result in results.items()}
+
+
+def ranking_table(models: list[tuple[str, str, str]], cell: str) -> str:
+    """`cell` formats a figure's mean, low and high."""
+    rows = [
+        [row, *(cell.format(**figure) for figure in figures)] for row, figures in figures_of(models).items()
+    ]
+    return table(["", *FIGURES], rows)
+
+
+def protocol(report: Report) -> str:
+    ours = report["results"]["HyenaRec"]
+    return (
+        f"MovieLens-1M, {ours['split']}, {ours['num_users']:,} users, all {ours['num_items']:,} items "
+        f"ranked, history excluded, histories of up to {ours['max_len']} events, {report['epochs']} epochs"
+    )
+
+
+def ranking() -> str:
+    """The README's ranking: one row a model."""
     report = load("ml1m/report.json")
-    if report is None:
-        return [f"MovieLens-1M: {NOT_RUN}."]
-    results = {"HyenaRec": report["results"]["HyenaRec"]}
-    sampled = load("ml1m_sampled/report.json")
-    if sampled is not None:
-        negatives = sampled["config"]["loss"]["negatives"]
-        results[f"HyenaRec, {negatives:,} sampled negatives"] = sampled["results"]["HyenaRec"]
-    for folder, model in WHOLE_HISTORIES.items():
-        whole = load(f"{folder}/report.json")
-        if whole is not None:
-            result = whole["results"][model]
-            results[f"{model}, histories of up to {result['max_len']:,} events"] = result
-    for folder in OTHER_MODELS:
-        other = load(f"{folder}/report.json")
-        results |= {} if other is None else other["results"]
-    figures = ["HR@10", "NDCG@10", "MRR@10"]
-    any_result = next(iter(results.values()))
-    rows = [
-        f"MovieLens-1M, {any_result['split']}, {any_result['num_users']:,} users, all "
-        f"{any_result['num_items']:,} items ranked, history excluded, 95% bootstrap intervals; "
-        f"every model with its default settings, {report['epochs']} epochs, HyenaRec's in "
-        f"{report['wall_seconds'] / 60:.0f} minutes on {report['device']}:",
-        "",
-        "| | " + " | ".join(figures) + " |",
-        "|---|" + "---|" * len(figures),
-    ]
-    for name, result in results.items():
-        cells = [
-            "{mean:.4f} [{low:.4f}, {high:.4f}]".format(**result["figures"][figure]) for figure in figures
-        ]
-        rows.append(f"| {name} | " + " | ".join(cells) + " |")
-    return [*rows, "", report["leaks"]]
+    figures = [figure for row in figures_of(MODELS).values() for figure in row]
+    widest = max(max(figure["high"] - figure["mean"], figure["mean"] - figure["low"]) for figure in figures)
+    return (
+        f"**Ranking.** {protocol(report)}, one run each with the model's default settings. All 95% intervals "
+        f"are within ±{math.ceil(1000 * widest) / 1000}.\n\n"
+        f"{ranking_table(MODELS, '{mean:.4f}')}\n\n{report['leaks']}"
+    )
 
 
-def ops_table(name: str, title: str) -> list[str]:
-    """Each operator against the plain formulation in torch and a copy of the same bytes, at every size."""
-    run = load(name)
-    if run is None:
-        return [f"{title}: {NOT_RUN}."]
-    rows = [
-        f"{title} ({run['device']}, torch {run['torch']}, commit {run['commit'][:10]}): times faster "
-        "than plain torch / how many times as long as a copy of the same bytes.",
-        "",
-        "| dtype | L | D | "
-        + " | ".join(f"{op} {way}" for op in OPS for way in ("forward", "backward"))
-        + " |",
-        "|---|---|---|" + "---|" * 2 * len(OPS),
-    ]
-    table: dict[tuple[str, int, int], dict[tuple[str, str], str]] = {}
-    for figure in run["figures"]:
-        cell = f"{figure['plain_over_ours']:.1f} / {figure['ours_over_copy']:.1f}"
-        row = table.setdefault((figure["dtype"], figure["length"], figure["channels"]), {})
-        row[figure["op"], figure["direction"]] = cell
-    for (dtype, length, channels), cells in table.items():
-        columns = [cells.get((op, way), "") for op in OPS for way in ("forward", "backward")]
-        rows.append(f"| {dtype} | {length} | {channels} | " + " | ".join(columns) + " |")
-    return rows
+def all_rankings() -> str:
+    """Every run on MovieLens-1M, with intervals and commits."""
+    report, sampled, whole = (load(f"{name}/report.json") for name in ("ml1m", "ml1m_sampled", "ml1m_whole"))
+    models = [*MODELS, *VARIANTS]
+    commits = [f"{row} ({commit(load(f'{folder}/report.json'))})" for row, folder, _ in models]
+    return (
+        f'{protocol(report)}, every model with its default settings unless its row says otherwise. "Sampled '
+        f'softmax" draws {sampled["config"]["loss"]["negatives"]:,} negatives a step; "whole histories" have '
+        f"up to {whole['results']['HyenaRec']['max_len']:,} events. One run each; the settings were chosen "
+        "for HyenaRec. Markov and Popularity are the reference baselines of its report. In brackets: 95% "
+        "bootstrap intervals. "
+        f"HyenaRec's first run took {report['wall_seconds'] / 60:.0f} minutes on {report['device']}.\n\n"
+        f"{ranking_table(models, '{mean:.4f} [{low:.4f}, {high:.4f}]')}\n\n"
+        f"{report['leaks']}\n\nCommits: {', '.join(commits)}."
+    )
 
 
-def scan_table() -> list[str]:
-    """legendre_conv with gates and skip against the same function in torch.fft, and a copy of its bytes."""
-    run = load("legendre_conv_cpu.json")
-    title = "`legendre_conv` on a CPU"
-    if run is None:
-        return [f"{title}: {NOT_RUN}."]
-    directions = ("forward", "forward + backward")
-    rows = [
-        f"{title} ({run['device']}, float32, D = 64, torch {run['torch']}, commit {run['commit'][:10]}): "
-        "times faster than the same function in `torch.fft` / how many times as long as a copy of the same "
-        "bytes.",
-        "",
-        "| N | L | events | " + " | ".join(directions) + " |",
-        "|---|---|---|" + "---|" * len(directions),
-    ]
-    table: dict[tuple[int, int, int], dict[str, str]] = {}
-    for figure in run["speed"]:
-        row = table.setdefault((figure["num_coeffs"], figure["length"], figure["events"]), {})
-        row[figure["direction"]] = f"{figure['plain_over_ours']:.1f} / {figure['ours_over_copy']:.1f}"
-    for (num_coeffs, length, events), cells in table.items():
-        columns = " | ".join(cells[direction] for direction in directions)
-        rows.append(f"| {num_coeffs} | {length:,} | {events:,} | {columns} |")
-    return rows
-
-
-def step_table() -> list[str]:
-    """HyenaRec's mixer beside attention, its step beside SASRec's, and an epoch beside plain torch."""
+def training_step() -> str:
+    """HyenaRec's mixer beside attention, its step beside SASRec's."""
     run = load("training_step_cpu.json")
-    title = "Training on a CPU"
-    if run is None:
-        return [f"{title}: {NOT_RUN}."]
-    rows = [
-        f"{title} ({run['device']}, float32, D = 64, torch {run['torch']}, commit {run['commit'][:10]}): "
-        "causal `scaled_dot_product_attention` with 2 heads over `hyena_mixer`, forward + backward; then a "
-        f"whole step with 2 blocks and the softmax over {run['step']['items']:,} items. The last column is "
-        "what the one before it would be if HyenaRec's mixers took no time.",
-        "",
-        "| L | attention / mixer | HyenaRec, events/s | SASRec, events/s | SASRec / HyenaRec, time | limit |",
-        "|---|---|---|---|---|---|",
-    ]
     mixers = {figure["length"]: figure["times"]["median_ms"] for figure in run["attention"]}
+    rows = []
     for figure in run["step"]["figures"]:
         times = mixers.get(figure["length"])
-        cells = [f"{figure['length']:,}"]
-        cells += ["" if times is None else f"{times['attention, 2 heads'] / times['hyena_mixer']:.1f}"]
-        costs = (figure["hyenarec"], figure["sasrec"])
-        cells += [f"{cost['events'] / cost['seconds']:,.0f}" for cost in costs]
-        cells += [f"{figure['ratio']:.2f}", f"{figure['limit']:.2f}"]
-        rows.append("| " + " | ".join(cells) + " |")
-    epoch = run["epoch"]
-    seconds = epoch["seconds"]
-    return [
-        *rows,
-        "",
-        f"One epoch of MovieLens-1M there, {epoch['events']:,} events in windows of up to 200: "
-        f"{seconds['ours']:.1f} s. The same model and steps in plain torch (but for our fused norms), in "
-        f"turns with it, on padded batches with `torch.fft` and `cross_entropy`: {seconds['plain']:.1f} s.",
-    ]
+        ratio = "" if times is None else f"{times['attention, 2 heads'] / times['hyena_mixer']:.1f}"
+        speeds = [figure[model]["events"] / figure[model]["seconds"] for model in ("hyenarec", "sasrec")]
+        cells = [f"{figure['length']:,}", ratio, *(f"{speed:,.0f}" for speed in speeds)]
+        rows.append([*cells, f"{figure['ratio']:.2f}", f"{figure['limit']:.2f}"])
+    columns = ["L", "attention / mixer", "HyenaRec, events/s", "SASRec, events/s"]
+    return (
+        "**Training step against attention**, on a CPU, float32, D = 64 "
+        f"{machine(run)}: causal `scaled_dot_product_attention` with 2 heads over `hyena_mixer`, forward + "
+        f"backward; then a whole step with 2 blocks and the softmax over {run['step']['items']:,} items. The "
+        "limit is what the ratio before it would be if HyenaRec's mixers took no time.\n\n"
+        f"{table([*columns, 'SASRec / HyenaRec, time', 'limit'], rows)}"
+    )
 
 
-def section() -> str:
-    """Everything between the markers."""
-    parts = [
-        ranking_table(),
-        step_table(),
-        scan_table(),
-        ops_table("ops_cpu.json", "Operators on a CPU"),
-        ops_table("ops_cuda.json", "Operators on a GPU"),
+def epoch() -> str:
+    """An epoch of MovieLens-1M beside the same model in plain torch."""
+    run = load("training_step_cpu.json")
+    seconds = run["epoch"]["seconds"]
+    return (
+        f"On a CPU {machine(run)} an epoch of MovieLens-1M, {run['epoch']['events']:,} events in windows of "
+        f"up to 200, takes {seconds['ours']:.1f} s. The same model and steps in plain torch (except for the "
+        "fused norms), on padded batches with `torch.fft` and `cross_entropy`, take "
+        f"{seconds['plain']:.1f} s. The two take turns step by step."
+    )
+
+
+def scan_rows(run: Report) -> dict[tuple[int, int, int], list[str]]:
+    """The cells of each number of coefficients, length and number of events."""
+    rows: dict[tuple[int, int, int], dict[str, str]] = {}
+    for figure in run["speed"]:
+        row = rows.setdefault((figure["num_coeffs"], figure["length"], figure["events"]), {})
+        row[figure["direction"]] = f"{figure['plain_over_ours']:.1f} / {figure['ours_over_copy']:.1f}"
+    return {key: [cells[direction] for direction in DIRECTIONS] for key, cells in rows.items()}
+
+
+def scan() -> str:
+    """The README's rows of the scan: the default 17 coefficients, the larger number of events."""
+    run = load("legendre_conv_cpu.json")
+    rows = [
+        [f"{length:,}", *cells]
+        for (num_coeffs, length, events), cells in scan_rows(run).items()
+        if num_coeffs == 17 and events >= 131_000
     ]
-    return "\n\n".join("\n".join(part) for part in parts)
+    return (
+        "**The scan.** `legendre_conv` with gates and skip, 17 coefficients, 131,000 events in sequences of "
+        f"length L, on a CPU, float32, D = 64 {machine(run)}: "
+        f"{RATIOS.format('the same function in `torch.fft`')}\n\n"
+        f"{table(['L', *DIRECTIONS], rows)}"
+    )
+
+
+def all_scans() -> str:
+    """legendre_conv at every size."""
+    run = load("legendre_conv_cpu.json")
+    rows = [
+        [f"{num_coeffs}", f"{length:,}", f"{events:,}", *cells]
+        for (num_coeffs, length, events), cells in scan_rows(run).items()
+    ]
+    return (
+        f"With gates and skip, on a CPU, float32, D = 64 {machine(run)}: "
+        f"{RATIOS.format('the same function in `torch.fft`')}\n\n"
+        f"{table(['N', 'L', 'events', *DIRECTIONS], rows)}"
+    )
+
+
+def ops(name: str, device: str) -> str:
+    """Each operator against the plain formulation in torch and a copy of the same bytes, at every size."""
+    if not (RESULTS / name).exists():
+        return f"On a {device}: not yet run."
+    run = load(name)
+    columns = [(op, way) for op in OPS for way in ("forward", "backward")]
+    rows: dict[tuple[str, int, int], dict[tuple[str, str], str]] = {}
+    for figure in run["figures"]:
+        row = rows.setdefault((figure["dtype"], figure["length"], figure["channels"]), {})
+        cell = f"{figure['plain_over_ours']:.1f} / {figure['ours_over_copy']:.1f}"
+        row[figure["op"], figure["direction"]] = cell
+    body = [[*map(str, size), *(cells.get(column, "") for column in columns)] for size, cells in rows.items()]
+    return (
+        f"On a {device} {machine(run)}: {RATIOS.format('plain torch')}\n\n"
+        f"{table(['dtype', 'L', 'D', *map(' '.join, columns)], body)}"
+    )
+
+
+def pages() -> dict[Path, list[str]]:
+    """What stands between the markers of each page."""
+    return {
+        ROOT / "README.md": [ranking(), training_step(), scan()],
+        ROOT / "docs" / "results.md": [
+            "## Ranking on MovieLens-1M",
+            all_rankings(),
+            "## An epoch beside plain torch",
+            epoch(),
+            "## `legendre_conv`",
+            all_scans(),
+            "## `legendre_kernel`, `short_conv`, `fft_conv`",
+            ops("ops_cpu.json", "CPU"),
+            ops("ops_cuda.json", "GPU"),
+        ],
+    }
+
+
+def filled(page: Path, parts: list[str]) -> str:
+    """The page's text with `parts` between its markers."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"{page.name} must hold the markers {BEGIN} and {END}, but it does not")
+    return "\n\n".join([f"{before}{BEGIN}", *parts, f"{END}{after}"])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Writes the README's results from benchmarks/results.")
-    parser.add_argument("--check", action="store_true", help="change nothing; 1 if the README is out of date")
+    parser = argparse.ArgumentParser(description="Writes the pages' tables from benchmarks/results.")
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 if a page is out of date")
     check = parser.parse_args().check
-    text = README.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"README.md must hold the markers {BEGIN} and {END}, but it does not")
-    written = f"{before}{BEGIN}\n\n{section()}\n\n{END}{after}"
+    written = {page: filled(page, parts) for page, parts in pages().items()}
+    outdated = [page for page, text in written.items() if text != page.read_text()]
     if check:
-        return int(written != text)
-    README.write_text(written)
+        return int(bool(outdated))
+    for page in outdated:
+        page.write_text(written[page])
     return 0
 
 

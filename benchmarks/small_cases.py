@@ -1,12 +1,12 @@
-"""Runs every CUDA kernel once on small inputs: what compute-sanitizer watches.
+"""Runs every CUDA kernel once on small inputs, for compute-sanitizer to watch.
 
     compute-sanitizer --tool memcheck python benchmarks/small_cases.py [--dtypes float32] [--channels 40]
         [--coefficients 17 40]
 
-With --out-of-bounds it only makes short_conv read beyond a tensor instead, which memcheck must find.
+With --out-of-bounds it only makes short_conv read beyond a tensor, which memcheck must find.
 
-By default each kernel has full and ragged tiles, several blocks, and both its vector and scalar paths; a
-sanitizer takes minutes for all of them, so the options choose. HYENAREC_FFT_WORKSPACE_MIB=0 makes
+By default each kernel has full and ragged tiles, several blocks, and both its vector and scalar paths. A
+sanitizer takes minutes for all of them; the options choose a part. HYENAREC_FFT_WORKSPACE_MIB=0 makes
 fft_conv take one sequence and one channel at a time.
 """
 

@@ -1,4 +1,4 @@
-"""Which sources something was made from: the commit, and a digest that tells also where there is no git."""
+"""Which sources something was made from: the commit, and a digest that also works without git."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Runs stages one after another and keeps all that they leave: for a machine that may be gone at any moment.
+"""Runs stages one after another and keeps everything they leave: for a machine that may vanish at any time.
 
-A stage is a command with a time limit, run in the project's folder, in a process group that is killed
+A stage is a command with a time limit, run in the project's folder, in a process group that is killed as a
 whole. Its folder `<work>/<name>/` holds its log, how it ended and the files that it writes. After every
-stage, and every few seconds during one, the output folder gets `results.tar.gz`, all stages' folders, and
-`summary.json`, how they ended; each is replaced as a whole.
+stage, and every few seconds during one, the output folder gets `results.tar.gz`, the folders of all stages,
+and `summary.json`, how they ended; each file is replaced as a whole.
 """
 
 from __future__ import annotations

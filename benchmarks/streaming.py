@@ -1,14 +1,14 @@
-"""Times a stream event by event: is the cost the same at event 10,000 as at event 10?
+"""Times a stream event by event: does event 10,000 cost the same as event 10?
 
     python benchmarks/streaming.py [--device cuda] [--output figures.json]
 
-A model of 4 blocks, 64 channels, 17 coefficients and a horizon of 16,384 gets histories one event at a time;
-then the operator alone, `legendre_step`, does for a single convolution of the same size. Each event is timed
-by itself. Ten streams take turns, one in each thousand of positions, so that a busy neighbour meets all
-positions alike. Figures are medians; the last thousand over events 10 to 1,000 is what must be near 1. Events
-that finish a chunk (one in 16 or 32) cost more and are given apart. Beside them: the scores of the next item,
-the batch path over the whole history (what each event would cost without a stream), and bytes of state. One
-JSON file holds all of it.
+A model with 4 blocks, 64 channels, 17 coefficients and a horizon of 16,384 receives histories one event at a
+time; then the operator alone, `legendre_step`, does the same for a single convolution of that size. Each
+event is timed separately. Ten streams take turns, one in each thousand of positions, so that a busy neighbour
+affects all positions alike. Figures are medians; the ratio of the last thousand to events 10 to 1,000 must be
+near 1. Events that finish a chunk (one in 16 or 32) cost more and are reported separately. Also reported: the
+scores of the next item, the batch path over the whole history (what each event would cost without a stream),
+and the bytes of state. One JSON file holds all of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Times functions that take turns, so that a change of clocks or a busy neighbour meets all of them alike."""
+"""Times functions that take turns, so that a change of clocks or a busy neighbour affects all of them."""
 
 from __future__ import annotations
 

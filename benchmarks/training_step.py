@@ -1,21 +1,21 @@
-"""Measures a training step of HyenaRec: its mixer beside attention, the step beside SASRec's, a real epoch.
+"""Measures a training step of HyenaRec: the mixer against attention, the step against SASRec's, an epoch.
 
     python benchmarks/training_step.py [--data ml1m_sasrec.txt.gz] [--only attention] [--output figures.json]
 
-- attention: hyena_mixer beside causal scaled_dot_product_attention, forward + backward, on the same queries,
-  keys and values: one tensor holds them side by side, as a projection gives them, and attention takes its
-  heads from there as SASRec does. hyena_mixer also does the short convolution, which attention has not
-- step: the whole step of HyenaRec beside SASRec's, from `hyenarec bench train`, and beside the limit of that
-  ratio: what it would be if HyenaRec's mixer, projections included, took no time. HyenaRec's cost of an event
-  at all lengths is measured in a run of its own, in which the lengths take turns
-- epoch: only with --data, `user item` a line or what else `hyenarec train` reads: every step of one epoch
-  beside the same step of the same model in plain torch (plain_model.py), which gets its batches padded before
-  the clock starts and computes no scores for padding. The two take turns step by step. Both keep the memory
-  that they free (timing.py): in a process that gives it back, as it does by itself, page faults made plain
-  take 36.9 instead of 24.4 seconds, ours 12.7 instead of 12.6
+- attention: hyena_mixer against causal scaled_dot_product_attention, forward + backward, on the same queries,
+  keys and values. One tensor holds them side by side, as a projection produces them, and attention takes its
+  heads from there as in SASRec. hyena_mixer also does the short convolution, which attention does not have
+- step: the whole step of HyenaRec against SASRec's, from `hyenarec bench train`, and the limit of that ratio:
+  what it would be if HyenaRec's mixer, including projections, took no time. HyenaRec's cost per event at all
+  lengths is measured in a separate run, in which the lengths take turns
+- epoch: only with --data, a file of `user item` lines or anything else that `hyenarec train` reads: every
+  step of an epoch against the same step of the same model in plain torch (plain_model.py), which gets its
+  batches padded before the clock starts and computes no scores for padding. The two take turns step by step.
+  Both keep the memory that they free (timing.py). In a process that returns it, as is the default, page
+  faults made plain take 36.9 instead of 24.4 seconds, ours 12.7 instead of 12.6
 
-What is compared takes turns; ratios are of medians, an epoch's of sums. The end says which bounds hold; the
-exit status is 1 if one does not.
+What is compared takes turns; ratios are of medians, those of an epoch of sums. At the end it says which
+bounds hold; the exit status is 1 if one does not.
 """
 
 from __future__ import annotations

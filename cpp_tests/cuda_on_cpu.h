@@ -234,11 +234,7 @@ inline dim3 block_index(uint64_t number, dim3 grid) {
 // Runs kernel<<<grid, block, shared_bytes>>>(arguments...) to its end. Throws what a thread threw.
 template <typename... Parameters, typename... Arguments>
 void launch(
-    dim3 grid,
-    dim3 block,
-    size_t shared_bytes,
-    BlockOrder order,
-    void (*kernel)(Parameters...),
+    dim3 grid, dim3 block, size_t shared_bytes, BlockOrder order, void (*kernel)(Parameters...),
     const Arguments&... arguments) {
   const unsigned int threads = block.x * block.y * block.z;
   const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;

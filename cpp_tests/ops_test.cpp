@@ -68,11 +68,8 @@ void expect_close(
 // Compares the output and every gradient. `names` are those of `arguments`; absent ones are undefined
 // tensors.
 void check_case(
-    const oracle::Case& tables,
-    const at::Tensor& out,
-    const std::vector<std::string>& names,
-    const Tensors& arguments,
-    Precision precision) {
+    const oracle::Case& tables, const at::Tensor& out, const std::vector<std::string>& names,
+    const Tensors& arguments, Precision precision) {
   expect_close(tables, "out", out, precision.tolerance);
   Tensors inputs;
   std::vector<std::string> input_names;

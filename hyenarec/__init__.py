@@ -4,7 +4,7 @@ The parts, in the order in which an event passes them:
 
 - `hyenarec.data`: files or frames -> vocabulary -> split -> packed batches
 - `hyenarec.HyenaRec`, `hyenarec.ModelConfig`: the model; `hyenarec.Stream`: one history, event by event
-- `hyenarec.models.baselines`: the models to compare with; `hyenarec.models.registry`: each model by its name
+- `hyenarec.baselines`: the models to compare with; `hyenarec.registry`: each model by its name
 - `hyenarec.ops`: its operators (C++ and CUDA), with one readable oracle each in `hyenarec.reference`
 - `hyenarec.train`: training, from the events to the report; `hyenarec.train.loss`: its objective
 - `hyenarec.evaluation`: ranks, figures, reports, recommendations
@@ -62,6 +62,7 @@ MODULES = {
     "report": "hyenarec.evaluation.report",
     "train": "hyenarec.train",
 }
+"""The modules that are attributes of the package, and where they lie."""
 
 
 def __getattr__(name: str) -> ModuleType:

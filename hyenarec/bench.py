@@ -1,9 +1,9 @@
-"""What a training step costs, model beside model: `hyenarec bench train`.
+"""What a training step of each model costs: `hyenarec bench train`.
 
-All models take turns on the same batches with the same loss and optimiser, each as a training run uses it, so
-that a change of clocks or a busy neighbour meets all of them alike; every time is the median of its
-repetitions. Where a step's time goes is measured in further repetitions, whose hooks don't slow down those
-that are compared.
+All models take turns on the same batches, with the loss and optimiser of a training run, so that a change of
+clock speed or a busy machine affects all of them alike; every time is the median over the repetitions. How a
+step's time is distributed is measured in extra repetitions, so that the hooks don't slow down those that are
+compared.
 """
 
 from __future__ import annotations
@@ -32,18 +32,17 @@ from hyenarec.train.loss import NextItemLoss
 from hyenarec.train.optimizer import make_optimizer
 
 PARTS = ("mixer", "ffn", "loss", "optimizer", "other")
-"""A step's time: what the events of a sequence learn of each other (attention, convolution, recurrence); the
-feed-forward layers; all from the last hidden row to the gradient at it; clipping and the update; the rest."""
+"""The parts of a step: what mixes the events of a sequence (attention, convolution, recurrence); the
+feed-forward layers; from the last hidden rows to their gradient; clipping and the update; the rest."""
 
 MODULES = ("mixer", "ffn")
-"""The parts that are modules: the models call them so."""
+"""The parts that are modules, by their names in the models."""
 
 BATCH_EVENTS = {"cpu": 2**14, "cuda": 2**17}
-"""Events of a step by type of device, unless the settings say. On a GPU fewer would measure how fast Python
-asks for work."""
+"""Default events a step, by type of device. On a GPU fewer would measure how fast Python launches kernels."""
 
 WARM_UP = 2
-"""Steps before the first measured one: plans, allocations, clocks. The first makes the optimiser's state."""
+"""Steps before the first measured one: plans, allocations, clocks, and the optimiser's state."""
 
 
 class Step:
@@ -94,13 +93,13 @@ class Step:
 
 
 class Clock:
-    """Moments on a device's own time line, which a GPU reaches later than the program does."""
+    """Points in time on the device, which a GPU reaches later than the program does."""
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
 
     def now(self) -> Any:
-        """This moment of the work that has been asked for."""
+        """The present point in the queued work."""
         if not self.on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -108,7 +107,7 @@ class Clock:
         return event
 
     def seconds(self, begin: Any, end: Any) -> float:
-        """From one moment to another; waits until a GPU has passed both."""
+        """Seconds between two points; waits until a GPU has passed both."""
         if not self.on_gpu:
             return float(end - begin)
         end.synchronize()
@@ -116,9 +115,9 @@ class Clock:
 
 
 class Hooks:
-    """Measures where a step spends its time, forward and backward, while it is entered.
+    """Within this context, measures where a step spends its time, forward and backward.
 
-    Autograd runs a module's backward in one piece, between its output's gradient and its input's.
+    Autograd runs a module's backward without interruption, from its output's gradient to its input's.
     """
 
     def __init__(self, step: Step, clock: Clock) -> None:
@@ -150,7 +149,7 @@ class Hooks:
         self._handles.clear()
 
     def seconds(self) -> dict[str, float]:
-        """Runs the step once: its seconds by `PARTS`."""
+        """Runs the step once and returns its seconds by `PARTS`."""
         self._spans.clear()
         start = self.clock.now()
         loss = self.step.forward()
@@ -182,11 +181,11 @@ class Cost:
     """What a step of a model costs at one length.
 
     Attributes:
-        model: its name.
-        length: events of a sequence.
-        events: events of the step.
-        seconds: of the whole step, the median.
-        peak_mebibytes: the most memory that weights, their optimiser's state and two steps took.
+        model: the model's name.
+        length: events a sequence.
+        events: events a step.
+        seconds: of a whole step, median.
+        peak_mebibytes: peak memory of weights, optimiser state and two steps.
         parts: seconds by `PARTS`, medians.
     """
 
@@ -199,20 +198,20 @@ class Cost:
 
     @property
     def title(self) -> str:
-        """How tables call the model."""
+        """The model's name in tables."""
         return MODEL_CONFIGS[self.model].title
 
     @property
     def seconds_without_mixer(self) -> float:
-        """What the step would take if its mixers took nothing."""
+        """What the step would take if its mixers took no time."""
         return self.seconds - self.parts["mixer"]
 
 
 def bench_train(config: BenchConfig) -> list[Cost]:
-    """Measures every model at every length, prints a table, and writes what the settings ask for.
+    """Measures every model at every length, prints tables, and writes the files that the settings ask for.
 
     Raises:
-        ValueError: a plot is asked for, and matplotlib is not installed.
+        ValueError: a plot is asked for, but matplotlib is not installed.
     """
     if config.plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("plot needs matplotlib: pip install 'hyenarec[plot]'")
@@ -232,7 +231,7 @@ def bench_train(config: BenchConfig) -> list[Cost]:
 
 
 def measure(config: BenchConfig, length: int) -> list[Cost]:
-    """Every model's cost at one length, all measured in turns."""
+    """The cost of every model at one length, measured in turns."""
     peaks = [peak_memory(config, name, length) for name in config.models]
     clock = Clock(device_of(config))
     steps = [Step(config, name, length) for name in config.models]
@@ -264,12 +263,12 @@ def measure(config: BenchConfig, length: int) -> list[Cost]:
 
 
 def device_of(config: BenchConfig) -> torch.device:
-    """Where the settings want the steps to run."""
+    """The device that the settings select."""
     return torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
 
 
 def events_of_a_step(config: BenchConfig) -> int:
-    """Events a step is to have: as the settings say, or as many as show what the device can do."""
+    """Events a step: as set, or enough to keep the device busy."""
     if config.batch_events is not None:
         return config.batch_events
     return BATCH_EVENTS[device_of(config).type]
@@ -279,9 +278,9 @@ def events_of_a_step(config: BenchConfig) -> int:
 
 
 def peak_memory(config: BenchConfig, name: str, length: int) -> float:
-    """MiB that a model and its steps take at most, beyond what the process has before.
+    """Peak MiB of a model and its steps, beyond what the process had before.
 
-    On a CPU in a process of its own: there the process's resident memory alone counts everything.
+    On a CPU it takes a process of its own, for only resident memory includes everything there.
     """
     if device_of(config).type == "cuda":
         torch.cuda.empty_cache()
@@ -294,16 +293,16 @@ def peak_memory(config: BenchConfig, name: str, length: int) -> float:
 
 
 def take_steps(config: BenchConfig, name: str, length: int) -> None:
-    """Makes a model and takes two steps: the second has the optimiser's state beside its gradients."""
+    """Makes a model and takes two steps: the second holds the optimiser's state besides the gradients."""
     step = Step(config, name, length)
     for _ in range(2):
         step()
 
 
 def peak_of_this_process(config: BenchConfig, name: str, length: int) -> float:
-    """MiB of resident memory that the steps added at most; to be called once in a process."""
+    """Peak MiB of resident memory that the steps added; to be called once in a process."""
     small = dataclasses.replace(config, batch_events=1, num_items=1)
-    take_steps(small, name, 1)  # loads and starts what all steps need
+    take_steps(small, name, 1)  # loads and initialises what all steps need
     reset_peak()
     before = resident("VmRSS")
     take_steps(config, name, length)
@@ -316,7 +315,8 @@ def peak_of_this_process(config: BenchConfig, name: str, length: int) -> float:
 def table(costs: Sequence[Cost]) -> str:
     """The costs of all models at one length; times by part in milliseconds.
 
-    Beside the time as a multiple of HyenaRec's stands what it would be if HyenaRec's mixer took none.
+    The last columns are the time as a multiple of HyenaRec's, and what that would be if HyenaRec's mixers
+    took no time.
     """
     reference = next((cost for cost in costs if cost.model == "hyenarec"), None)
     header = ["", "events/s", "peak MiB", "ms", *PARTS]
@@ -346,7 +346,7 @@ def _milliseconds(part: str, cost: Cost) -> str:
 
 
 def plot(costs: Sequence[Cost], path: Path) -> None:
-    """Draws the time of an event against the length, a line a model, both logarithmic; needs matplotlib."""
+    """Plots the time of an event over the length on logarithmic axes, one line a model; needs matplotlib."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

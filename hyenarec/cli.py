@@ -1,6 +1,6 @@
-"""The command `hyenarec`: each setting is an option, and may stand in a YAML file.
+"""The command `hyenarec`: every setting is an option, and can be given in a YAML file.
 
-jsonargparse, which makes the options from the dataclasses, is needed here alone.
+Only this module needs jsonargparse, which makes the options from the dataclasses.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from hyenarec.config.saved import saved_defaults
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the process's exit status.
 
-    0 is success; 2 an argument, file or setting that does not fit, told in one sentence; 1 a failed
-    computation or self-test; 130 and 143 a run that Ctrl-C or SIGTERM has ended.
+    0 means success; 2 a wrong argument, file or setting, explained in one sentence; 1 a failed computation or
+    self-test; 130 and 143 a run ended by Ctrl-C or SIGTERM.
 
     Args:
-        arguments: what follows `hyenarec` on the command line; the process's own by default.
+        arguments: what follows `hyenarec` on the command line; by default those of this process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words or os.environ.get("HYENAREC_DEBUG", "0") not in ("", "0")
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = make_parser(model, {})
         options = parser.parse_args(words)
         if options.command in ("evaluate", "recommend"):
-            # Only now is the run's folder known, from an option or a file: its data take the defaults' place.
+            # Only now is the run's folder known, from an option or a file: its settings become the defaults.
             parser = make_parser(model, saved_defaults(options[options.command].model))
             options = parser.parse_args(words)
         return COMMANDS[options.command](parser.instantiate(options)[options.command])
@@ -69,7 +69,7 @@ def make_parser(model: str, defaults: dict[str, Any]) -> ArgumentParser:
     """The parser of all commands.
 
     Args:
-        model: name of the model that `train` takes the settings of.
+        model: name of the model whose settings `train` takes.
         defaults: what `evaluate` and `recommend` take from a saved run.
     """
     parser = ArgumentParser(
@@ -90,16 +90,16 @@ def make_parser(model: str, defaults: dict[str, Any]) -> ArgumentParser:
         subparser = _options_of(name, options)
         subparser.set_defaults(defaults)
         commands.add_subcommand(name, subparser, help=help_text)
-    bench = ArgumentParser(description="Measures what this machine does.")
+    bench = ArgumentParser(description="Measures speed and memory on this machine.")
     commands.add_subcommand("bench", bench, help="measure training steps of every model")
     measured = bench.add_subcommands(dest="what")
     measured.add_subcommand("train", _options_of("bench train", BenchConfig), help="time a training step")
-    commands.add_subcommand("doctor", ArgumentParser(), help="tell how the package was built, and test it")
+    commands.add_subcommand("doctor", ArgumentParser(), help="show how the package was built, and test it")
     return parser
 
 
 def with_new_name(word: str) -> str:
-    """An option that has been renamed by its present name; any other word as it is."""
+    """The present name of an option that was renamed; any other word unchanged."""
     option, equals, value = word.partition("=")
     for old, new in NEW_NAMES.items():
         if option == f"--{old}":
@@ -108,9 +108,9 @@ def with_new_name(word: str) -> str:
 
 
 def model_name(words: Sequence[str]) -> str:
-    """The model that the words ask for, by `--model.name` or in a file, whose settings are then the options.
+    """The model that the words or a file ask for; its settings are then the options.
 
-    What is wrong with the words or the file is left to the parser that reads them next.
+    Errors in the words or the file are left to the parser that reads them next.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--model.name", dest="name", nargs="?")
@@ -123,7 +123,7 @@ def model_name(words: Sequence[str]) -> str:
 
 
 class SettingsParser(ArgumentParser):
-    """A parser that also takes the old names of settings, in files; `main` sees to those of options."""
+    """A parser that accepts the old names of settings in files; `main` replaces those of options."""
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
         """The settings in a file's content."""
@@ -170,7 +170,7 @@ def _evaluate(options: Any) -> int:
     if split.train.vocabulary != saved.vocabulary:
         raise ValueError(
             f"data must have the catalogue that the model was trained on, {len(saved.vocabulary)} items, got "
-            f"another one of {split.train.num_items}"
+            f"a different one of {split.train.num_items}"
         )
     targets = split.test if chosen.targets == "test" else split.validation
     max_len, exclude_history = saved.model.config.max_len, chosen.data.exclude_history
@@ -248,7 +248,7 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
 
 
 def _fields(options: Any) -> dict[str, Any]:
-    """The parsed settings without the name of the file that some of them came from."""
+    """The parsed settings without the name of the settings file."""
     return {name: value for name, value in vars(options).items() if name != "config"}
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to, and puts what was written in its place when the block ends.
+    """Provides a temporary path to write to, which replaces `path` when the block ends.
 
-    Whatever kills the process or the machine, `path` is the old file or the new one, whole. An error in the
-    block leaves the old one.
+    Even if the process or the machine is killed, `path` is either the old file or the new one, complete.
+    After an error in the block it is the old one.
     """
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)
@@ -27,13 +27,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a small file whole; see `replacing`."""
+    """Writes a small file that is never half written; see `replacing`."""
     with replacing(path) as partial:
         partial.write_bytes(content)
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    """Waits until a file's content, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""How much memory this process has and had at most, with all that is not torch's; Linux only."""
+"""The memory of this process, now and at its peak, including what is not torch's; Linux only."""
 
 from __future__ import annotations
 
@@ -13,28 +13,31 @@ from typing import Any
 
 
 def resident(field: str) -> float:
-    """MiB of this process: VmRSS, now in memory, or VmHWM, the most since `reset_peak`."""
+    """MiB of resident memory: VmRSS now, or VmHWM, the peak since `reset_peak`."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 1024
 
 
 def reset_peak() -> None:
-    """Begins a new VmHWM for `resident`."""
+    """Resets VmHWM to the memory used now."""
     ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but kept would hide what is used next
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def run_in_subprocess(program: Sequence[str], case: dict[str, Any]) -> Any:
-    """What a program prints in JSON when it is called with a case in JSON: a peak that is that case's alone.
+    """Runs a program on one case in a process of its own, so that its peak memory is that case's alone.
 
-    It runs with this very package, whatever folder of that name it is started in.
+    The program imports this very package, whatever the working directory contains.
 
     Args:
-        program: what Python is to run: a script, or `-m` and a module.
-        case: the program's one argument.
+        program: what Python runs: a script, or `-m` and a module.
+        case: the program's only argument, passed as JSON.
+
+    Returns:
+        What the program prints, read as JSON.
 
     Raises:
-        RuntimeError: it failed; the message holds what it wrote to its standard error.
+        RuntimeError: the program failed; the message holds its standard error.
     """
     safe_path = ["-P"] if program[0] == "-m" else []  # a script's own folder stays: its neighbours are there
     command = [sys.executable, *safe_path, *program, json.dumps(case)]

@@ -1,4 +1,4 @@
-"""Tensors between the host and a GPU, while neither of them waits for the other."""
+"""Copies between the host and a GPU for which neither waits."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor on a device; what comes from the host is copied when the device comes to it.
+    """A tensor on a device; a copy from the host is queued like the device's other work.
 
-    A copy from ordinary memory would make the host wait until a GPU has done all that it was asked for
-    before. From page-locked memory the GPU copies by itself, and torch keeps that memory until it has.
+    A copy from ordinary memory would make the host wait for all earlier work of a GPU. From page-locked
+    memory the GPU copies by itself, and torch keeps that memory until it is done.
 
     Args:
-        tensor: any shape and dtype. One that is on a GPU is copied as usual: it may be read at once.
-        device: where it is to be.
+        tensor: any shape and dtype. A tensor on a GPU is copied as usual and may be read at once.
+        device: the target.
     """
     from_host = tensor.device.type == "cpu"
     if from_host and torch.device(device).type == "cuda":
@@ -25,12 +25,12 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 class Readback:
-    """A device's numbers on their way to the host: they wait for no work that is asked for later.
+    """Numbers on their way from a device to the host, ahead of all work that is queued later.
 
-    (`Tensor.tolist` begins its copy only when it is called, and so behind all of that work.)
+    (`Tensor.tolist` starts its copy only when called, so after all that work.)
 
     Args:
-        values: any shape, computed or soon to be.
+        values: any shape; they may still be being computed.
     """
 
     def __init__(self, values: Tensor) -> None:
@@ -39,7 +39,7 @@ class Readback:
         self._copied = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None
 
     def tolist(self) -> Any:
-        """The numbers, once they are there."""
+        """The numbers; waits until they have arrived."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._values.tolist()

@@ -99,6 +99,7 @@ def test_the_parts_are_those_of_one_step_and_leave_it_as_it_was(name: str) -> No
     assert sum(parts.values()) == len(calls) - 1
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_this_package_in_any_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -108,6 +109,7 @@ def test_peak_memory_is_that_of_this_package_in_any_folder(
     assert peak_memory(TINY, "sasrec", 8) > 0
 
 
+@pytest.mark.slow
 def test_peak_memory_grows_with_the_step() -> None:
     peaks = [
         peak_memory(BenchConfig(batch_events=events, num_items=1000, device="cpu"), "sasrec", 50)

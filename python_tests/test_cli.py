@@ -276,6 +276,7 @@ def test_evaluate_refuses_another_catalogue(trained, tmp_path, capsys):
     assert "data must have the catalogue that the model was trained on, 12 items" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "loss"),
     [(name, "softmax") for name in MODEL_CONFIGS] + [(name, "sampled_softmax") for name in LEARNED],
@@ -353,6 +354,7 @@ def test_python_m_hyenarec_is_the_command():
     assert done.returncode == 0 and "{train,evaluate,recommend,bench,doctor}" in done.stdout
 
 
+@pytest.mark.slow
 def test_training_needs_no_command_line_packages():
     program = "import sys; sys.modules['jsonargparse'] = None; import hyenarec.train"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=300)

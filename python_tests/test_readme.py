@@ -1,15 +1,22 @@
-"""The README's figures are those of benchmarks/results, and its Python examples run."""
+"""The pages' figures are those of benchmarks/results, and their Python examples run.
+
+The README's C++ program is tested in installation/test_consumer.py.
+"""
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from hyenarec import HyenaRec, ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))
 
 
 def test_results_are_those_of_the_runs() -> None:
@@ -17,10 +24,25 @@ def test_results_are_those_of_the_runs() -> None:
     assert subprocess.run(command, check=False).returncode == 0, "run python benchmarks/readme_results.py"
 
 
+def test_a_run_from_changed_sources_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    commit = importlib.import_module("readme_results").commit
+    assert commit({"commit": "4dcd90c0d18f240c3f59fa82f7ed055d0819c2b8"}) == "4dcd90c0d1"
+    assert commit({"commit": "4dcd90c0d18f240c3f59fa82f7ed055d0819c2b8+changes"}) == (
+        "4dcd90c0d1 with uncommitted changes"
+    )
+
+
 def example_with(word: str) -> str:
-    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    (example,) = [code for code in examples if word in code]
+    text = "".join((ROOT / page).read_text() for page in ("README.md", "docs/training.md"))
+    (example,) = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if word in code]
     return example
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *DOCS])
+def test_links_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / page).read_text())
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
 def test_the_operators_example_runs() -> None:
@@ -42,3 +64,13 @@ def test_the_training_example_names_what_exists() -> None:
     code = example_with("TrainConfig").replace("hyenarec.train.train(", "record(")
     exec(code, {"record": started.append})
     assert started[0].output_dir == "runs/shop"
+
+
+def test_the_scan_page_names_what_exists() -> None:
+    sources = [path for path in (ROOT / "csrc" / "ops").rglob("*") if path.is_file()]
+    words = {word for path in sources for word in re.findall(r"\w+", path.read_text())}
+    code = " ".join(re.findall(r"`([^`\n]+)`", (ROOT / "docs" / "scan.md").read_text()))
+    files = set(re.findall(r"\w+\.(?:h|cuh)\b", code))
+    names = set(re.findall(r"\b[A-Za-z]\w+", re.sub(r"\S+(?:/|\.(?:h|cuh|py)\b)", "", code)))
+    assert files - {path.name for path in sources} == set()
+    assert names - words == {"X_backward"}  # for every stage X

@@ -1,13 +1,15 @@
-"""Builds the consumer against an installed HyenaRec, compares its numbers with Python's torch.ops.hyenarec.
+"""Builds two C++ programs against an installed HyenaRec and compares their numbers with Python's.
 
     python cpp_tests/consumer/compare.py [--prefix <folder given to cmake --install>]
 
-Without a prefix it uses the CMake package inside the installed Python package.
+One program is consumer.cpp; the other is the README's, taken from there as it stands. Without a prefix this
+uses the CMake package inside the installed Python package.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,7 +20,9 @@ import torch
 import hyenarec
 
 SOURCE = Path(__file__).resolve().parent
+README = SOURCE.parents[1] / "README.md"
 TOLERANCE = 1e-6
+README_TOLERANCE = 1e-5  # relative: the README's program prints six digits
 
 
 def make_inputs() -> dict[str, torch.Tensor]:
@@ -80,16 +84,33 @@ def read_tensors(text: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def build_consumer(prefix: Path, folder: Path) -> Path:
-    """Configures and builds consumer/ against the HyenaRec below `prefix`; returns the program."""
+def write_readme_program(folder: Path) -> None:
+    """Writes the README's two code blocks that begin with a comment naming their file."""
+    for name in ("CMakeLists.txt", "main.cpp"):
+        (text,) = re.findall(rf"```\w+\n(\S+ {re.escape(name)}\n.*?)```", README.read_text(), re.DOTALL)
+        (folder / name).write_text(text)
+
+
+def readme_results() -> torch.Tensor:
+    """The same calculation as the README's program."""
+    torch.manual_seed(0)
+    short_weight, short_bias = torch.randn(192, 4), torch.zeros(192)
+    coeffs, decay, skip = torch.randn(64, 17), torch.rand(64) / 10, torch.randn(64)
+    offsets = torch.tensor([0, 200, 204, 300])
+    x = torch.randn(300, 192)
+    y = torch.ops.hyenarec.hyena_mixer(x, short_weight, short_bias, coeffs, decay, 200, skip, offsets)
+    return y[offsets[1:] - 1].norm(dim=1)
+
+
+def build(source: Path, prefix: Path, folder: Path) -> None:
+    """Configures and builds the program in `source` against the HyenaRec below `prefix`."""
     definitions = [
         f"-DCMAKE_PREFIX_PATH={prefix}",
         f"-DPython_EXECUTABLE={sys.executable}",
         "-DCMAKE_BUILD_TYPE=Release",
     ]
-    run(["cmake", "-S", str(SOURCE), "-B", str(folder), *definitions])
+    run(["cmake", "-S", str(source), "-B", str(folder), *definitions])
     run(["cmake", "--build", str(folder)])
-    return folder / "consumer"
 
 
 def run(command: list[str]) -> str:
@@ -100,17 +121,24 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-def largest_differences(prefix: Path) -> dict[str, float]:
-    """Largest absolute difference between C++ and Python, for every tensor that the consumer prints."""
+def consumer_differences(prefix: Path, folder: Path) -> dict[str, float]:
+    """Largest absolute difference between C++ and Python, for every tensor that consumer.cpp prints."""
     inputs = make_inputs()
-    with tempfile.TemporaryDirectory() as folder:
-        program = build_consumer(prefix, Path(folder) / "build")
-        write_tensors(Path(folder) / "inputs.txt", inputs)
-        printed = read_tensors(run([str(program), str(Path(folder) / "inputs.txt")]))
+    build(SOURCE, prefix, folder / "build")
+    write_tensors(folder / "inputs.txt", inputs)
+    printed = read_tensors(run([str(folder / "build" / "consumer"), str(folder / "inputs.txt")]))
     expected = python_results(inputs)
     if printed.keys() != expected.keys():
         raise RuntimeError(f"the consumer printed {sorted(printed)}, expected {sorted(expected)}")
     return {name: float((printed[name] - expected[name]).abs().max()) for name in expected}
+
+
+def readme_difference(prefix: Path, folder: Path) -> float:
+    """Largest relative difference between the README's program and Python."""
+    write_readme_program(folder)
+    build(folder, prefix, folder / "build")
+    printed = torch.tensor([float(line) for line in run([str(folder / "build" / "mixer")]).splitlines()])
+    return float((printed / readme_results() - 1).abs().max())
 
 
 def main() -> int:
@@ -118,10 +146,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compares C++ and Python on the same inputs.")
     parser.add_argument("--prefix", type=Path, default=Path(hyenarec.cmake_prefix_path))
     prefix = parser.parse_args().prefix.resolve()
-    differences = largest_differences(prefix)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as readme_folder:
+        differences = consumer_differences(prefix, Path(folder))
+        readme = readme_difference(prefix, Path(readme_folder))
     for name, difference in differences.items():
         print(f"{name}: largest difference between C++ and Python {difference:.2g}")
-    return 0 if all(difference <= TOLERANCE for difference in differences.values()) else 1
+    print(f"README.md: largest relative difference {readme:.2g}")
+    return 0 if readme <= README_TOLERANCE and max(differences.values()) <= TOLERANCE else 1
 
 
 if __name__ == "__main__":

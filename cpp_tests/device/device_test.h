@@ -20,9 +20,7 @@ using hyenarec::LaunchShape;
 // As the .cu files launch it.
 template <typename... Parameters, typename... Arguments>
 void launch(
-    const LaunchShape& shape,
-    BlockOrder order,
-    void (*kernel)(Parameters...),
+    const LaunchShape& shape, BlockOrder order, void (*kernel)(Parameters...),
     const Arguments&... arguments) {
   ASSERT_LE(shape.blocks, 1 << 20);
   cuda_on_cpu::launch(

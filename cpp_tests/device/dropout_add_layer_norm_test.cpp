@@ -1,6 +1,6 @@
-// dropout_add_layer_norm's kernels beside the oracle: one channel or 16 bytes of them at a time, rows with gaps between
-// them, rows held in registers and wider ones, branches of the sum's type and of 16 bits, both orders of blocks. And the
-// random numbers themselves.
+// dropout_add_layer_norm's kernels beside the oracle: one channel or 16 bytes of them at a time, rows with
+// gaps between them, rows held in registers and wider ones, branches of the sum's type and of 16 bits, both
+// orders of blocks. And the random numbers themselves.
 #include "device_test.h"
 
 #include "ops/dropout_add_layer_norm/cuda.cuh"
@@ -116,8 +116,7 @@ TEST_P(DropoutAddLayerNormDevice, EqualsTheOracle) {
 }
 
 INSTANTIATE_TEST_SUITE_P(
-    Cases,
-    DropoutAddLayerNormDevice,
+    Cases, DropoutAddLayerNormDevice,
     testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "dropout_add_layer_norm")),
     [](const auto& info) { return case_name(info.param); });
 

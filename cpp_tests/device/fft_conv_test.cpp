@@ -125,11 +125,7 @@ class Steps {
   }
 
   void product(
-      const SpectralProducts& wanted,
-      const Part& part,
-      const Buffer<T>& kernel,
-      Buffer<T>* z,
-      Buffer<T>* y,
+      const SpectralProducts& wanted, const Part& part, const Buffer<T>& kernel, Buffer<T>* z, Buffer<T>* y,
       Buffer<T>* grad_kernel) const {
     launch(
         product_shape<T>(part.batch, part.channels, spectrum_size(in_.size)), order_, fft_conv_product<T>,
@@ -139,12 +135,8 @@ class Steps {
   }
 
   void unpack(
-      Buffer<T>& signal,
-      const Part& part,
-      const Buffer<scalar_t>& factor,
-      Buffer<scalar_t>& out,
-      const Buffer<scalar_t>& second_factor,
-      Buffer<scalar_t>& second_out) const {
+      Buffer<T>& signal, const Part& part, const Buffer<scalar_t>& factor, Buffer<scalar_t>& out,
+      const Buffer<scalar_t>& second_factor, Buffer<scalar_t>& second_out) const {
     transform(signal, in_.size, false);
     launch(
         transpose_shape<T>(part.batch, part.channels, in_.length), order_, fft_conv_unpack<scalar_t>,
@@ -249,9 +241,7 @@ TEST_P(FftConvDevice, EqualsTheOracle) {
 }
 
 INSTANTIATE_TEST_SUITE_P(
-    Cases,
-    FftConvDevice,
-    testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "fft_conv")),
+    Cases, FftConvDevice, testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "fft_conv")),
     [](const auto& info) { return case_name(info.param); });
 
 }  // namespace

@@ -140,9 +140,7 @@ TEST_P(HyenaMixerDevice, EqualsTheOracle) {
 }
 
 INSTANTIATE_TEST_SUITE_P(
-    Cases,
-    HyenaMixerDevice,
-    testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "hyena_mixer")),
+    Cases, HyenaMixerDevice, testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "hyena_mixer")),
     [](const auto& info) { return case_name(info.param); });
 
 // What the blocks of the backward sweep ask for: at most what one gets on every GPU since Ampere (99 KiB on

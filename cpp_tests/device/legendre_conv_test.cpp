@@ -145,9 +145,7 @@ TEST_P(LegendreConvDevice, EqualsTheOracle) {
 }
 
 INSTANTIATE_TEST_SUITE_P(
-    Cases,
-    LegendreConvDevice,
-    testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "legendre_conv")),
+    Cases, LegendreConvDevice, testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "legendre_conv")),
     [](const auto& info) { return case_name(info.param); });
 
 // What the backward sweep's warps add up together: over sequences of different lengths, with several slabs of

@@ -76,8 +76,7 @@ TEST_P(LegendreKernelDevice, EqualsTheOracle) {
 }
 
 INSTANTIATE_TEST_SUITE_P(
-    Cases,
-    LegendreKernelDevice,
+    Cases, LegendreKernelDevice,
     testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "legendre_kernel")),
     [](const auto& info) { return case_name(info.param); });
 

@@ -141,8 +141,7 @@ TEST_P(LinearCrossEntropyDevice, EqualsTheOracle) {
 }
 
 INSTANTIATE_TEST_SUITE_P(
-    Cases,
-    LinearCrossEntropyDevice,
+    Cases, LinearCrossEntropyDevice,
     testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "linear_cross_entropy")),
     [](const auto& info) { return case_name(info.param); });
 

@@ -134,9 +134,7 @@ TEST_P(ShortConvDevice, EqualsTheOracle) {
 }
 
 INSTANTIATE_TEST_SUITE_P(
-    Cases,
-    ShortConvDevice,
-    testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "short_conv")),
+    Cases, ShortConvDevice, testing::ValuesIn(oracle::cases_of(HYENAREC_ORACLE_TABLES, "short_conv")),
     [](const auto& info) { return case_name(info.param); });
 
 // Offsets that lie about the rows (unsorted, negative, beyond the end) must not lead outside of the buffers.

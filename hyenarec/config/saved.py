@@ -15,10 +15,10 @@ CONFIG_OF_RUN = "train_config.json"
 
 
 def saved_defaults(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Data and seed of the run in `folder`, as defaults of `evaluate` and `recommend`; none if it has none.
+    """Data and seed of the run in `folder`, as defaults of `evaluate` and `recommend`; empty without a run.
 
     Raises:
-        ValueError: the run's settings are damaged; names the file.
+        ValueError: the run's settings are damaged; the message names the file.
     """
     path = Path(folder, CONFIG_OF_RUN)
     if not path.is_file():

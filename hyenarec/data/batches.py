@@ -25,14 +25,14 @@ EVENTS_PER_BATCH = 2**17
 class Batch:
     """B sequences end to end: sequence ``b`` is ``items[offsets[b]:offsets[b + 1]]``, oldest event first.
 
-    The longest sequence comes first. A GPU begins with the first ones: were a long one among the last, most
-    of the GPU would have nothing left to do before that one ends.
+    The longest sequence comes first: a GPU starts with the first ones, and if a long one came last, most of
+    the GPU would be idle until it is done.
 
     Attributes:
         items: int64 ``[total]``, ids 1..V.
         offsets: int64 ``[B + 1]``.
-        targets: int64 ``[total]``, the next item at every position; 0 = none, ignore. All 0 when evaluating.
-        users: int64 ``[B]``: in training indices into the histories' users, else rows of the targets.
+        targets: int64 ``[total]``, the next item at every position; 0 = none, ignored. All 0 in evaluation.
+        users: int64 ``[B]``: in training indices into the histories' users, otherwise rows of the targets.
     """
 
     items: Tensor
@@ -41,7 +41,7 @@ class Batch:
     users: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on ``device``; of one that comes from the host nobody waits for the copy."""
+        """The same batch on ``device``; nothing waits for a copy from the host."""
         return Batch(
             items=to_device(self.items, device),
             offsets=to_device(self.offsets, device),
@@ -54,10 +54,10 @@ class TrainingBatches:
     """The training batches of every epoch, the same for any number of processes.
 
     A step trains on as many windows as ``batch_events`` events allow, counted over all processes together; a
-    window with more is a step by itself. Lengths are mixed, and the steps have as many events as each other,
-    to about the shortest window. The ranks share a step's windows, alike in events too. What a step holds
-    follows from (seed, epoch, step) alone, so a run resumes at any step and no process has to tell another
-    what it drew. An epoch visits every window once; every epoch has the same number of steps, on every rank.
+    longer window is a step of its own. Lengths are mixed, and all steps have the same number of events, up to
+    about the shortest window. The ranks divide a step's windows, and their events, evenly. The content of a
+    step is determined by (seed, epoch, step), so that a run resumes at any step and processes need not
+    communicate. An epoch visits every window once; every epoch has the same number of steps, on every rank.
 
     A window is up to ``max_len`` consecutive events of one user as inputs, and the event after each as its
     target. Users with fewer than two events have none.

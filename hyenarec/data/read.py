@@ -1,4 +1,4 @@
-"""Read events from a file or a data frame into `Histories`."""
+"""Read events from a file or a data frame into `Histories`; `READERS` has the file formats."""
 
 from __future__ import annotations
 

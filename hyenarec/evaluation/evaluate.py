@@ -1,10 +1,10 @@
-"""Rank every target among the whole catalogue, and sum the ranks up in figures that say how they were made.
+"""Ranks every target among the whole catalogue and summarises the ranks in figures with their protocol.
 
-All V items are ranked, never a sample of them. Ties count against us: the rank of a target is 1 + the number
-of other items that score at least as much. A target that cannot be recommended, because the catalogue does
-not hold it or the excluded history does, is a miss: dropping it would flatter the figures, and keeping it in
-a list from which the rest of the history is gone would give it away. Scores that are not finite are an error
-and not a rank. A user's other targets stay in the list and compete, as in retrieval.
+All V items are ranked, never a sample of them. Ties count against the model: the rank of a target is 1 + the
+number of other items that score at least as much. A target that cannot be recommended, because it is not in
+the catalogue or is in the excluded history, is a miss: dropping it would flatter the figures, and keeping it
+in a list without the rest of the history would give it away. Scores that are not finite are an error, never a
+rank. A user's other targets stay in the list and compete, as in retrieval.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from hyenarec.evaluation.scoring import Block, Places, Recommender, device_of, s
 from hyenarec.transfer import to_device
 
 TARGETS_PER_BLOCK = 32
-"""Targets compared with a copy of their row of scores at one time; few, so that the copies stay in cache."""
+"""Targets compared at a time with copies of their rows of scores; few, so that the copies stay in cache."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures, and everything a reader needs to know to compare them with others.
+    """Figures, with everything a reader needs to compare them with others.
 
     Attributes:
         figures: mean over the users and 95% bootstrap interval by name, such as `figures["NDCG@10"].mean`.
         split: what was ranked, such as "leave-one-out test".
-        exclude_history: whether the items of a user's history were left out of that user's ranking.
+        exclude_history: whether the items of a user's history were left out of the user's ranking.
         max_len: events of the history that the recommender saw.
         num_items: V, size of the catalogue that was ranked.
         num_users: evaluated users.
-        without_history: users who had a target but no history, and so could not be evaluated.
-        unknown_targets: targets that the catalogue does not hold; each is a miss.
+        without_history: users with a target but no history, who could not be evaluated.
+        unknown_targets: targets that are not in the catalogue; each is a miss.
         excluded_targets: targets that are in the excluded history; each is a miss.
-        ranks: of each user's targets, in the order of the targets' rows.
+        ranks: of each user's targets, in the order of the targets.
     """
 
     figures: dict[str, Figure]
@@ -58,7 +58,7 @@ class Evaluation:
 
     @property
     def protocol(self) -> str:
-        """One line that says how the figures were made."""
+        """One line that says how the figures were computed."""
         history = "excluded" if self.exclude_history else "not excluded"
         parts = [
             self.split,
@@ -113,17 +113,17 @@ def evaluate(
     """HR@k, NDCG@k, MRR@k (and Recall@k, where a user has several targets) of a recommender.
 
     Args:
-        recommender: scores the catalogue; a module is put in evaluation mode and then back in its own.
+        recommender: scores the catalogue; a module is put in evaluation mode meanwhile.
         targets: the users' histories and what came next.
-        max_len: events of the history that the recommender sees, the last ones.
+        max_len: number of latest events of a history that the recommender sees.
         exclude_history: leave the items of a user's whole history out of the list; a target in it is a miss.
         ks: lengths of the list.
-        batch_size: users that are scored at one time. A `TiledRecommender` has their scores for a tile
-            of the items at a time, `TILE_SCORES` scores at most, any other for all V.
-        split: name of what is ranked, for the reader.
+        batch_size: users scored at a time. A `TiledRecommender` scores one tile of the items at a time, at
+            most `TILE_SCORES` scores; any other recommender scores all V.
+        split: name of the targets, for the reader.
         seed: of the bootstrap.
         distributed: every process of torch.distributed's default group calls this with the same arguments,
-            ranks its own part of the users, and returns the figures of all of them.
+            ranks its share of the users, and returns the figures of all of them.
 
     Returns:
         The figures, with intervals, and the protocol.
@@ -211,27 +211,26 @@ def _rank_targets(
 
 
 def _ranks_within(block: Block, targets: Places) -> Tensor:
-    """The rank of each target in its row, `[targets]` int64; `MISS` where it was left out (-inf).
+    """The rank of each target in its row, `[targets]` int64; `MISS` if it was left out (-inf).
 
-    The catalogue is scored twice, unless it is one tile: first for the score of every target, for that one
-    is compared with all tiles. Computed in any way but as part of its own tile it might be rounded otherwise,
-    and miss the items that tie with it. No value is looked at, so that a GPU waits for no tile.
+    Unless the catalogue is a single tile, it is scored twice: first for the scores of the targets, which are
+    then compared with all tiles. Computed other than as part of its own tile, a target's score might be
+    rounded differently and miss ties. No value is read on the host, so that no tile waits for a GPU.
     """
     tiles = list(block) if len(block) == 1 else block
     wanted = None
     for tile in tiles:
         own = tile.scores[targets.index(tile.first, tile.last)]
-        # Into one tensor: small ones kept from each tile would lie between the places of the tiles, which the
-        # allocator could not use again.
+        # Into one tensor: small ones kept from each tile would fragment the memory that the tiles reuse.
         wanted = own.new_empty(len(targets.row)) if wanted is None else wanted
         wanted[targets.within(tile.first, tile.last)] = own
-    assert wanted is not None  # for a catalogue that holds the histories' items has a tile
+    assert wanted is not None  # a catalogue that holds the histories' items has a tile
     ranks = torch.ones_like(wanted, dtype=torch.int64)
     for tile in tiles:
         here = targets.within(tile.first, tile.last)
         own = tile.scores[targets.index(tile.first, tile.last)]
         ranks += _at_least(tile.scores, targets.row, wanted)
-        ranks[here] -= (own >= wanted[here]).long()  # it is no competitor of itself
+        ranks[here] -= (own >= wanted[here]).long()  # a target does not compete with itself
     return ranks.masked_fill(wanted.isneginf(), MISS)
 
 
@@ -246,12 +245,12 @@ def _at_least(scores: Tensor, rows: Tensor, least: Tensor) -> Tensor:
 def _join_processes(
     values: Ints, num_items: int, targets: Targets, begin: int, device: torch.device
 ) -> tuple[Ints, int]:
-    """Every process's ranks in their places, and the size of the catalogue, on every process."""
+    """The ranks of all processes, in order, and the size of the catalogue, on every process."""
     everyone = torch.zeros(len(targets.target_items) + 1, dtype=torch.int64)
     first = int(targets.target_offsets[begin])
     everyone[first : first + len(values)] = torch.from_numpy(values)
     everyone[-1] = num_items
-    # Each rank is at least 1 in one process and 0 in all others. NCCL needs them on the device.
+    # Each rank is at least 1 in one process and 0 in all others. NCCL needs tensors on the device.
     everyone = to_device(everyone, device)
     dist.all_reduce(everyone, op=dist.ReduceOp.MAX)
     joined = everyone.cpu().numpy()

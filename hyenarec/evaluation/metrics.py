@@ -1,7 +1,7 @@
-"""From the ranks of the targets to figures: one value a user first, then the mean and how sure it is.
+"""From the ranks of the targets to figures: first one value a user, then the mean and its interval.
 
-A rank is the place of a target in its user's list, 1 for the top. Nothing here knows how the ranks were made
-(see `hyenarec.evaluation.evaluate`); every function is pure.
+A rank is the position of a target in its user's list, 1 for the top. Nothing here knows how ranks are
+computed (see `hyenarec.evaluation.evaluate`); every function is pure.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 MISS = int(np.iinfo(np.int64).max)
-"""The rank of a target that no list can hold, such as an unknown item: beyond every k, so a miss."""
+"""The rank of a target that no list can contain, such as an unknown item: beyond every k, so a miss."""
 
 DRAWS_PER_BLOCK = 1 << 22
-"""Bootstrap counts that exist at one time (32 MiB)."""
+"""Bootstrap counts that exist at a time (32 MiB)."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Ranks:
 
     @classmethod
     def of_single_targets(cls, values: npt.ArrayLike) -> Ranks:
-        """One target a user, as leave-one-out has it."""
+        """One target a user, as in leave-one-out."""
         ranks = np.asarray(values, dtype=np.int64)
         return cls(ranks, np.arange(len(ranks) + 1, dtype=np.int64))
 

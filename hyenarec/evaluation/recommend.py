@@ -30,7 +30,7 @@ class Recommendations:
     """The best items for each history, the best first.
 
     Attributes:
-        items: int64 `[U, k]`, ids 1..V; 0 where the catalogue holds too few items outside the history.
+        items: int64 `[U, k]`, ids 1..V; 0 where the catalogue has too few items outside the history.
         scores: float64 `[U, k]`; -inf where the item is 0. Comparable within a row only.
     """
 
@@ -50,13 +50,13 @@ def recommend(
     """The k best next items after each history.
 
     Args:
-        recommender: scores the catalogue; a module is put in evaluation mode and then back in its own.
+        recommender: scores the catalogue; a module is put in evaluation mode meanwhile.
         histories: at least one event each, and no unknown items.
-        k: items a history, from 1 to V; of equal scores the smaller id comes first.
-        max_len: events of the history that the recommender sees, the last ones.
+        k: items a history, from 1 to V; of items with equal scores the smaller id comes first.
+        max_len: number of latest events of a history that the recommender sees.
         exclude_history: leave out the items of the whole history, not only of the part that is seen.
-        batch_size: histories that are scored at one time. A `TiledRecommender` has them for a tile
-            of the items at a time, `TILE_SCORES` scores at most, any other for the whole catalogue.
+        batch_size: histories scored at a time. A `TiledRecommender` scores one tile of the items at a time,
+            at most `TILE_SCORES` scores; any other recommender scores the whole catalogue.
 
     Raises:
         ValueError: if k is out of range, a history is empty, or scores are not finite.
@@ -101,7 +101,7 @@ def _top_columns(scores: Tensor, k: int) -> Tensor:
     """The columns of the k highest scores of each row, ascending, `[B, k]`; of equal ones the first."""
     values, columns = scores.topk(k, dim=1)
     lowest = values[:, -1:]
-    # topk chooses as it likes among those that equal the lowest; of items left out any will do.
+    # topk chooses arbitrarily among those that equal the lowest; among items left out any will do.
     chosen = ((scores >= lowest).sum(dim=1, dtype=torch.int32) > k) & ~lowest[:, 0].isneginf()
     if chosen.any():
         columns[chosen] = scores[chosen].sort(dim=1, descending=True, stable=True).indices[:, :k]
@@ -109,7 +109,7 @@ def _top_columns(scores: Tensor, k: int) -> Tensor:
 
 
 class Recommendation(NamedTuple):
-    """One recommended item and its score, higher is better; scores of one history can be compared."""
+    """One recommended item and its score, higher is better; comparable only within one history."""
 
     item: ItemId
     score: float
@@ -171,7 +171,7 @@ class SavedModel:
         return [pairs[begin:end] for begin, end in pairwise(ends)]
 
     def _encode(self, histories: Sequence[Sequence[ItemId]]) -> Histories:
-        """The histories by number, without the items that the model does not know."""
+        """The histories as item numbers, without items that the model does not know."""
         if any(isinstance(history, str | int) for history in histories):
             raise ValueError("histories must be sequences of item ids, one a user, got a single id")
         lengths = np.array([len(history) for history in histories], dtype=np.int64)
@@ -189,14 +189,14 @@ class SavedModel:
 
 
 def load(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> SavedModel:
-    """The model that a training run left in `folder`, with its vocabulary.
+    """The model that a training run saved in `folder`, with its vocabulary.
 
     Args:
         folder: holds `config.json`, `model.safetensors` and `vocabulary.safetensors`.
         device: where the model will run.
 
     Raises:
-        ValueError: if a file is missing or does not fit the others.
+        ValueError: if a file is missing or does not match the others.
     """
     model = load_model(folder).to(device)
     if not (Path(folder) / VOCABULARY_FILE).is_file():

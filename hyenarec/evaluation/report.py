@@ -33,9 +33,9 @@ def evaluate_reference_baselines(
     split: str,
     ks: tuple[int, ...] = (10,),
 ) -> dict[str, Evaluation]:
-    """What popularity and first-order Markov counts reach on the same targets by the same protocol.
+    """Evaluates popularity and first-order Markov counts on the same targets by the same protocol.
 
-    Counted is what is known before the targets of the evaluated users, which includes their validation
+    Everything known before the targets of the evaluated users is counted, which includes their validation
     events when the test targets are ranked, as in published baselines, and the training events of all others.
     The targets themselves are never counted.
 
@@ -69,7 +69,7 @@ def beside_reference_baselines(
 
 
 def _known_before(train: Histories, targets: Targets) -> Histories:
-    """`train`, with the longer histories that the targets' users have before their targets."""
+    """`train`, with the longer histories of the evaluated users up to their targets."""
     evaluated = np.zeros(train.num_users, dtype=bool)
     evaluated[targets.users] = True
     others = train.select(~evaluated)
@@ -83,7 +83,7 @@ def _known_before(train: Histories, targets: Targets) -> Histories:
 
 
 def text_table(results: Mapping[str, Evaluation]) -> str:
-    """The figures with their 95% intervals, one recommender a line, below the protocol they share."""
+    """The figures with 95% intervals, one recommender a line, below their common protocol."""
     protocol, rows = _protocol(results), _cells(results)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -93,7 +93,7 @@ def text_table(results: Mapping[str, Evaluation]) -> str:
 
 
 def markdown_table(results: Mapping[str, Evaluation]) -> str:
-    """The same as a Markdown table, with the protocol as a line below it."""
+    """The same as a Markdown table, above a line with the protocol."""
     protocol = _protocol(results)
     header, *rows = ["| " + " | ".join(row) + " |" for row in _cells(results)]
     rule = "|" + "---|" * (header.count("|") - 1)
@@ -103,7 +103,7 @@ def markdown_table(results: Mapping[str, Evaluation]) -> str:
 def make_report(
     results: Mapping[str, Evaluation], *, leaks: str, config: Mapping[str, Any], **more: Any
 ) -> dict[str, Any]:
-    """Everything needed to judge and repeat a result, ready for JSON.
+    """Everything needed to judge and reproduce a result, ready for JSON.
 
     Args:
         results: the model and the reference baselines, by name; all by one protocol.
@@ -128,16 +128,16 @@ def make_report(
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """Writes the report as JSON: the old file or the new one, whole, is there at any time.
+    """Writes the report as JSON; the file is never half written.
 
     Raises:
-        ValueError: if the report holds a number that JSON has not, NaN or an infinity.
+        ValueError: if the report holds a number that JSON lacks, NaN or an infinity.
     """
     write_atomically(path, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
 
 
 def device_name(device: torch.device) -> str:
-    """What a reader can compare with: the GPU's name, or the CPU and its threads."""
+    """The hardware behind a figure: the GPU's name, or the CPU and its threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -145,9 +145,9 @@ def device_name(device: torch.device) -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of this package's source tree, with `-dirty` after local changes; None without a tree."""
+    """The commit of this package's source tree, with `-dirty` after local changes; None without one."""
     source = Path(__file__).resolve()
-    # An installed package may lie below somebody else's repository: it must know this very file.
+    # An installed package may lie within another repository, which then does not track this file.
     if _git("ls-files", "--error-unmatch", source.name, folder=source.parent) is None:
         return None
     return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", folder=source.parent)
@@ -170,7 +170,7 @@ def _cells(results: Mapping[str, Evaluation]) -> list[list[str]]:
 
 
 def _protocol(results: Mapping[str, Evaluation]) -> str:
-    """The one protocol of all results; figures by different ones cannot stand in one table."""
+    """The common protocol of all results; figures by different protocols don't belong in one table."""
     if not results:
         raise ValueError("results must hold at least one evaluation, got none")
     protocols = {result.protocol: name for name, result in results.items()}

@@ -1,4 +1,4 @@
-"""What evaluation and recommendation share: the recommender's interface, and histories scored in tiles."""
+"""What evaluation and recommendation share: the interface of a recommender, and scoring in tiles."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from hyenarec.data.histories import Int32Array, Int64Array, ragged_indices
 from hyenarec.transfer import to_device
 
 TILE_SCORES = {"cpu": 2**21, "cuda": 2**26}
-"""Most scores that exist at one time, by type of device: histories of a block times items of a tile. In
-float32 they are 8 MiB on a CPU, which reads them again while they are in cache, and 256 MiB on a GPU, which
-would be done with a small tile before it is asked for the next. Two or three times that with what is made of
-them."""
+"""Most scores that exist at a time, by type of device: histories of a block times items of a tile. In float32
+they are 8 MiB on a CPU, which still has them in cache when it reads them again, and 256 MiB on a GPU, which
+would finish a smaller tile before the next one is queued. With what is computed from them it is two or three
+times as much."""
 
 
 class Recommender(Protocol):
-    """Whatever scores the catalogue after a history: HyenaRec, and every baseline.
+    """Anything that scores the catalogue after a history: HyenaRec, and every baseline.
 
-    Of a recommender that has no more than this, `batch_size` x V scores exist at one time; a
-    `TiledRecommender` is asked for a tile of the catalogue at a time instead.
+    A recommender with no more than this makes `batch_size` x V scores at a time; a `TiledRecommender` is
+    asked for one tile of the catalogue at a time instead.
     """
 
     def score(self, items: Tensor, offsets: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Recommender(Protocol):
 
 @runtime_checkable
 class TiledRecommender(Recommender, Protocol):
-    """A recommender that reads the histories once and then scores any part of the catalogue."""
+    """A recommender that encodes the histories once and can then score any part of the catalogue."""
 
     @property
     def num_items(self) -> int:
@@ -54,20 +54,20 @@ class TiledRecommender(Recommender, Protocol):
         ...
 
     def encode(self, items: Tensor, offsets: Tensor) -> Tensor:
-        """What the scores take from each packed history, `[B, ...]`; arguments as for `score`."""
+        """What the scores need of each packed history, `[B, ...]`; arguments as for `score`."""
         ...
 
     def score_tile(self, state: Tensor, first: int, last: int) -> Tensor:
         """The columns `first` up to `last` of `score`, `[B, last - first]`, from what `encode` gave.
 
-        The same tile of the same state must be the same numbers, bit for bit, each time it is asked for.
+        The same tile of the same state must give the same numbers, bit for bit, every time.
         """
         ...
 
 
 @contextmanager
 def scoring_mode(recommender: Recommender) -> Iterator[None]:
-    """No gradients, and evaluation mode if the recommender is a module; every submodule's mode comes back."""
+    """Disables gradients and puts a module in evaluation mode; afterwards restores each submodule's mode."""
     modules = list(recommender.modules()) if isinstance(recommender, nn.Module) else []
     were_training = [module.training for module in modules]
     try:
@@ -81,13 +81,12 @@ def scoring_mode(recommender: Recommender) -> Iterator[None]:
 
 
 class Tile(NamedTuple):
-    """The scores of a part of the catalogue after the histories of a block.
+    """The scores of a part of the catalogue, for the histories of a block.
 
     Attributes:
         first: column of the first item, whose id is `first + 1`.
-        last: column behind the last item.
-        scores: `[B, last - first]`, -inf where an item is left out. Whether the others are finite, a block
-            says when all is computed.
+        last: column after the last item.
+        scores: `[B, last - first]`, -inf for items left out. `Block.require_finite` checks the others.
     """
 
     first: int
@@ -97,19 +96,19 @@ class Tile(NamedTuple):
 
 @dataclass(eq=False)
 class Block:
-    """Some histories and, tile by tile, the scores after them; each iteration computes the tiles anew.
+    """Some histories and, tile by tile, their scores; each iteration computes the tiles again.
 
-    Whether all scores are finite is noted where they are computed, so that no tile waits for a GPU's answer.
-    Only when `score_blocks` goes on is it looked at, and an error if they are not: no result of a block
-    counts before.
+    Whether all scores are finite is recorded on the device, so that no tile waits for a GPU. It is read only
+    when `score_blocks` goes on to the next block, and raises an error if they are not; until then no result
+    of the block is final.
 
     Attributes:
-        rows: int64 `[B]`, which histories they are.
+        rows: int64 `[B]`, the indices of the histories.
         num_items: V, size of the catalogue.
         width: most items of a tile.
-        score_tile: gives the scores `[B, last - first]` of the columns `first` up to `last`.
-        left_out: the scores that are -inf, None for none.
-        finite: bool scalar on the recommender's device, whether all scores that were computed so far are.
+        score_tile: computes the scores `[B, last - first]` of the columns `first` up to `last`.
+        left_out: the places that become -inf; None for none.
+        finite: bool scalar on the recommender's device: whether all scores computed so far are finite.
     """
 
     rows: Int64Array
@@ -131,18 +130,18 @@ class Block:
                     f"a tile of scores must be floating-point [B, v] with B = {shape[0]}, v = {shape[1]}, "
                     f"got {scores.dtype} {list(scores.shape)}"
                 )
-            # Both extremes are NaN if any score is; one pass, where isfinite takes several.
+            # Both extremes are NaN if any score is: one pass, while isfinite takes several.
             finite = torch.stack(torch.aminmax(scores)).isfinite().all()
-            # Only a recommender that is no module may have its scores on another device.
+            # Only a recommender that is not a module may have its scores on another device.
             self.finite &= finite.to(self.finite.device)
             if self.left_out is not None:
-                # Filled on the device: a number from the host would make a GPU wait.
+                # Made on the device: copying a number from the host would wait for a GPU.
                 out = scores.new_full((), -torch.inf)
                 scores = scores.index_put(self.left_out.index(first, last), out)
             yield Tile(first, last, scores)
 
     def require_finite(self) -> None:
-        """Waits for the tiles that were computed, and raises ValueError if a score in them is not finite."""
+        """Waits for the tiles computed so far, and raises ValueError if a score is not finite."""
         if bool(self.finite):
             return
         for first, last in self._bounds():  # the same numbers again, to say where
@@ -170,22 +169,23 @@ def score_blocks(
     batch_size: int,
     exclude_history: bool,
 ) -> Iterator[Block]:
-    """Scores every history, `batch_size` of them at a time; call it within `scoring_mode`.
+    """Scores every history, `batch_size` at a time; call it within `scoring_mode`.
 
     Args:
         recommender: sees the last `max_len` events of each history.
         offsets: int64 `[R + 1]`.
         items: int32, ids 1..V; no history may be empty.
         max_len: length of the window.
-        batch_size: most histories a block. Of long ones a block has fewer: `EVENTS_PER_BATCH` events at most.
-        exclude_history: whether the scores of a history's items, not only of its window's, are -inf.
+        batch_size: most histories a block; fewer if they are long: a block has at most `EVENTS_PER_BATCH`
+            events.
+        exclude_history: whether all items of a history, not only of its window, score -inf.
 
     Yields:
-        The blocks, whose scores are on the recommender's device.
+        The blocks, with scores on the recommender's device.
 
     Raises:
-        ValueError: if a history is empty, or the scores are not finite numbers of the right shape. Whether
-            those of a block were finite is told when the next block is asked for, or the end.
+        ValueError: if a history is empty, or the scores are not finite numbers of the right shape. Scores of
+            a block that are not finite raise it when the next block is requested, or at the end.
     """
     empty = np.flatnonzero(np.diff(offsets) < 1)
     if len(empty):
@@ -211,7 +211,7 @@ def score_blocks(
 
 
 class _Whole:
-    """A recommender without tiles as one with tiles: they are cut from all of its scores."""
+    """Gives a recommender without tiles the interface of one with tiles, cut from all of its scores."""
 
     def __init__(self, recommender: Recommender) -> None:
         self.score = recommender.score
@@ -234,12 +234,12 @@ class _Whole:
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """Places in `[B, V]`, in the order of their columns, so that those of a tile are found at once.
+    """Positions in `[B, V]`, sorted by column, so that those within a tile are a slice.
 
     Attributes:
         row: int64 `[n]`.
         column: int64 `[n]`, ascending.
-        columns: the same on the host, where a tile's bounds are looked up: no GPU has to wait for that.
+        columns: the same on the host, where a tile's bounds are looked up without waiting for a GPU.
     """
 
     row: Tensor
@@ -248,16 +248,16 @@ class Places:
 
     @staticmethod
     def of(row: Int64Array, column: Int64Array, device: torch.device) -> Places:
-        """The host's places for scores on a device."""
+        """Copies positions from the host to the device of the scores."""
         of_row, of_column = (to_device(torch.from_numpy(index), device) for index in (row, column))
         return Places(of_row, of_column, column)
 
     def within(self, first: int, last: int) -> slice:
-        """Which of the places lie in the columns `first` up to `last`."""
+        """The slice of the positions in the columns `first` up to `last`."""
         return slice(*np.searchsorted(self.columns, (first, last)))
 
     def index(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Where those lie in a tile of these columns."""
+        """Their indices within a tile of these columns."""
         here = self.within(first, last)
         return self.row[here], self.column[here] - first
 
@@ -273,7 +273,7 @@ def _places_of_histories(
 
 
 def device_of(recommender: Recommender) -> torch.device:
-    """Where the recommender wants its histories: the device of its tensors, the CPU if it has none."""
+    """The device of the recommender's tensors; the CPU if it has none."""
     if not isinstance(recommender, nn.Module):
         return torch.device("cpu")
     tensor = next(chain(recommender.parameters(), recommender.buffers()), None)

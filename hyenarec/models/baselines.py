@@ -1,8 +1,9 @@
-"""The models to compare with, behind the same interface as HyenaRec: those that learn, then those that count.
+"""The models to compare with, with the same interface as HyenaRec: those that learn, then those that count.
 
-Those that learn share HyenaRec's embedding, output layer, loss, batches and optimiser, and, where they have
-blocks, its norms and feed-forward layers: what differs is how a row learns of the events before it. Packed
-sequences stay packed but for what needs rectangles: attention on a CPU, with bounded padding, and the FFT.
+Those that learn share HyenaRec's embedding, output layer, loss, batches and optimiser and, if they have
+blocks, its norms and feed-forward layers; they differ in how a row sees the events before it. Packed
+sequences stay packed, except where rectangles are needed: for attention on a CPU, with bounded padding, and
+the FFT.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ else:
     HAS_VARLEN = "window_size" in inspect.signature(varlen_attn).parameters
 
 SHORT = 16
-"""Sequences of at most so many events are padded to one length: they cost little in any case."""
+"""Sequences of at most this many events are padded to one length: they cost little anyway."""
 
 
 # --- SASRec ---
 
 
 def causal_attention(x: Tensor, num_heads: int) -> Tensor:
-    """Queries, keys and values side by side, `[B, L, 3D]`, to what each event takes from those up to it."""
+    """Causal attention: queries, keys and values side by side, `[B, L, 3D]` -> `[B, L, D]`."""
     q, k, v = x.view(*x.shape[:2], 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return y.transpose(1, 2).flatten(2)
@@ -54,16 +55,16 @@ def causal_attention(x: Tensor, num_heads: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Groups:
-    """Packed sequences in rectangles of similar length: for attention where torch has none over packed rows.
+    """Packed sequences in rectangles of similar length, for attention where torch has none over packed rows.
 
-    Within a rectangle a sequence of more than `SHORT` events has at least 7/8 of the longest one's, so its
-    padded attention is at most (8/7)² of the exact one. Padding lies to the right, where a causal query never
-    looks.
+    Within a rectangle a sequence of more than `SHORT` events has at least 7/8 of the longest one's length, so
+    padded attention costs at most (8/7)² as much as the exact one. Padding is on the right, where a causal
+    query never looks.
 
     Attributes:
-        index: int64 `[total]`, the place of each event among those of all rectangles; None if all are where
-            they were, without padding.
-        shapes: B and L of each rectangle; they lie one after another.
+        index: int64 `[total]`, the position of each event within all rectangles; None if none moves and there
+            is no padding.
+        shapes: B and L of each rectangle, in their order.
     """
 
     index: Tensor | None
@@ -71,7 +72,7 @@ class Groups:
 
     @staticmethod
     def of(offsets: Tensor, total: int) -> Groups:
-        """Finds the places; a GPU has to wait, for the rectangles' sizes depend on the offsets' values."""
+        """Computes the rectangles. A GPU has to wait, for their sizes depend on the offsets."""
         lengths = offsets.diff().cpu().numpy()
         order = np.argsort(-lengths, kind="stable")
         descending = -lengths[order]  # searchsorted wants rising numbers
@@ -109,11 +110,11 @@ class Groups:
 
 @dataclass(frozen=True)
 class Packed:
-    """Packed sequences as flash attention takes them on a GPU, without padding and without waiting.
+    """Packed sequences for flash attention on a GPU, without padding and without waiting.
 
     Attributes:
         offsets: int32 `[B + 1]`.
-        longest: no sequence has more events.
+        longest: an upper bound of the sequences' lengths.
     """
 
     offsets: Tensor
@@ -121,7 +122,7 @@ class Packed:
 
     @staticmethod
     def can_attend(x: Tensor, num_heads: int) -> bool:
-        """Whether rows `[total, D]` like `x` can: 16-bit ones, by autocast or not, on Ampere or later."""
+        """Whether it supports rows `[total, D]` like `x`: 16 bits, by autocast or not, on Ampere or later."""
         if not (HAS_VARLEN and x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0)):
             return False
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
@@ -136,7 +137,7 @@ class Packed:
 
 
 class Attention(nn.Module):
-    """Multi-head causal self-attention; the attention weights themselves are never dropped out."""
+    """Multi-head causal self-attention, without dropout on the attention weights."""
 
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__()
@@ -241,13 +242,13 @@ class Recurrence(nn.Module):
 
 
 def time_major(offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """How a `PackedSequence` has packed sequences: all first events, all second ones, the longest's in front.
+    """The order of a `PackedSequence`: all first events, all second ones, ..., longer sequences first.
 
-    A GPU has to wait: how many sequences are alive at each step is a loop's bound.
+    A GPU has to wait: the number of sequences alive at each step bounds a loop.
 
     Returns:
-        The place of each packed event, `[total]` on the device of `offsets`, and the number of sequences that
-        have a t-th event, `[L]` on the CPU; both int64.
+        The position of each packed event, `[total]` on the device of `offsets`, and the number of sequences
+        that have a t-th event, `[L]` on the CPU; both int64.
     """
     lengths = offsets.diff().cpu().numpy()
     rank = np.empty_like(lengths)
@@ -259,7 +260,7 @@ def time_major(offsets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class GRU4Rec(SequentialModel):
-    """A recurrent network over the events, trained at every event, by the softmax unless asked otherwise.
+    """A recurrent network over the events, trained at every event, by default with the softmax.
 
     Args:
         config: the shape; `num_items` must be set.
@@ -286,14 +287,14 @@ class GRU4Rec(SequentialModel):
 
 
 class CountingModel(PretrainedModel):
-    """A recommender that learns nothing: its buffers are counts of training events. `of` makes one from them.
+    """A recommender that counts instead of learning: its buffers are counts of training events; see `of`.
 
     Args:
         config: its settings; `num_items` must be set.
-        counts: its tensors by name, as `_count` gives them.
+        counts: its tensors by name, as returned by `_count`.
 
     Raises:
-        RuntimeError: the tensors are not those of such a model.
+        RuntimeError: the tensors do not belong to such a model.
     """
 
     def __init__(self, config: RecommenderConfig, counts: Mapping[str, Tensor]) -> None:
@@ -311,7 +312,7 @@ class CountingModel(PretrainedModel):
         return cls(config, cls._count(train))
 
     def encode(self, items: Tensor, offsets: Tensor) -> Tensor:
-        """Each packed history's last item, `[B]`: of all that it holds, no count looks at more."""
+        """The last item of each packed history, `[B]`: no count uses more of it."""
         return items[offsets[1:] - 1]
 
     @staticmethod
@@ -319,7 +320,7 @@ class CountingModel(PretrainedModel):
         raise NotImplementedError
 
     def _shapes(self, counts: int) -> dict[str, list[int]]:
-        """What the tensors' shapes must be, where there are so many counts."""
+        """The shapes that the tensors must have, given the number of counts."""
         raise NotImplementedError
 
     @classmethod
@@ -328,7 +329,7 @@ class CountingModel(PretrainedModel):
 
 
 class Popularity(CountingModel):
-    """Scores each item by how often it occurs in training, whatever the history."""
+    """Scores each item by how often it occurs in training, regardless of the history."""
 
     config_type = PopularityConfig
     counts: Tensor
@@ -347,15 +348,15 @@ class Popularity(CountingModel):
 
 
 class Markov(CountingModel):
-    """First-order Markov counts: how often each item came right after the history's last one in training.
+    """First-order Markov counts: how often each item directly followed the history's last item in training.
 
-    Ties, such as all the items that never did, are broken by popularity. Memory is one entry for each
+    Ties, such as between all items that never did, are broken by popularity. Memory is one entry for each
     distinct pair of neighbours, not V x V.
     """
 
     config_type = MarkovConfig
     pairs: Tensor
-    """int64, ascending: (V + 1) times an item's id plus the id of one that came right after it."""
+    """int64, ascending: (V + 1) times an item's id, plus the id of an item that directly followed it."""
     counts: Tensor
     tie_break: Tensor
 

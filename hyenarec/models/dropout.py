@@ -1,4 +1,4 @@
-"""Dropout whose random numbers cost little on a CPU, too: alone, or with the sum and the norm behind it."""
+"""Dropout with random numbers that are cheap on a CPU, too: alone, or fused with an addition and a norm."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ LEVELS = 2**16
 
 
 class Dropout(nn.Dropout):
-    """Like `nn.Dropout`: zero with probability `p`, else times 1 / (1 - p), while training.
+    """Like `nn.Dropout`: zero with probability `p`, otherwise scaled by 1 / (1 - p), while training.
 
-    On a CPU torch draws one number after another from a Mersenne twister: an eighth of a training step.
-    Here NumPy's SFC64 draws four elements' bits at once; torch's generator gives its seed, so that
-    `torch.manual_seed` and a saved random state still decide everything. Elsewhere, and traced by
-    `torch.compile`, it is `nn.Dropout` itself. `add_norm` has its own random numbers, of a like seed.
+    On a CPU torch draws one number at a time from a Mersenne twister, which takes an eighth of a training
+    step. Here NumPy's SFC64 draws the bits of four elements at once; its seed comes from torch's generator,
+    so that `torch.manual_seed` and a saved random state still determine everything. On other devices, and
+    under `torch.compile`, this is `nn.Dropout` itself. `add_norm` has random numbers of its own, seeded
+    alike.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ class Dropout(nn.Dropout):
         Args:
             hidden_states: `[..., D]`, a branch's output.
             residual: `[..., D]`. None: zeros.
-            norm: over D channels, with weight and bias. It is not called: its hooks don't run.
+            norm: over D channels, with weight and bias. It is not called, so its hooks don't run.
         """
         p = self.p if self.training else 0.0
         seed = _random_seed(hidden_states.device) if p > 0 else None
@@ -47,7 +48,7 @@ class Dropout(nn.Dropout):
 
 
 def _random_seed(device: torch.device) -> Tensor:
-    """An int64 scalar from torch's generator of that device; on a GPU nobody waits for it."""
+    """An int64 scalar from torch's generator of that device; on a GPU nothing waits for it."""
     return torch.randint(2**63 - 1, (), device=device)
 
 

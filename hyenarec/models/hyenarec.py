@@ -1,4 +1,7 @@
-"""HyenaRec, top to bottom: item ids in, one hidden row an event out, scores over the catalogue.
+"""HyenaRec, from item ids to one hidden row an event and scores over the catalogue.
+
+From top to bottom: the parts of a block, each beside its step for one event after another; the block; the
+model.
 
     x   = dropout(sqrt(D) E[items])
     per block:  x = x + dropout(mixer(norm(x)));  x = x + dropout(ffn(norm(x)))
@@ -30,7 +33,7 @@ EMBEDDING_STD = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Padding:
-    """Packed sequences as a rectangle and back: for the FFT, the one operation that needs one.
+    """Packs and pads sequences: for the FFT, the only operation that needs a rectangle.
 
     Attributes:
         index: int64 `[total]`, the place of each event among the rectangle's `B * L`.
@@ -42,7 +45,7 @@ class Padding:
 
     @staticmethod
     def around(offsets: Tensor, total: int) -> Padding:
-        """Finds the places; a GPU has to wait, for the rectangle's size depends on the offsets' values."""
+        """Computes the places. A GPU has to wait, for the rectangle's size depends on the offsets."""
         lengths = offsets.diff()
         shape = (lengths.shape[0], int(lengths.max()) if lengths.shape[0] > 0 else 0)
         first = torch.arange(shape[0], device=offsets.device) * shape[1] - offsets[:-1]
@@ -50,7 +53,7 @@ class Padding:
         return Padding(index + torch.arange(total, device=offsets.device), shape)
 
     def pad(self, x: Tensor) -> Tensor:
-        """Packed `[total, C]` -> `[B, L, C]` with zeros behind each sequence's end."""
+        """Packed `[total, C]` -> `[B, L, C]` with zeros after each sequence's end."""
         batch, length = self.shape
         padded = x.new_zeros(batch * length, x.shape[1]).index_copy(0, self.index, x)
         return padded.view(batch, length, x.shape[1])
@@ -61,7 +64,7 @@ class Padding:
 
 
 def linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
-    """A linear layer as all blocks have it: Xavier-uniform times `gain`, and no bias at first."""
+    """A linear layer initialised as in all blocks: Xavier-uniform times `gain`, and a bias of zero."""
     layer = nn.Linear(inputs, outputs)
     nn.init.xavier_uniform_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
@@ -69,7 +72,7 @@ def linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
 
 
 def branch_gain(config: BlocksConfig) -> float:
-    """Of a branch's last layer: all branches together then add up to one, however many blocks there are."""
+    """The gain of a branch's last layer: the residual stream's variance then doesn't grow with depth."""
     return 1 / math.sqrt(2 * config.num_blocks)
 
 
@@ -139,10 +142,11 @@ class Mixer(nn.Module):
 
 
 class MixerStep:
-    """`Mixer.forward` for the next events of one sequence, and what it keeps of those before them.
+    """`Mixer.forward` for the next events of one sequence, with the state that earlier events left.
 
     Args:
-        mixer: one with `legendre` kernels. What the convolutions need of its weights is computed here, once.
+        mixer: a mixer with `legendre` kernels. What the convolutions need of its weights is computed once,
+            here.
     """
 
     def __init__(self, mixer: Mixer) -> None:
@@ -175,7 +179,7 @@ class MixerStep:
         return self._out_proj(v.squeeze(0))
 
     def copy(self) -> MixerStep:
-        """The same past, from which it goes its own way."""
+        """An independent copy of the state; the weights are shared."""
         other = copy.copy(self)
         other._rows = self._rows.clone()
         other._states = [state.clone() for state in self._states]
@@ -183,7 +187,7 @@ class MixerStep:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory of what it keeps."""
+        """Bytes of the state."""
         return self._rows.nbytes + sum(state.nbytes for state in self._states)
 
 
@@ -197,11 +201,11 @@ class FeedForward(nn.Sequential):
 
 
 class Block(nn.Module):
-    """Two residual branches, each normalised before and dropped out after: events mix, then channels.
+    """Two residual branches with norms before and dropout after them: the mixer, then the feed-forward layer.
 
     Args:
         config: the shape.
-        mixer: maps `[..., D]` to `[..., D]`, given how the sequences lie in it.
+        mixer: maps `[..., D]` to `[..., D]`, given the layout of the sequences.
     """
 
     def __init__(self, config: BlocksConfig, mixer: nn.Module) -> None:
@@ -215,16 +219,15 @@ class Block(nn.Module):
     def forward(
         self, hidden_states: Tensor, residual: Tensor | None, *layout: object
     ) -> tuple[Tensor, Tensor]:
-        """One block; each norm first drops out the branch before it and adds it to the residual stream.
+        """One block. Dropout, addition and norm are one operator, so each branch is added by the next norm.
 
         Args:
-            hidden_states: `[..., D]`, what is still to be added: the last branch before this block, or the
-                embedded events.
-            residual: `[..., D]`, the residual stream without it. None: there is nothing else yet.
-            layout: the rest as the mixer takes it.
+            hidden_states: `[..., D]`, not yet added: the output of the branch before, or the embedded events.
+            residual: `[..., D]`, the residual stream without `hidden_states`; None at the first block.
+            layout: further arguments of the mixer.
 
         Returns:
-            The block's last branch, and the residual stream without it.
+            The output of the block's last branch, not yet added, and the residual stream without it.
         """
         hidden_states, residual = self.dropout.add_norm(hidden_states, residual, self.mixer_norm)
         hidden_states = self.mixer(hidden_states, *layout)
@@ -236,7 +239,7 @@ class BlockStep:
     """`Block.forward` for the next events of one sequence, without dropout.
 
     Args:
-        block: one whose mixer is a `Mixer` with `legendre` kernels.
+        block: a block whose mixer is a `Mixer` with `legendre` kernels.
     """
 
     def __init__(self, block: Block) -> None:
@@ -246,7 +249,7 @@ class BlockStep:
         self._ffn = [layer.forward for layer in block.ffn]
 
     def __call__(self, x: Tensor, position: Tensor) -> Tensor:
-        """The residual stream `[L, D]` before the block -> behind it; `position` as for `MixerStep`."""
+        """The residual stream `[L, D]` before the block -> after it; `position` as for `MixerStep`."""
         x = x + self._mix(self._mixer_norm(x), position)
         inner = self._ffn_norm(x)
         for layer in self._ffn:
@@ -254,21 +257,21 @@ class BlockStep:
         return x + inner
 
     def copy(self) -> BlockStep:
-        """The same past, from which it goes its own way."""
+        """An independent copy of the state; the weights are shared."""
         other = copy.copy(self)
         other._mix = self._mix.copy()
         return other
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory of what it keeps."""
+        """Bytes of the state."""
         return self._mix.nbytes
 
 
 class SequentialModel(PretrainedModel):
-    """What all models share that learn: the item embedding, and the same once more as the output layer.
+    """What all models that learn share: an item embedding that is also the output layer.
 
-    A model adds its layers in `__init__`, ends it with `_add_norm`, and runs them in `forward`.
+    A model adds its layers in `__init__`, which ends with `_add_norm`, and runs them in `forward`.
 
     Args:
         config: the shape; `num_items` must be set.
@@ -284,19 +287,19 @@ class SequentialModel(PretrainedModel):
         self.dropout = Dropout(config.dropout)
 
     def _add_norm(self) -> None:
-        """Adds the last norm, behind the model's own layers, and gives the item embedding its first values.
+        """Adds the final norm and initialises the item embedding.
 
-        Both come last, so that a seed gives the same weights and parameters keep their order, by which a
-        checkpoint numbers them.
+        Both must follow the model's own layers: a seed then gives the same weights as ever, and parameters
+        keep the order by which a checkpoint numbers them.
         """
         self.norm = nn.LayerNorm(self.config.dim)
-        # Small, so that scores start near 0. As an input it is scaled by sqrt(D), else the branches drown it.
+        # Small, so that scores start near 0. As input it is scaled by sqrt(D), or the branches drown it.
         with torch.no_grad():
             self.items.weight[1:].normal_(std=EMBEDDING_STD)
             self.items.weight[0].zero_()
 
     def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
-        """One hidden row for each event, which has seen that event and those before it in its own sequence.
+        """One hidden row for each event, computed from it and the events before it in its sequence.
 
         Args:
             items: int64 ids, 1..V (0 = none): `[B, L]` padded on the right, or packed `[total]` with
@@ -304,11 +307,12 @@ class SequentialModel(PretrainedModel):
             offsets: `[B + 1]` int64, where each packed sequence begins and ends.
 
         Returns:
-            `[B, L, D]` or `[total, D]`, normalised: its product with an item's row is that item's score.
+            `[B, L, D]` or `[total, D]`, normalised: the product with an item's row, plus its bias, is its
+            score.
 
         Raises:
-            ValueError: a shape is wrong, or a sequence has more than `max_len` events. Packed sequences on
-                a GPU are not looked at before they are used: too long a one is a device-side assertion there.
+            ValueError: a shape is wrong, or a sequence has more than `max_len` events. The host does not read
+                packed sequences on a GPU; there, one that is too long fails a device-side assertion.
         """
         raise NotImplementedError
 
@@ -352,8 +356,8 @@ class SequentialModel(PretrainedModel):
     def encode(self, items: Tensor, offsets: Tensor) -> Tensor:
         """The hidden row of each packed history's last event, `[B, D]`.
 
-        Every history must hold at least one event; an empty one raises ValueError on the CPU, and on a GPU,
-        where a check would wait for all earlier work, gives another row's state.
+        Every history must have at least one event. An empty one raises ValueError on the CPU; on a GPU, where
+        a check would wait for all earlier work, it gives the state of another row.
         """
         self._check(items, offsets)
         if offsets.device.type == "cpu" and bool((offsets.diff() < 1).any()):
@@ -367,7 +371,7 @@ class SequentialModel(PretrainedModel):
 
 
 class HyenaRec(SequentialModel):
-    """The recommender: embedding, blocks, norm, and the embedding once more as the output layer.
+    """The recommender: embedding, blocks, norm, and the embedding again as the output layer.
 
     Args:
         config: the shape; `num_items` must be set.
@@ -394,13 +398,13 @@ class HyenaRec(SequentialModel):
         return self.dropout.add_norm(hidden_states, residual, self.norm)[0]
 
     def steps(self) -> list[BlockStep]:
-        """The blocks for an empty history that grows event by event."""
+        """The blocks of an empty history, to be advanced event by event."""
         return [BlockStep(cast(Block, block)) for block in self.blocks]
 
     def stream(self) -> Stream:
-        """An empty history that grows event by event, with the scores of `score` in constant time and memory.
+        """An empty history to extend event by event, each in constant time and memory; see `Stream`.
 
         Raises:
-            ValueError: if the kernels are not `legendre` ones.
+            ValueError: if the kernels are not of the `legendre` family.
         """
         return Stream(self)

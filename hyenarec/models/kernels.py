@@ -1,4 +1,4 @@
-"""How a long convolution's kernel is made: Legendre polynomials, Hyena's implicit MLP, or free lags."""
+"""The families of long convolution kernels: Legendre polynomials, Hyena's implicit MLP, and free lags."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LegendreKernel(nn.Module):
 
     @property
     def decay(self) -> Tensor:
-        """Rate of the exponential decay per lag, `[channels]`; zeros where none is learned."""
+        """Rate of the exponential decay per lag, `[channels]`; zeros if none is learned."""
         return _decay(self.log_decay, self.coeffs)
 
     def forward(self, length: int) -> Tensor:

@@ -21,10 +21,10 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 class PretrainedModel(nn.Module):
-    """A recommender that is described by a configuration, and can be saved and loaded.
+    """A recommender that is made from a configuration, and can be saved and loaded.
 
     Args:
-        config: its settings, of the class `config_type`; `num_items` must be set.
+        config: its settings, an instance of `config_type`; `num_items` must be set.
     """
 
     config_type: ClassVar[type[RecommenderConfig]]
@@ -61,7 +61,7 @@ class PretrainedModel(nn.Module):
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `config.json` and `model.safetensors`; each is the old file or the new one, whole."""
+        """Writes `config.json` and `model.safetensors`; neither is ever half written."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
@@ -89,14 +89,14 @@ class PretrainedModel(nn.Module):
 
     @classmethod
     def _restore(cls, config: RecommenderConfig, tensors: Mapping[str, Tensor]) -> Self:
-        """The model with these settings and these tensors; RuntimeError where they do not fit together."""
+        """The model with these settings and tensors; RuntimeError if they don't match."""
         model = cls(config)
         model.load_state_dict(tensors)
         return model
 
 
 def read_config(folder: str | os.PathLike[str]) -> RecommenderConfig:
-    """The settings of the model that is saved in `folder`.
+    """The settings of the model saved in `folder`.
 
     Raises:
         ValueError: a file is missing, or a setting is wrong.

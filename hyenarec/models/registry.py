@@ -1,4 +1,4 @@
-"""Every model that there is; a new one is added here."""
+"""All models by name; a new one is added here."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LEARNED: dict[str, type[SequentialModel]] = _by_name(HyenaRec, SASRec, GRU4Rec, 
 """The models that a training loop trains, by the names in their settings."""
 
 COUNT_BASED: dict[str, type[CountingModel]] = _by_name(Markov, Popularity)
-"""The models that are made of counts."""
+"""The models that are made from counts."""
 
 
 def make_model(config: RecommenderConfig) -> SequentialModel:
-    """A fresh model that learns, as its configuration describes it.
+    """A freshly initialised model for a configuration.
 
     Raises:
-        ValueError: the configuration is that of a model that counts.
+        ValueError: the configuration belongs to a model that counts instead of learning.
     """
     if not isinstance(config, SequentialConfig):
         raise ValueError(f"config must be that of a model that learns, got a {type(config).__name__}")
@@ -36,7 +36,7 @@ def make_model(config: RecommenderConfig) -> SequentialModel:
 
 
 def load_model(folder: str | os.PathLike[str]) -> PretrainedModel:
-    """The model that `save_pretrained` wrote, whichever it is, in evaluation mode on the CPU.
+    """The model that `save_pretrained` wrote, of any class, in evaluation mode on the CPU.
 
     Raises:
         ValueError: a file is missing or damaged.

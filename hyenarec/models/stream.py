@@ -1,8 +1,8 @@
-"""One history, event by event: the scores of `HyenaRec.score` in constant time and memory an event.
+"""One history, event by event: the scores of `HyenaRec.score`, in constant time and memory for each event.
 
-The batch path sees a whole history at once. A stream keeps of its past only what later events need: for each
-block the Legendre coefficients of its long convolutions with their current chunk (`ops.legendre_step`), and
-the last rows that the short convolution still reaches. Everything else works on one event by itself.
+The batch path sees a whole history at once. A stream keeps only what later events need: for each block the
+Legendre coefficients and current chunk of its long convolutions (`ops.legendre_step`), and the last rows that
+the short convolution still reaches. Everything else works on each event alone.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from hyenarec.config import ModelConfig
 
 
 class Step(Protocol):
-    """A block of a model, and what it keeps of one history."""
+    """A block of a model with the state of one history."""
 
     def __call__(self, x: Tensor, position: Tensor) -> Tensor:
         """The next events `[L, D]` through the block; `position` `[1]` is the first one's, counted from 0."""
         ...
 
     def copy(self) -> Self:
-        """The same past, from which it goes its own way."""
+        """An independent copy of the state."""
         ...
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory of what it keeps."""
+        """Bytes of the state."""
         ...
 
 
@@ -50,7 +50,7 @@ class StreamedModel(Protocol):
         ...
 
     def steps(self) -> Sequence[Step]:
-        """The blocks for an empty history that grows event by event."""
+        """The blocks of an empty history, to be advanced event by event."""
         ...
 
 
@@ -58,19 +58,19 @@ class Stream:
     """A growing history and the scores of its next item; `HyenaRec.stream()` makes one.
 
     After each event, `scores()` equals `HyenaRec.score` of the history so far up to rounding (1e-5), in
-    evaluation mode and without gradients. An event costs the same at any length; so does the state, of
-    `num_blocks · ((order - 1)(N + C) + (order + 1)(W - 1)) · D + D` numbers (`nbytes`), where N is
-    `num_coeffs`, C the 32 events of a chunk (16 for N <= 9), and W is `short_conv_width`.
+    evaluation mode and without gradients. The cost of an event does not depend on the history's length, nor
+    does the size of the state (`nbytes`): `num_blocks · ((order - 1)(N + C) + (order + 1)(W - 1)) · D + D`
+    numbers, where N is `num_coeffs`, C the 32 events of a chunk (16 for N <= 9), and W is `short_conv_width`.
 
     The model's weights must not change while its streams live: what the convolutions need of them is computed
     once, here, and shared with copies. To serve many users, make one stream and `copy()` it while it is
-    empty. A stream is not for several threads at a time; streams of one model may run side by side.
+    empty. A stream must not be used by several threads at once; different streams of one model may be.
 
     Args:
         model: a model with `legendre` kernels.
 
     Raises:
-        ValueError: if the model's kernels are of another family, which have no state of constant size.
+        ValueError: if the kernels are of another family, which has no state of constant size.
     """
 
     @torch.inference_mode()
@@ -97,22 +97,22 @@ class Stream:
             item: its id, 1..V.
 
         Raises:
-            ValueError: if the id is not one of the catalogue, or the stream has `max_len` events already. The
-                stream is as before then.
-            RuntimeError: if an earlier call was interrupted (Ctrl-C, out of memory) between two blocks,
-                which no longer remember the same events then. The stream's copies from before are sound.
+            ValueError: if the id is not in the catalogue, or the stream already has `max_len` events. The
+                stream is unchanged.
+            RuntimeError: if an earlier call was interrupted (Ctrl-C, out of memory) between two blocks, which
+                then no longer hold the same events. Earlier copies of the stream are still valid.
         """
         self.extend((item,))
 
     @torch.inference_mode()
     def extend(self, items: Iterable[int]) -> None:
-        """Adds several events, oldest first: what `append` does for each, but sooner.
+        """Adds several events, oldest first: like `append` for each, but faster.
 
         Args:
             items: ids, 1..V.
 
         Raises:
-            ValueError: as for `append`; no event is added then.
+            ValueError: as for `append`; no event is added.
             RuntimeError: as for `append`.
         """
         self._require_whole()
@@ -121,7 +121,7 @@ class Stream:
         if self._length + len(ids) > max_len:
             raise ValueError(
                 f"a stream must have at most max_len = {max_len} events, got {self._length + len(ids)}: "
-                "begin another one and extend it by the latest of them"
+                "start a new one and extend it by the latest events"
             )
         if not ids:
             return
@@ -135,12 +135,12 @@ class Stream:
         self._length += len(ids)
         self._whole = True
 
-    @torch.no_grad()  # no inference mode, whose tensors cannot be changed in place: callers mask scores
+    @torch.no_grad()  # not inference mode, whose tensors cannot be changed in place: callers mask scores
     def scores(self) -> Tensor:
-        """Scores of the next event, `[V]`: entry j is item j + 1's.
+        """Scores of the next event, `[V]`: entry j belongs to item j + 1.
 
         Raises:
-            ValueError: if there has been no event yet.
+            ValueError: if there are no events yet.
             RuntimeError: as for `append`.
         """
         self._require_whole()
@@ -151,7 +151,7 @@ class Stream:
 
     @torch.inference_mode()
     def copy(self) -> Stream:
-        """A stream with the same history, which goes its own way from here on.
+        """An independent stream with the same history.
 
         Raises:
             RuntimeError: as for `append`.
@@ -163,7 +163,7 @@ class Stream:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory for this stream alone: without the model and what copies share."""
+        """Bytes of this stream's own state, without the model and what copies share."""
         return self._last.nbytes + sum(block.nbytes for block in self._blocks)
 
     def _require_whole(self) -> None:

@@ -1,4 +1,4 @@
-"""Training conducted from the events to the reported score; each computation lives in the module of its name.
+"""Training from the events to the reported score; the other modules here compute, this one conducts.
 
 `hyenarec.train.train(config)`, `hyenarec train` and `python -m hyenarec.train` are the same. Under `torchrun`
 or `accelerate launch` the processes share the users of every step; the run is the same but for rounding.
@@ -38,11 +38,11 @@ from hyenarec.train.trainer import SELECTION_METRIC, TrainingRun, evaluate_as_as
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished training gives.
+    """The result of a finished training run.
 
     Attributes:
         model: the weights of the best validation, in evaluation mode.
-        test: the one evaluation of these weights on the test targets.
+        test: the single evaluation of these weights on the test targets.
         reference_baselines: the same evaluation of popularity and Markov counts, by name; empty in all
             processes but the main one.
         best_epoch: finished epochs at the best validation.
@@ -64,23 +64,24 @@ class TrainResult:
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Trains a model, keeps the weights of the best validation, and evaluates those once on the test targets.
+    """Trains a model, keeps the weights of the best validation, and evaluates them once on the test targets.
 
-    A model that counts, markov or popularity, is counted instead; all that follows is the same.
+    The models `markov` and `popularity` are counted instead of trained; everything else is the same.
 
-    `config.output_dir` then holds the model (`config.json`, `model.safetensors`, `vocabulary.safetensors`),
-    every figure and how it was made (`report.json`), the curves (`log.jsonl`, `tensorboard`), the settings
-    (`train_config.json`) and the last checkpoint. Torch's random seed is set.
+    Afterwards `config.output_dir` holds the model (`config.json`, `model.safetensors`,
+    `vocabulary.safetensors`), every figure and how it was computed (`report.json`), the learning curves
+    (`log.jsonl`, `tensorboard`), the settings (`train_config.json`) and the last checkpoint. This sets
+    torch's random seed.
 
     Raises:
-        ValueError: the data, the folder or the checkpoint do not fit the configuration.
+        ValueError: the data, the folder or the checkpoint do not match the configuration.
         FloatingPointError: the loss became infinite or not a number; the message names the step.
         TrainingInterrupted: SIGINT or SIGTERM came; a checkpoint is saved, and `resume` continues from it.
     """
     require_usable_folder(config)
     split = split_histories(load_histories(config.data, config.seed), config.data)
     config = with_catalogue(config, split.train.num_items)
-    # Without `cpu`, accelerate takes the processes of a machine without GPUs for as many runs of one process.
+    # On a machine without GPUs accelerate would otherwise treat each process as a run of its own.
     cpu = config.device == "cpu" or not torch.cuda.is_available()
     if cpu and config.precision == "fp16":
         raise ValueError("precision must be no or bf16 on a CPU, got 'fp16'")
@@ -92,12 +93,12 @@ def train(config: TrainConfig) -> TrainResult:
         run.train()
         return finish(run)
     finally:
-        # Else this process's next run could not choose its own precision and device.
+        # Otherwise the next run in this process could not choose its own precision and device.
         AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)
 
 
 def finish(run: TrainingRun) -> TrainResult:
-    """Reports the best weights of a training."""
+    """Restores and reports the weights of the best validation."""
     run.model.load_state_dict(run.best)
     run.model.eval()
     return conclude(run.config, run.split, run.model, run.progress, run.accelerator)
@@ -106,9 +107,9 @@ def finish(run: TrainingRun) -> TrainResult:
 def count(config: TrainConfig, split: Split, accelerator: Accelerator) -> TrainResult:
     """Makes and reports a model that counts instead of learning.
 
-    The settings of loss, optimiser, steps and epochs are unused. It counts the training events alone, which
-    are all that the other models learn from. A report's baselines also count the events between those and
-    the targets.
+    The settings of the loss, optimiser, steps and epochs are unused. Only the training events are counted,
+    the same that other models learn from; the reference baselines of a report also count the events between
+    those and the targets.
     """
     start = time.perf_counter()
     if accelerator.is_main_process:
@@ -162,7 +163,7 @@ def conclude(
 
 
 def with_catalogue(config: TrainConfig, num_items: int) -> TrainConfig:
-    """The configuration with the size of the data's catalogue."""
+    """The configuration, with `model.num_items` taken from the data."""
     asked = config.model.num_items
     if asked is not None and asked != num_items:
         raise ValueError(f"model.num_items must be {num_items} as in the data, or null, got {asked}")

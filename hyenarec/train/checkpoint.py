@@ -1,8 +1,7 @@
-"""A training run on disk: one safetensors file, always whole, with all that an exact continuation needs.
+"""A training run on disk: one safetensors file, never half written, with everything to continue exactly.
 
-The tensors' names begin with the part of the run that they belong to (`model.`, `best.`, `optimizer.`,
-`random.`); configuration, progress and a digest of the data lie beside them in the file's metadata. Nothing
-is pickled.
+Each tensor's name begins with the part of the run that it belongs to (`model.`, `best.`, `optimizer.`,
+`random.`); configuration, progress and a digest of the data are in the file's metadata. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ from hyenarec.files import replacing
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 FORMAT = "hyenarec-checkpoint-3"
-"""2 counted a step's windows where 3 counts its events: a run of the one cannot go on as the other."""
+"""Format 2 counted a step's windows, 3 counts its events: a run of one cannot continue as the other."""
 
 MAY_CHANGE = ("epochs", "patience", "checkpoint_every", "output_dir", "resume", "overwrite")
-"""Settings a resumed run may change: they say how far and where to.
+"""Settings that a resumed run may change: how long it trains and where it writes.
 
-Of these `epochs` alone changes what a step computes: the cosine schedule ends with the last epoch, so that
-other epochs stretch or shrink it from there on, and the run is not the one that had them from its beginning.
+Only `epochs` changes what a step computes: the cosine schedule ends with the last epoch, so another number
+stretches or shrinks the rest of it, and the run differs from one that had this number from the beginning.
 """
 
 
 @dataclass
 class Progress:
-    """Where a run stands, next to its tensors.
+    """How far a run has come, besides its tensors.
 
     Attributes:
         epoch: finished epochs; the run continues in the epoch of this number (counted from 0).
@@ -56,7 +55,7 @@ class Progress:
         best_score: best validation NDCG@10 so far; -1, below all, before the first validation.
         best_epoch: finished epochs at that validation.
         validated_epoch: finished epochs at the last validation.
-        loss_scale: state of the gradient scaler; empty but for fp16.
+        loss_scale: state of the gradient scaler; empty unless fp16.
     """
 
     epoch: int = 0
@@ -74,12 +73,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All of a run: its configuration, its progress and its tensors, by the part that they belong to.
+    """Everything of a run: its configuration, its progress and its tensors by part.
 
     Attributes:
         config: the `TrainConfig` as nested dictionaries.
         progress: position, best score, counters.
-        data: the `data_digest` of what the run learns from and is measured on.
+        data: the `data_digest` of its training and evaluation data.
         model: the model's state.
         best: the model's state at the best validation; empty before the first.
         optimizer: the optimiser's state, by `<number of the parameter>.<name>`.
@@ -99,7 +98,7 @@ PARTS = ("model", "best", "optimizer", "random")
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint; `path` is the old one or the new one, whole, at every moment."""
+    """Writes a checkpoint; at any moment `path` holds either the old one or the new one, complete."""
     tensors = {
         f"{part}.{name}": tensor.detach().cpu().contiguous()
         for part in PARTS
@@ -119,7 +118,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Reads what `save_checkpoint` wrote, on the CPU.
 
     Raises:
-        ValueError: the file is no checkpoint of this program.
+        ValueError: the file is not a checkpoint of this program.
     """
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
     try:
@@ -141,12 +140,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def require_same_config(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuses to continue a run under settings that would make it another run.
+    """Refuses to continue a run under settings that would make it a different run.
 
     Args:
-        saved: the settings of the checkpoint, as nested dictionaries. One that it lacks, because there was no
-            such setting yet, counts as its default.
-        current: those of the run that is to continue it.
+        saved: the checkpoint's settings, as nested dictionaries. A setting that did not exist yet counts as
+            its default.
+        current: the settings of the run that is to continue it.
 
     Raises:
         ValueError: names the first setting that differs; those in `MAY_CHANGE` may.
@@ -165,18 +164,18 @@ def require_same_config(saved: Mapping[str, Any], current: Mapping[str, Any]) ->
 
 
 def _same(name: str, before: object, now: object) -> bool:
-    """Whether two values of a setting mean the same; a path does if it leads to the same file."""
+    """Whether two values of a setting mean the same; paths do if they lead to the same file."""
     if name == "data.path":
         return os.path.realpath(str(before)) == os.path.realpath(str(now))
     return before == now
 
 
 def require_same_data(saved: str, current: str, path: str) -> None:
-    """Refuses to continue a run on other data than it began with.
+    """Refuses to continue a run on different data.
 
     Args:
-        saved: the `data_digest` of the checkpoint.
-        current: that of the run that is to continue it.
+        saved: the checkpoint's `data_digest`.
+        current: the `data_digest` of the run that is to continue it.
         path: where the data came from, for the message.
 
     Raises:
@@ -190,7 +189,7 @@ def require_same_data(saved: str, current: str, path: str) -> None:
 
 
 def data_digest(split: Split) -> str:
-    """SHA-256 of all that a run takes from its data: catalogue, training histories and targets."""
+    """SHA-256 of everything that a run uses of its data: catalogue, training histories and targets."""
     digest = hashlib.sha256(json.dumps(split.train.vocabulary.item_ids.tolist()).encode())
     arrays: list[NDArray[Any]] = [split.train.offsets, split.train.items]
     for targets in (split.validation, split.test):
@@ -202,13 +201,13 @@ def data_digest(split: Split) -> str:
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as named tensors; its hyperparameters come from the configuration again."""
+    """The optimiser's state as named tensors, without the hyperparameters, which the configuration has."""
     state = optimizer.state_dict()["state"]
     return {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Gives the optimiser the state that `pack_optimizer` took."""
+    """Restores the state that `pack_optimizer` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         number, _, name = key.partition(".")
@@ -217,7 +216,7 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
 
 
 def random_state() -> dict[str, Tensor]:
-    """This process's random generators, as byte vectors."""
+    """The states of this process's random generators, as byte vectors."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         states["cuda"] = torch.cuda.get_rng_state()
@@ -225,8 +224,8 @@ def random_state() -> dict[str, Tensor]:
 
 
 def restore_random_state(states: Mapping[str, Tensor]) -> None:
-    """Sets this process's random generators to what `random_state` took."""
-    # Copies: torch reads the memory below a view, a row of several processes' states, from its beginning.
+    """Restores what `random_state` returned."""
+    # Copies: of a view, such as one process's row, torch would read the underlying memory from its start.
     torch.set_rng_state(states["cpu"].clone())
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"].clone())

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the training loop answers between two steps."""
+"""Ctrl-C and SIGTERM as requests that the training loop answers between two steps."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class TrainingInterrupted(SystemExit):
-    """A signal has ended the training after a checkpoint was saved.
+    """A signal ended training after a checkpoint was saved.
 
-    Uncaught it ends the process quietly, with the status shells give to the signal: 130 for Ctrl-C, 143 for
-    SIGTERM.
+    If it is not caught, the process exits quietly with the status that shells use for the signal: 130 for
+    Ctrl-C, 143 for SIGTERM.
     """
 
     def __init__(self, number: int) -> None:
@@ -23,9 +23,9 @@ class TrainingInterrupted(SystemExit):
 
 
 class Interrupt:
-    """While entered, SIGINT and SIGTERM only set `number`; a second Ctrl-C interrupts at once, as usual.
+    """Within this context SIGINT and SIGTERM only set `number`; a second Ctrl-C interrupts at once, as usual.
 
-    Outside the main thread, where Python allows no handlers, it does nothing.
+    Outside the main thread, where Python allows no signal handlers, it does nothing.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
-"""A step's own small item table: the rows that it reads, in place of the whole catalogue's.
+"""A step's own small item table: only the rows that it reads, instead of the whole catalogue's.
 
-Where the loss is sampled, a step meets the items of its histories, their targets and the negatives, and no
-others. Taken once, with ids that count within them, they make of the model one with a catalogue of just these
-items: the same code runs on them, the gradient is as large as they are, and no part of a step depends on V.
+With a sampled loss a step uses only the items of its histories, their targets and the negatives. Their rows
+are gathered once and renumbered, which makes the model one with a catalogue of just these items: the same
+code runs on them, the gradient has their size, and no part of a step depends on V.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ TABLE = ("items.weight", "item_bias")
 
 
 class ItemRows:
-    """The rows of a model's item table that belong to some items, as leaves of a graph of their own.
+    """The rows of some items in a model's item table, as leaves of their own autograd graph.
 
     Args:
-        model: whose table they are taken from; its gradients are the rows' only after `give_gradients`.
+        model: the owner of the table; it gets the rows' gradients from `give_gradients`.
         ids: int64 `[U]` on the model's device, ids 1..V, ascending, each once.
 
     Attributes:
         ids: `[U + 1]`: 0 for none, then the given ids.
-        weight: `[U + 1, D]`, rows of the embedding; the first is none's.
+        weight: `[U + 1, D]`, rows of the embedding; the first stands for no item.
         bias: `[U]`.
     """
 
@@ -36,15 +36,15 @@ class ItemRows:
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """What stands in the place of the model's table, by the names of `TABLE`."""
+        """The replacements for the model's table, by the names of `TABLE`."""
         return dict(zip(TABLE, (self.weight, self.bias), strict=True))
 
     def renumber(self, ids: Tensor) -> Tensor:
-        """The same items by their place among these rows: 1..U, and 0 for none. All must be among them."""
+        """The same items by their index among these rows: 1..U, and 0 for none. All must be among them."""
         return torch.searchsorted(self.ids, ids)
 
     def give_gradients(self, model: SequentialModel) -> None:
-        """Makes these rows' gradients those of the model's table: row-sparse ones, in the same memory."""
+        """Gives these rows' gradients to the model's table, row-sparse and in the same memory."""
         ids = self.ids[None, 1:]
         for parameter, index, leaf in (
             (model.items.weight, ids, self.weight),

@@ -18,12 +18,12 @@ from hyenarec.train.item_rows import ItemRows
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """What a sampled loss sees of the catalogue in one step.
+    """The part of the catalogue that a sampled loss uses in one step.
 
     Attributes:
         rows: the rows of the items that the step has as inputs, targets or negatives.
         negatives: int64 ids 1..V: `[K]`, shared by the step's events, or `[events, K]` for `bce`.
-        log_q: `[U]`, for the ids of `rows` the logarithm of the probability to be drawn; None: all alike.
+        log_q: `[U]`, log probability of each item of `rows` to be drawn; None if scores are not corrected.
     """
 
     rows: ItemRows
@@ -32,10 +32,10 @@ class Sample:
 
 
 class NextItemLoss(nn.Module):
-    """A model's loss as a module's forward: what mixed precision and gradient synchronisation wrap.
+    """A model's loss as the forward of a module, which mixed precision and gradient synchronisation can wrap.
 
     Args:
-        model: gives the hidden states and the item vectors.
+        model: provides the hidden states and the item vectors.
         config: which loss.
     """
 
@@ -46,16 +46,16 @@ class NextItemLoss(nn.Module):
     def forward(
         self, items: Tensor, offsets: Tensor | None, targets: Tensor, sample: Sample | None = None
     ) -> Tensor:
-        """Sum of the loss over the positions whose target is an item; targets of 0 are left out.
+        """Sum of the loss over all positions with a target; targets of 0 are ignored.
 
-        Packed batches have a target at every position. Scores are computed for padding, too, then ignored.
+        Packed batches have a target at every position; with padding, scores are computed and then ignored.
         Under autocast, hidden states and item vectors are rounded to its dtype for the products only.
 
         Args:
             items: int64, `[B, L]` or packed `[total]`, as the model takes them.
             offsets: int64 `[B + 1]` of packed sequences.
             targets: int64 like `items`, the item that came next, 1..V, or 0.
-            sample: for a sampled loss. The gradients of the item table are then those of its rows.
+            sample: for a sampled loss only; its rows then receive the gradients of the item table.
 
         Returns:
             A scalar, at least float32.
@@ -89,7 +89,7 @@ class Comparison:
         bias: `[U]`.
         target: `[M]` int64, the row of `weight` that came next; an event with -1 is left out.
         negatives: int64 rows of `weight`: `[K]`, shared by all events, or `[M, K]`.
-        log_q: `[U]`, logarithm of the probability of each row to be drawn; None: all alike.
+        log_q: `[U]`, log probability of each row to be drawn; None if scores are not corrected.
     """
 
     hidden: Tensor

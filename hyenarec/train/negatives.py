@@ -1,4 +1,4 @@
-"""Items that did not come next, drawn for a step: what a sampled loss compares the targets with."""
+"""Negatives: the items drawn for each step that a sampled loss compares the targets with."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hyenarec.data.histories import Histories
 
 
 class Negatives:
-    """The negatives of every step, drawn with replacement; those of a step follow from (seed, epoch, step).
+    """The negatives of every step, drawn with replacement and determined by (seed, epoch, step).
 
-    So a run resumes exactly, and every process draws the same ones without telling the others. A draw costs
-    the same at any size of the catalogue: one by popularity is that of a random training event. Whether a
-    negative happens to be an event's target is for the loss to see, which then leaves it out.
+    So a run resumes exactly, and all processes draw the same ones without communicating. A draw costs the
+    same at any size of the catalogue; one by popularity is the item of a random training event. A negative
+    may happen to be an event's target; the loss then leaves it out.
 
     Args:
-        train: the training histories; its items are known ones.
+        train: the training histories, without unknown items.
         config: number and distribution of the negatives.
         seed: any integer >= 0.
         rank: this process.
@@ -36,7 +36,7 @@ class Negatives:
             self._log_q = (counts / counts.sum()).log().float()
 
     def draw(self, epoch: int, step: int, events: int) -> Tensor:
-        """The negatives of a step over all processes, int64 ids 1..V.
+        """The negatives of a step for all processes, int64 ids 1..V.
 
         Args:
             epoch: counted from 0.
@@ -46,7 +46,7 @@ class Negatives:
         Returns:
             `[K]`, shared by the step's events, or `[events, K]` for `bce`.
         """
-        # The key keeps apart what the order of the windows draws from the same seed.
+        # The key separates these draws from those of the order of the windows, which have the same seed.
         seed = np.random.SeedSequence([self._seed, epoch, step], spawn_key=(1,))
         generator = np.random.Generator(np.random.Philox(seed))
         count = self._config.num_negatives
@@ -57,14 +57,15 @@ class Negatives:
         return torch.from_numpy(self._train.items[drawn].astype(np.int64))
 
     def share(self, drawn: Tensor, events: int) -> Tensor:
-        """Those of a step's negatives that this process's `events` are compared with: `[K]` or `[events, K]`.
+        """The share of a step's negatives for this process's `events`: `[K]` or `[events, K]`.
 
-        Of negatives for each event the processes take turns; one with more events than its turns begins anew.
+        Shared negatives go to every process. Of those for each event, the processes take every n-th in turn;
+        a process with more events than that starts over.
         """
         if drawn.dim() == 1:
             return drawn
         return drawn[(torch.arange(events) * self._world_size + self._rank) % len(drawn)]
 
     def log_q(self, ids: Tensor) -> Tensor | None:
-        """Logarithm of the probability to be drawn of each item; None if scores are not corrected for it."""
+        """Log probability of each item to be drawn; None if scores are not corrected for it."""
         return None if self._log_q is None else self._log_q[ids]

@@ -1,4 +1,4 @@
-"""AdamW, lazy where a gradient is sparse; its rate by the step, and what is decayed by what it is."""
+"""AdamW that is lazy for sparse gradients, its learning rate schedule, and which parameters decay."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from hyenarec.models.kernels import KERNELS
 
 
 class LazyAdamW(torch.optim.AdamW):
-    """AdamW that updates a parameter with a row-sparse gradient in the gradient's rows alone.
+    """AdamW that updates only the rows that occur in a row-sparse gradient.
 
-    A row is treated as AdamW treats a parameter of its own, in those steps in which it has a gradient; any
-    other step leaves its values, moments and number of steps as they are, and costs nothing. The correction
-    for the moments' beginning at zero counts the row's own steps: by the steps of the whole run, as
-    `torch.optim.SparseAdam` counts them, the first updates of a rare row would have another size than those
-    of a frequent one. Weight decay, too, acts on the rows of the gradient only.
+    Each row is treated like a parameter of its own in the steps in which it has a gradient; any other step
+    leaves its values, moments and step count unchanged and costs nothing. Bias correction uses the row's own
+    step count: with the steps of the whole run, as in `torch.optim.SparseAdam`, the first updates of a rare
+    row would have a different size from those of a frequent one. Weight decay, too, acts only on the rows of
+    the gradient.
 
     With dense gradients this is `torch.optim.AdamW`; with sparse ones that hold every row it is the same up
     to rounding. A parameter's gradients are either all dense or all sparse.
 
-    A gradient scaler leaves its scale, and whether a gradient overflowed, on the device, where a step that
-    must be skipped writes what there was: neither for AdamW's own parameters nor for rows does a GPU wait.
+    A gradient scaler keeps its scale, and whether a gradient overflowed, on the device; a step that must be
+    skipped writes the old values there. So the host never waits for a GPU, for AdamW's own parameters or for
+    rows.
 
     Args:
-        groups: parameters, or groups of them with settings of their own, as every optimiser takes them.
+        groups: parameters, or parameter groups, as every optimiser takes them.
         lr: learning rate.
         betas: exponential decay rates of the two moments.
 
@@ -55,7 +56,7 @@ class LazyAdamW(torch.optim.AdamW):
             if parameter.grad is not None and parameter.grad.is_sparse
         ]
         for _, parameter, _ in sparse:
-            parameter.grad = None  # AdamW passes it over
+            parameter.grad = None  # AdamW skips it
         super().step()
         for group, parameter, gradient in sparse:
             self._step_rows(group, parameter, gradient.coalesce())
@@ -63,7 +64,7 @@ class LazyAdamW(torch.optim.AdamW):
         return loss
 
     def _step_rows(self, group: dict[str, Any], parameter: Tensor, gradient: Tensor) -> None:
-        """Updates the rows that `gradient` holds, in time and memory that depend on their number alone."""
+        """Updates the rows in `gradient`, in time and memory that depend only on their number."""
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(len(parameter), device=parameter.device)
@@ -75,7 +76,7 @@ class LazyAdamW(torch.optim.AdamW):
         second = state["exp_avg_sq"].index_select(0, index).mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         for name, rows in (("step", step), ("exp_avg", first), ("exp_avg_sq", second)):
             self._write_rows(state[name], index, rows)
-        # 1 - beta^step in float64, for it begins as a small difference; one number a row.
+        # 1 - beta^step in float64, for at first it is a small difference; one number a row.
         step = step.double().view(-1, *(1,) * (grad.dim() - 1))
         rate = (lr / (1 - beta1**step)).to(grad.dtype)
         scale = (1 - beta2**step).sqrt_().to(grad.dtype)
@@ -84,12 +85,12 @@ class LazyAdamW(torch.optim.AdamW):
         self._write_rows(parameter, index, rows)
 
     def _unscaled(self, gradient: Tensor) -> Tensor:
-        """The gradient without the scale that a gradient scaler has left in it, if there is one."""
+        """The gradient without the scale of a gradient scaler, if there is one."""
         scale: Tensor | None = getattr(self, "grad_scale", None)
         return gradient if scale is None else gradient / scale
 
     def _write_rows(self, table: Tensor, index: Tensor, rows: Tensor) -> None:
-        """Puts the rows into the table, unless a gradient scaler has found that a gradient overflowed."""
+        """Writes the rows into the table, unless a gradient scaler found that a gradient overflowed."""
         overflowed: Tensor | None = getattr(self, "found_inf", None)
         if overflowed is not None:
             rows = torch.where(overflowed > 0, table.index_select(0, index), rows)
@@ -97,7 +98,7 @@ class LazyAdamW(torch.optim.AdamW):
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> LazyAdamW:
-    """AdamW over two groups of the model's parameters: those that decay, then all others."""
+    """AdamW over two parameter groups: those with weight decay, then all others."""
     decayed, others = parameter_groups(model)
     return LazyAdamW(
         [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
@@ -107,11 +108,11 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> LazyAdamW:
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Splits the parameters into those that weight decay shrinks and those that it leaves alone.
+    """Splits the parameters into those with weight decay and those without.
 
-    Decayed are the matrices of linear and recurrent layers: zero is their neutral value. Not decayed are
-    biases, norms, embeddings, convolution taps, and all that makes a long kernel, linear layers included:
-    shrinking a decay rate, a coefficient or a filter's phase changes a shape, not a size.
+    The matrices of linear and recurrent layers decay: zero is their neutral value. Biases, norms, embeddings,
+    convolution taps and everything that makes a long kernel, linear layers included, do not: shrinking a
+    decay rate, a coefficient or a filter's phase changes a kernel's shape, not its size.
     """
     kernels = tuple(KERNELS.values())
     in_kernels = {p for module in model.modules() if isinstance(module, kernels) for p in module.parameters()}
@@ -124,8 +125,8 @@ def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:
     """The learning rate of a step, counted from 0 over the whole run.
 
-    It grows linearly to the peak, which step `warmup_steps` is the first to have; then it stays, or follows
-    half a cosine down to `final_rate` x the peak, which the last step, `total_steps - 1`, has.
+    It grows linearly to the peak, which it reaches at step `warmup_steps`; then it stays there, or follows
+    half a cosine down to `final_rate` x the peak at the last step, `total_steps - 1`.
     """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / (config.warmup_steps + 1)

@@ -1,4 +1,4 @@
-"""A run's folder: whether a run may use it, what begins it, and the settings in it."""
+"""A run's folder: whether a run may use it, how it is prepared, and the settings in it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hyenarec.train.run_log import LOG_FILE, TENSORBOARD_FOLDER
 
 
 def require_usable_folder(config: TrainConfig) -> None:
-    """Refuses to write over another run without being told to."""
+    """Refuses to overwrite another run without being told to."""
     folder = Path(config.output_dir)
     has_run = any((folder / name).exists() for name in (CHECKPOINT_FILE, WEIGHTS_FILE))
     if has_run and not (config.resume or config.overwrite):
@@ -29,7 +29,7 @@ def require_usable_folder(config: TrainConfig) -> None:
 
 
 def begin_folder(config: TrainConfig) -> None:
-    """Leaves nothing of an earlier run in the folder that a later resume could take for this one."""
+    """Removes everything of an earlier run that a later resume could mistake for this one's."""
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if config.overwrite:
@@ -41,14 +41,14 @@ def begin_folder(config: TrainConfig) -> None:
 
 
 def write_settings(config: TrainConfig) -> None:
-    """Writes the settings that continue this run, or start another, from any working directory."""
+    """Writes the settings; they continue this run, or start another, from any working directory."""
     as_new = dataclasses.replace(located(config), resume=False, overwrite=False)
     text = json.dumps(to_dict(as_new), indent=2) + "\n"
     write_atomically(Path(config.output_dir) / CONFIG_OF_RUN, text.encode())
 
 
 def located(config: TrainConfig) -> TrainConfig:
-    """The settings with absolute paths; links stay, for a file's name may tell its format."""
+    """The settings with absolute paths; links are kept, for a file's name may tell its format."""
     data = config.data
     if data.path != SYNTHETIC:
         data = dataclasses.replace(data, path=str(Path(data.path).absolute()))

@@ -17,12 +17,12 @@ TENSORBOARD_FOLDER = "tensorboard"
 class RunLog:
     """One record an epoch, in `log.jsonl` (one JSON object a line) and in TensorBoard.
 
-    A run that continues from a checkpoint takes back what it had logged after it, so no epoch is there twice;
-    a run that begins takes back all that another one left in the folder.
+    A run that continues from a checkpoint removes what it had logged after that checkpoint, so that no epoch
+    appears twice; a new run removes everything that another one left in the folder.
 
     Args:
         folder: the run's folder.
-        epochs: finished epochs of the run; later records are taken back.
+        epochs: finished epochs of the run; later records are removed.
         steps: steps that the run has taken.
     """
 
@@ -48,7 +48,7 @@ class RunLog:
         self._tensorboard.close()
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """Adds the record of an epoch; its `epoch` and `step` say where it belongs."""
+        """Adds an epoch's record, with its `epoch` and `step`."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for name, value in record.items():
@@ -60,12 +60,12 @@ class RunLog:
         self._tensorboard.flush()
 
     def scalar(self, name: str, value: float, step: int) -> None:
-        """Adds one number to TensorBoard alone."""
+        """Adds one number to TensorBoard only."""
         self._tensorboard.add_scalar(name, value, step)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run's `log.jsonl`; a last line that a kill has cut short is left out."""
+    """The records of a run's `log.jsonl`; a last line cut short by a kill is left out."""
     path = folder / LOG_FILE
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}\n")]

@@ -46,20 +46,20 @@ from hyenarec.train.run_log import RunLog
 from hyenarec.transfer import Readback, to_device
 
 SELECTION_METRIC = "NDCG@10"
-"""The validation figure that chooses the weights and stops the training."""
+"""The validation figure that selects the weights and decides when to stop."""
 
 STEPS_BETWEEN_POINTS = 10
-"""Steps from one point of TensorBoard's curve of the loss within an epoch to the next."""
+"""Steps between two points of the loss curve in TensorBoard."""
 
 
 class TrainingRun:
-    """The state of one run and what changes it.
+    """The state of one run and the loop that advances it.
 
-    Every process of a distributed run has one, and all take the same decisions at the same step; only the
-    main process writes and prints.
+    Each process of a distributed run has one, and all make the same decisions at the same step; only the main
+    process writes files and prints.
 
     Args:
-        config: the settings, `model.num_items` among them.
+        config: the settings, including `model.num_items`.
         split: training histories and evaluation targets.
         accelerator: device, precision and processes.
 
@@ -94,9 +94,9 @@ class TrainingRun:
             )
             table = [f"model.{name}" for name in TABLE]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, table)  # type: ignore[no-untyped-call]
-        # The batches are not prepared: ours are the same number on every process, and exactly resumable.
+        # The batches are not prepared: ours are equally many on every process, and resume exactly.
         self.loss, self.optimizer = accelerator.prepare(loss, optimizer)
-        torch.manual_seed(config.seed + 1 + accelerator.process_index)  # each process drops out its own
+        torch.manual_seed(config.seed + 1 + accelerator.process_index)  # each process has its own dropout
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self._interrupt = Interrupt()
@@ -129,18 +129,18 @@ class TrainingRun:
                 if self._over_processes(asked).item() > 0:
                     self._leave()
         self._log = None
-        if not self.best:  # resumed with as few epochs as were done, none of them validated
+        if not self.best:  # resumed for no further epochs, and none of the earlier ones was validated
             self._keep_if_best(self.evaluate(self.split.validation, "validation"))
 
     def evaluate(self, targets: Targets, name: str) -> Evaluation:
-        """The current weights' figures; `name` says what the targets are."""
+        """Evaluates the current weights; `name` says what the targets are."""
         title = f"{self.split.name} {name}"
         return evaluate_as_asked(self.config, self.model, targets, title, distributed=self.processes > 1)
 
     # --- steps ---
 
     def _train_epoch(self) -> None:
-        """Takes the steps of the current epoch that are not taken yet."""
+        """Takes the remaining steps of the current epoch."""
         progress, steps = self.progress, self.batches.steps_per_epoch
         title = f"epoch {progress.epoch + 1}/{self.config.epochs}"
         quiet = None if self.is_main else True  # None: no bar where there is no terminal
@@ -167,11 +167,11 @@ class TrainingRun:
         """One step of the optimiser.
 
         Args:
-            batch: this process's part of the step.
+            batch: this process's share of the step.
             events: real targets of the step, over all processes.
 
         Returns:
-            `[2]`, over all processes: the summed loss, and above 0 if one of them was asked to stop.
+            `[2]`, summed over all processes: the loss, and a number above 0 if one of them was asked to stop.
         """
         sample = self._sample(events, len(batch.targets))
         batch = batch.to(self.accelerator.device)
@@ -193,7 +193,7 @@ class TrainingRun:
         return self._over_processes(torch.stack([loss, torch.full_like(loss, self._interrupt.number)]))
 
     def _sample(self, events: int, own_events: int) -> Sample | None:
-        """What a sampled loss needs of the current step; every process has the same rows.
+        """What a sampled loss needs for the current step; every process has the same rows.
 
         Args:
             events: real targets of the step, over all processes.
@@ -212,14 +212,14 @@ class TrainingRun:
         )
 
     def _finish_gradients(self, rows: ItemRows) -> None:
-        """Averages the gradients of the rows over the processes and makes them the item table's."""
+        """Averages the rows' gradients over the processes and hands them to the item table."""
         if self.processes > 1:
             for leaf in (rows.weight, rows.bias):
                 leaf.grad = self.accelerator.reduce(leaf.grad, "mean")
         rows.give_gradients(self.model)
 
     def _read(self) -> None:
-        """Reads what the last step gave: one step late, so that a GPU computes while the next is prepared."""
+        """Reads the last step's result one step late, so that a GPU computes while the next is prepared."""
         if self._unread is None:
             return
         progress, (outcome, events) = self.progress, self._unread
@@ -241,13 +241,13 @@ class TrainingRun:
         return learning_rate(self.progress.total_steps, total, self.config.optimizer)
 
     def _over_processes(self, values: Tensor) -> Tensor:
-        """The sum of every process's values, on each of them."""
+        """The sum over all processes, on each of them."""
         return values if self.processes == 1 else self.accelerator.reduce(values, "sum")
 
     # --- validation ---
 
     def _finish_epoch(self) -> dict[str, Any]:
-        """Validates if it is time to, and returns the epoch's record for the log."""
+        """Validates if it is due, and returns the epoch's record for the log."""
         progress, config = self.progress, self.config
         record: dict[str, Any] = {
             "epoch": progress.epoch + 1,
@@ -281,13 +281,13 @@ class TrainingRun:
     # --- the run on disk ---
 
     def _checkpoint_is_due(self) -> bool:
-        """Within an epoch; at its end there is one in any case, after the validation."""
+        """Whether a checkpoint is due within the epoch; its end always has one, after the validation."""
         every, progress = self.config.checkpoint_every, self.progress
         within = progress.step < self.batches.steps_per_epoch
         return every is not None and progress.total_steps % every == 0 and within
 
     def _save(self) -> None:
-        """Writes the checkpoint; every process adds its random state, and waits until it is written."""
+        """Writes the checkpoint with the random state of every process; all wait until it is written."""
         self._read()
         self._count_time()
         scaler = self.accelerator.scaler
@@ -316,7 +316,7 @@ class TrainingRun:
         return rows
 
     def _resume(self) -> None:
-        """Continues where the folder's checkpoint stands; without one the run starts at its beginning."""
+        """Continues from the folder's checkpoint; without one the run starts at the beginning."""
         path = self.folder / CHECKPOINT_FILE
         if not path.exists():
             self._say(f"{self.folder} has no checkpoint yet: starting at the beginning")
@@ -342,15 +342,15 @@ class TrainingRun:
         self._say(f"resumed {self.folder} {at}")
 
     def _leave(self) -> NoReturn:
-        """Ends the run after a signal; the checkpoint is written."""
+        """Ends the run after a signal; its checkpoint has been written."""
         where = f"after {self.progress.total_steps} steps"
-        self._say(f"stopped {where}; --resume (in place of --overwrite) continues the run in {self.folder}")
+        self._say(f"stopped {where}; --resume (instead of --overwrite) continues the run in {self.folder}")
         raise TrainingInterrupted(self._interrupt.number or signal.SIGTERM)
 
     # --- what the user sees ---
 
     def _open_log(self) -> RunLog | nullcontext[None]:
-        """The log of the main process; the others have none."""
+        """The log; only the main process has one."""
         if not self.is_main:
             return nullcontext()
         return RunLog(self.folder, self.progress.epoch, self.progress.total_steps)
@@ -379,7 +379,7 @@ class TrainingRun:
 def evaluate_as_asked(
     config: TrainConfig, model: Recommender, targets: Targets, title: str, *, distributed: bool
 ) -> Evaluation:
-    """A model's figures by the protocol of the settings; `title` says what the targets are."""
+    """Evaluates a model by the protocol in the settings; `title` says what the targets are."""
     return evaluate(
         model,
         targets,

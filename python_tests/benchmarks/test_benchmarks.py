@@ -1,4 +1,4 @@
-"""What the benchmarks compare is the same function, and the floor that they state is counted right."""
+"""What the benchmarks compare is the same function."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from types import ModuleType
 import pytest
 import torch
 
-from hyenarec import _C
 from hyenarec.config import ModelConfig
 from hyenarec.data import Batch
 
@@ -20,11 +19,6 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 def convolutions(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(FOLDER)
     return importlib.import_module("convolutions")
-
-
-@pytest.fixture
-def floor(convolutions: ModuleType) -> ModuleType:
-    return importlib.import_module("legendre_floor")
 
 
 def test_formulations_agree_forward_and_backward(convolutions: ModuleType) -> None:
@@ -49,26 +43,6 @@ def test_movielens_lengths_are_like_movielens(convolutions: ModuleType) -> None:
     assert lengths.median() == pytest.approx(96, rel=0.05)
     assert lengths.double().mean() == pytest.approx(165.6, rel=0.05)
     assert max(convolutions.movielens_lengths(200, 1 << 15).lengths) == 200
-
-
-def test_floor_of_one_chunk_is_a_direct_sum(convolutions: ModuleType, floor: ModuleType) -> None:
-    length = _C.legendre_chunk_length(17)
-    sequences = convolutions.Sequences([length] * 3)
-    direct = length * (length + 1) // 2 + 2 * length  # lags, gates
-    assert floor.multiply_adds(sequences, 1024, 17, "forward") == direct * 3 * convolutions.CHANNELS
-
-
-def test_floor_grows_with_length_and_shares_contractions(convolutions: ModuleType, floor: ModuleType) -> None:
-    def an_element(length: int, count: int, direction: str) -> float:
-        sequences = convolutions.Sequences([length] * count)
-        work: float = floor.multiply_adds(sequences, 16384, 17, direction)
-        return work / sequences.events / convolutions.CHANNELS
-
-    for direction in convolutions.DIRECTIONS:
-        assert an_element(16384, 8, direction) < an_element(16384, 1, direction)
-        # Linear in time, and of a direct sum's 8,192 multiply-adds an element nothing is left.
-        assert an_element(16384, 8, direction) < 1.1 * an_element(4096, 8, direction) < 220
-    assert an_element(1024, 8, "forward + backward") > 3 * an_element(1024, 8, "forward")
 
 
 def test_losses_are_the_same_function(convolutions: ModuleType) -> None:

@@ -346,6 +346,7 @@ print(json.dumps({"events": histories.num_events, "bytes": peak() - before}))
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_at_an_event_s_share_of_two_gigabytes(tmp_path):
     """20 million events in 2 GB are 100 bytes each; half a million, shuffled, have to live on that."""
     rng = np.random.default_rng(0)

@@ -497,6 +497,7 @@ def evaluate_in_process(rank: int, world_size: int, port: int, folder: Path) -> 
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_processes_share_the_users_and_agree(tmp_path: Path) -> None:
     mp.spawn(evaluate_in_process, args=(2, free_port(), tmp_path), nprocs=2)
     for users in (1, 13):

@@ -75,6 +75,7 @@ def cases() -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
                 yield function, fault
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("operator", "fault"), list(cases()))
 def test_doctor_notices_a_fault(
     operator: str,

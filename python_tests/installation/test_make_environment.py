@@ -22,6 +22,7 @@ def make_environment(folder: Path, **environment: str) -> subprocess.CompletedPr
     return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_without_a_package_index_there_is_one_sentence_and_no_environment(tmp_path: Path) -> None:
     done = make_environment(tmp_path / "venv")
     assert done.returncode == 1
@@ -33,6 +34,7 @@ def test_without_a_package_index_there_is_one_sentence_and_no_environment(tmp_pa
     assert not (tmp_path / "venv").exists()
 
 
+@pytest.mark.slow
 def test_a_broken_connection_is_named(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # nobody listens there
@@ -55,6 +57,7 @@ def wheels(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_environment_is_made_once(tmp_path: Path, wheels: Path) -> None:
     folder = tmp_path / "venv"
     pip = [str(folder / "bin" / "python"), "-m", "pip", "--version"]

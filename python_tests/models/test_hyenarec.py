@@ -53,7 +53,7 @@ def layer_norm(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
 
 
 def by_hand(model: HyenaRec, items: Tensor) -> Tensor:
-    """The formulas at the top of hyenarec/model.py for one sequence `[L]`, Legendre family -> `[L, D]`."""
+    """The formulas at the top of models/hyenarec.py for one sequence `[L]`, Legendre family -> `[L, D]`."""
     w, config = dict(model.state_dict()), model.config
     x = w["items.weight"][items] * math.sqrt(config.dim)
     for block in range(config.num_blocks):

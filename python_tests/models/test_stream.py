@@ -154,7 +154,7 @@ def test_wrong_events_change_nothing() -> None:
     for wrong in (0, 61, -1, 2.0, "7", None):
         with pytest.raises(ValueError, match=f"item must be an integer in 1..V = 1..60, got {wrong!r}"):
             stream.append(wrong)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"at most max_len = 40 events, got 41: begin another one"):
+    with pytest.raises(ValueError, match=r"at most max_len = 40 events, got 41: start a new one"):
         stream.extend([1, 2])
     with pytest.raises(ValueError, match="got 0"):
         stream.extend([1, 0])

@@ -16,6 +16,10 @@ from torch import Tensor
 Arguments = dict[str, Any]
 MakeDecay = Callable[[int, int], Tensor]  # from channels and horizon
 
+# What goes beside activations in 16 bits without being one: these stay in float32.
+PARAMETERS = {"kernel", "coeffs", "decay", "skip", "weight", "bias", "short_weight", "short_bias", "log_q"}
+# Tensor arguments without a gradient.
+CONSTANTS = {"offsets", "target", "candidates", "log_q", "seed"}
 GATES = ("pre_gate", "post_gate")
 OPTIONAL = ("skip", *GATES)  # of fft_conv and legendre_conv
 

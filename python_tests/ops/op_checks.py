@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from devices import DEVICES as DEVICES
-from op_cases import Arguments, random
+from op_cases import CONSTANTS, PARAMETERS, Arguments, random
 from torch import Tensor
 
 from hyenarec import ops, reference
@@ -18,10 +18,6 @@ LENGTHS = [0, 1, 2, 7, 64, 200, 1021, 4096]
 HALF_TYPES = {"cpu": [torch.bfloat16], "cuda": [torch.bfloat16, torch.float16]}
 # Largest error relative to the largest expected number.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
-# What goes beside activations in 16 bits without being one: these stay in float32.
-PARAMETERS = {"kernel", "coeffs", "decay", "skip", "weight", "bias", "short_weight", "short_bias", "log_q"}
-# Tensor arguments without a gradient.
-CONSTANTS = {"offsets", "target", "candidates", "log_q", "seed"}
 
 
 def converted(arguments: Mapping[str, Any], dtype: torch.dtype, device: str) -> Arguments:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from op_cases import (
+    CONSTANTS,
     Arguments,
     dropout_add_layer_norm_case,
     fft_conv_case,
@@ -21,7 +22,7 @@ from op_cases import (
     random,
     short_conv_case,
 )
-from op_checks import CONSTANTS, converted
+from op_checks import converted
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -218,6 +219,7 @@ def test_exports_with_dynamic_sizes(case: Varying) -> None:
     ("name", "backend"),
     [*((name, "aot_eager") for name in CASES), ("hyena_mixer packed", "inductor")],
 )
+@pytest.mark.slow
 def test_compiles_once_with_backward(name: str, backend: str) -> None:
     """One graph for all inputs, and the eager numbers, gradients included."""
     module, inputs = CASES[name].module(), CASES[name].inputs()

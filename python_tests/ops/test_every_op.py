@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from op_cases import (
+    CONSTANTS,
     GATES,
     LARGE_CASES,
     SMALL_CASES,
@@ -20,7 +21,7 @@ from op_cases import (
     random,
     short_conv_case,
 )
-from op_checks import CONSTANTS, DEVICES, converted, differentiable, error, operator, solve, threads
+from op_checks import DEVICES, converted, differentiable, error, operator, solve, threads
 from torch import Tensor, library
 
 on_devices = pytest.mark.parametrize("device", DEVICES)

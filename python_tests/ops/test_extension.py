@@ -96,6 +96,7 @@ def test_warns_of_a_cpu_build_beside_a_cuda_torch() -> None:
     [(None, "compiled extension is missing"), (b"not a library", "does not load with torch")],
     ids=["missing", "damaged"],
 )
+@pytest.mark.slow
 def test_import_explains_itself(library: bytes | None, message: str, tmp_path: Path) -> None:
     package = tmp_path / "hyenarec"
     package.mkdir()
@@ -112,6 +113,7 @@ def test_import_explains_itself(library: bytes | None, message: str, tmp_path: P
     assert "pip install" in result.stderr
 
 
+@pytest.mark.slow
 def test_needs_no_module_of_this_python() -> None:
     program = "import sys; sys.modules['hyenarec._C'] = None; import hyenarec.train"
     # -P: the package that is tested, not the source tree's folder of the same name.

@@ -130,6 +130,7 @@ def test_equals_the_operators_it_fuses(
 
 @pytest.mark.parametrize(("channels", "dtype"), LARGE_RESULTS)
 @pytest.mark.instruction_sets
+@pytest.mark.slow
 def test_large_results_have_all_channels(channels: int, dtype: torch.dtype) -> None:
     layout = padded(14, 2**18 // channels)
     arguments = converted(hyena_mixer_case(layout, channels, 9), dtype, "cpu")

@@ -11,6 +11,7 @@ import torch
 
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="has no other vectors")
 @pytest.mark.parametrize("capability", ["default", "avx2"])
+@pytest.mark.slow
 def test_narrower_vectors(capability: str) -> None:
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-m", "instruction_sets", "-k", "not cuda"]
     done = subprocess.run(

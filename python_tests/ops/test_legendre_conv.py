@@ -83,6 +83,7 @@ def test_long_history_has_the_same_bits_in_any_batch() -> None:
 
 @pytest.mark.parametrize(("channels", "dtype"), LARGE_RESULTS)
 @pytest.mark.instruction_sets
+@pytest.mark.slow
 def test_large_results_have_all_channels(channels: int, dtype: torch.dtype) -> None:
     layout = padded(14, 2**18 // channels)
     arguments = converted(legendre_conv_case(layout, channels, 9), dtype, "cpu")

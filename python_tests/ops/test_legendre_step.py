@@ -65,6 +65,7 @@ def one_by_one(arguments: Arguments) -> Tensor:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("make_decay", [no_decay, learned_decay, fast_decay])
 @pytest.mark.parametrize(("horizon", "length"), [pair for pair in SCAN_LENGTHS if pair[1] > 0])
+@pytest.mark.slow
 def test_equals_legendre_conv(horizon: int, length: int, make_decay: MakeDecay, device: str) -> None:
     """Wherever chunks and horizon end, with any number of coefficients, also more than lags."""
     for coefficients in (0, 1, 2, 9, 17, 33, 40, 70):

@@ -3,17 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from op_cases import Arguments, linear_cross_entropy_case, random
-from op_checks import (
-    CONSTANTS,
-    DEVICES,
-    HALF_TYPES,
-    assert_matches_oracle,
-    converted,
-    differentiable,
-    error,
-    solve,
-)
+from op_cases import CONSTANTS, Arguments, linear_cross_entropy_case, random
+from op_checks import DEVICES, HALF_TYPES, assert_matches_oracle, converted, differentiable, error, solve
 from torch import Tensor
 
 from hyenarec import ops, reference

@@ -68,6 +68,7 @@ def two_processes(make_config, tmp_path):
     return tmp_path, done.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(two_processes, make_config):
     folder, printed = two_processes
     one = train(make_config("one", dropout=0.0))

@@ -72,6 +72,7 @@ def same_run(one: Path, other: Path) -> bool:
     return logs[0] == logs[1] and weights[0] == weights[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "steps"), [(KILLED_IN_A_STEP, 6), (KILLED_IN_A_CHECKPOINT, 3)], ids=["step", "checkpoint"]
 )
@@ -111,7 +112,7 @@ def test_a_signal_finishes_the_step_and_resuming_is_exact(
             train(make_config())
     assert stopped.value.code == 130 and stopped.value.signal == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is handler
-    assert "--resume (in place of --overwrite) continues the run" in capsys.readouterr().out
+    assert "--resume (instead of --overwrite) continues the run" in capsys.readouterr().out
     saved = load_checkpoint(tmp_path / "run" / "checkpoint.safetensors")
     assert step < saved.progress.total_steps <= step + 2
     resumed = train(make_config(resume=True))
@@ -137,6 +138,7 @@ def test_a_signal_during_a_validation_is_not_lost(make_config, tmp_path, monkeyp
     assert same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_command_saves_and_leaves_with_the_status_of_the_signal(events, tmp_path, number, status):
     folder = tmp_path / "run"
@@ -157,7 +159,7 @@ def test_the_command_saves_and_leaves_with_the_status_of_the_signal(events, tmp_
     out, err = process.communicate(timeout=300)
     assert process.returncode == status, err
     assert (
-        "--resume (in place of --overwrite) continues the run" in out.splitlines()[-1]
+        "--resume (instead of --overwrite) continues the run" in out.splitlines()[-1]
         and "Traceback" not in err
     )
     assert load_checkpoint(folder / "checkpoint.safetensors").progress.total_steps > 0

@@ -162,6 +162,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(make_config, 
     assert all(tensor.isfinite().all() for tensor in saved.model.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "epochs"),
     [

@@ -42,10 +42,7 @@ void check_rank(const Argument& argument, int64_t rank, const char* layout) {
 }
 
 void check_size(
-    const Argument& argument,
-    int64_t dim,
-    const c10::SymInt& expected,
-    const char* layout,
+    const Argument& argument, int64_t dim, const c10::SymInt& expected, const char* layout,
     const char* symbol) {
   TORCH_SYM_CHECK(
       argument.tensor.sym_size(dim).sym_eq(expected), argument.op, ": ", argument.name, " must be ", layout,
@@ -74,12 +71,8 @@ void check_like(const Argument& argument, const Argument& other) {
 }
 
 void check_parameter(
-    const Argument& parameter,
-    int64_t rank,
-    const c10::SymInt& channels,
-    const char* layout,
-    const char* symbol,
-    const Argument& activation) {
+    const Argument& parameter, int64_t rank, const c10::SymInt& channels, const char* layout,
+    const char* symbol, const Argument& activation) {
   check_rank(parameter, rank, layout);
   check_size(parameter, 0, channels, layout, symbol);
   const auto why = std::string("beside this ") + activation.name;
@@ -88,9 +81,7 @@ void check_parameter(
 }
 
 void check_sequences(
-    const Argument& activation,
-    const std::optional<at::Tensor>& offsets,
-    const char* padded,
+    const Argument& activation, const std::optional<at::Tensor>& offsets, const char* padded,
     const char* packed) {
   if (!offsets) {
     check_rank(activation, 3, (std::string(padded) + " when no offsets are given").c_str());

@@ -34,10 +34,7 @@ void check_device(const Argument& argument, const Argument& other);
 void check_rank(const Argument& argument, int64_t rank, const char* layout);
 // `symbol` names the dimension that is compared, as in "D".
 void check_size(
-    const Argument& argument,
-    int64_t dim,
-    const c10::SymInt& expected,
-    const char* layout,
+    const Argument& argument, int64_t dim, const c10::SymInt& expected, const char* layout,
     const char* symbol);
 
 void check_shape(const Argument& argument, const Argument& other);
@@ -46,18 +43,12 @@ void check_like(const Argument& argument, const Argument& other);
 
 // A parameter of `rank` dimensions, the first one `channels` (`symbol` in `layout`), beside an activation.
 void check_parameter(
-    const Argument& parameter,
-    int64_t rank,
-    const c10::SymInt& channels,
-    const char* layout,
-    const char* symbol,
-    const Argument& activation);
+    const Argument& parameter, int64_t rank, const c10::SymInt& channels, const char* layout,
+    const char* symbol, const Argument& activation);
 
 // An activation in sequences: `packed` (2 dimensions) with offsets [S + 1], `padded` (3 dimensions) without.
 void check_sequences(
-    const Argument& activation,
-    const std::optional<at::Tensor>& offsets,
-    const char* padded,
+    const Argument& activation, const std::optional<at::Tensor>& offsets, const char* padded,
     const char* packed);
 
 // horizon >= 1, and padded sequences no longer than it. The length of packed ones is a value: see

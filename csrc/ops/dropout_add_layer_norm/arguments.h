@@ -51,16 +51,9 @@ using DropoutAddLayerNormGradients = std::tuple<at::Tensor, at::Tensor, at::Tens
 DropoutAddLayerNormGradients dropout_add_layer_norm_backward(
     const DropoutAddLayerNormBackwardArguments& arguments);
 using DropoutAddLayerNormBackward = DropoutAddLayerNormGradients(
-    const OptionalTensor& grad_normed,
-    const OptionalTensor& grad_sum,
-    const at::Tensor& sum,
-    const at::Tensor& mean,
-    const at::Tensor& rstd,
-    const at::Tensor& weight,
-    double p,
-    const OptionalTensor& seed,
-    at::ScalarType branch_dtype,
-    std::array<bool, 4> needs_grad);
+    const OptionalTensor& grad_normed, const OptionalTensor& grad_sum, const at::Tensor& sum,
+    const at::Tensor& mean, const at::Tensor& rstd, const at::Tensor& weight, double p,
+    const OptionalTensor& seed, at::ScalarType branch_dtype, std::array<bool, 4> needs_grad);
 
 namespace detail {
 

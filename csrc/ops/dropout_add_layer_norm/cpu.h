@@ -201,11 +201,8 @@ struct GradientMeans {
 // nullptr.
 template <typename V, typename branch_t, typename sum_t, typename Normalized>
 HYENAREC_INLINE GradientMeans<simd::LaneOf<V>> gradient_means(
-    const Backward<branch_t, sum_t>& call,
-    const sum_t* grad_normed,
-    const Normalized& normalized,
-    simd::LaneOf<V>* of_weight,
-    simd::LaneOf<V>* of_bias) {
+    const Backward<branch_t, sum_t>& call, const sum_t* grad_normed, const Normalized& normalized,
+    simd::LaneOf<V>* of_weight, simd::LaneOf<V>* of_bias) {
   V grads{}, products{};
   over_channels<simd::kLanes<V>>(call.channels, [&](int64_t d, auto count) HYENAREC_INLINE_LAMBDA {
     const V grad = simd::load_first<V>(grad_normed + d, count);
@@ -223,10 +220,7 @@ HYENAREC_INLINE GradientMeans<simd::LaneOf<V>> gradient_means(
 
 template <typename V, typename branch_t, typename sum_t>
 HYENAREC_INLINE void backward_row(
-    const Backward<branch_t, sum_t>& call,
-    Dropout<V>& dropout,
-    int64_t row,
-    simd::LaneOf<V>* of_weight,
+    const Backward<branch_t, sum_t>& call, Dropout<V>& dropout, int64_t row, simd::LaneOf<V>* of_weight,
     simd::LaneOf<V>* of_bias) {
   using compute = simd::LaneOf<V>;
   constexpr int lanes = simd::kLanes<V>;

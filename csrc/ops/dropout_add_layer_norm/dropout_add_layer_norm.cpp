@@ -13,13 +13,8 @@
 namespace hyenarec {
 
 std::tuple<at::Tensor, at::Tensor> dropout_add_layer_norm(
-    const at::Tensor& branch,
-    const OptionalTensor& residual,
-    const at::Tensor& weight,
-    const at::Tensor& bias,
-    double p,
-    double eps,
-    const OptionalTensor& seed) {
+    const at::Tensor& branch, const OptionalTensor& residual, const at::Tensor& weight,
+    const at::Tensor& bias, double p, double eps, const OptionalTensor& seed) {
   static const auto op = detail::find_operator<decltype(dropout_add_layer_norm)>("dropout_add_layer_norm");
   return op.call(branch, residual, weight, bias, p, eps, seed);
 }

@@ -27,12 +27,8 @@ namespace hyenarec {
 // Differentiable in branch, residual, weight and bias (once). Throws c10::Error naming the argument that is
 // wrong.
 HYENAREC_API std::tuple<at::Tensor, at::Tensor> dropout_add_layer_norm(
-    const at::Tensor& branch,
-    const std::optional<at::Tensor>& residual,
-    const at::Tensor& weight,
-    const at::Tensor& bias,
-    double p = 0,
-    double eps = 1e-5,
+    const at::Tensor& branch, const std::optional<at::Tensor>& residual, const at::Tensor& weight,
+    const at::Tensor& bias, double p = 0, double eps = 1e-5,
     const std::optional<at::Tensor>& seed = std::nullopt);
 
 }  // namespace hyenarec

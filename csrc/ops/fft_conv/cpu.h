@@ -70,12 +70,8 @@ void over_tiles(const Plan& plan, int64_t job, const Run& run) {
 // to[d][t] = from[t][d] gate[t][d] for one sequence; the rows of `to` are `row_stride` apart.
 template <typename scalar_t, typename compute_t>
 HYENAREC_INLINE void gate_and_transpose(
-    const Rows<const scalar_t>& from,
-    const Rows<const scalar_t>& gate,
-    compute_t* to,
-    int64_t row_stride,
-    int64_t length,
-    int64_t channels) {
+    const Rows<const scalar_t>& from, const Rows<const scalar_t>& gate, compute_t* to, int64_t row_stride,
+    int64_t length, int64_t channels) {
   const int64_t whole_length = length / 8 * 8, whole_channels = channels / 8 * 8;
   for (int64_t t = 0; t < whole_length; t += 8) {
     for (int64_t d = 0; d < whole_channels; d += 8) {
@@ -99,12 +95,8 @@ HYENAREC_INLINE void gate_and_transpose(
 // to[t][d] = from[d][t] gate[t][d] for one sequence; the rows of `from` are `row_stride` apart.
 template <typename scalar_t, typename compute_t>
 HYENAREC_INLINE void transpose_and_gate(
-    const compute_t* from,
-    int64_t row_stride,
-    const Rows<const scalar_t>& gate,
-    const Rows<scalar_t>& to,
-    int64_t length,
-    int64_t channels) {
+    const compute_t* from, int64_t row_stride, const Rows<const scalar_t>& gate, const Rows<scalar_t>& to,
+    int64_t length, int64_t channels) {
   const int64_t whole_length = length / 8 * 8, whole_channels = channels / 8 * 8;
   for (int64_t t = 0; t < whole_length; t += 8) {
     for (int64_t d = 0; d < whole_channels; d += 8) {

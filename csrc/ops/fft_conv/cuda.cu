@@ -124,12 +124,8 @@ class Transformer {
 
   // Undefined tensors stand for what is not needed.
   void product(
-      const SpectralProducts& wanted,
-      const Part& part,
-      const at::Tensor& kernel,
-      const at::Tensor& z,
-      const at::Tensor& y,
-      const at::Tensor& grad_kernel) const {
+      const SpectralProducts& wanted, const Part& part, const at::Tensor& kernel, const at::Tensor& z,
+      const at::Tensor& y, const at::Tensor& grad_kernel) const {
     launch(
         product_shape<T>(part.batch, part.channels, geometry_.frequencies), fft_conv_product<T>, part.batch,
         part.channels, geometry_.frequencies, T(1) / static_cast<T>(geometry_.size), wanted, complex(kernel),
@@ -138,12 +134,8 @@ class Transformer {
 
   // signal (spectra when called) times the factors, cropped, into out and second_out where they are wanted.
   void unpack(
-      const at::Tensor& signal,
-      const Part& part,
-      const Source& factor,
-      const at::Tensor& out,
-      const Source& second_factor,
-      const at::Tensor& second_out) const {
+      const at::Tensor& signal, const Part& part, const Source& factor, const at::Tensor& out,
+      const Source& second_factor, const at::Tensor& second_out) const {
     transform(signal, false);
     launch(
         transpose_shape<T>(part.batch, part.channels, geometry_.length), fft_conv_unpack<scalar_t>,

@@ -48,13 +48,8 @@ LaunchShape transpose_shape(int64_t batch, int64_t channels, int64_t times) {
 // Launch over transpose_shape(batch, channels, size).
 template <typename scalar_t>
 __global__ void __launch_bounds__(kTransposeTile* kTransposeRows) fft_conv_pack(
-    int64_t channels,
-    int64_t length,
-    int64_t size,
-    int64_t pitch,
-    Activation<const scalar_t> input,
-    Activation<const scalar_t> gate,
-    accumulate_t<scalar_t>* __restrict__ signal) {
+    int64_t channels, int64_t length, int64_t size, int64_t pitch, Activation<const scalar_t> input,
+    Activation<const scalar_t> gate, accumulate_t<scalar_t>* __restrict__ signal) {
   using T = accumulate_t<scalar_t>;
   HYENAREC_SHARED_MEMORY(T, tile);  // [time, channel]
   const TransposePlace place = transpose_place(channels, size);
@@ -88,13 +83,8 @@ __global__ void __launch_bounds__(kTransposeTile* kTransposeRows) fft_conv_pack(
 //   grad_post_gate        signal: kernel convolved with z    out = grad signal
 template <typename scalar_t>
 __global__ void __launch_bounds__(kTransposeTile* kTransposeRows) fft_conv_unpack(
-    int64_t channels,
-    int64_t length,
-    int64_t pitch,
-    const accumulate_t<scalar_t>* __restrict__ signal,
-    Activation<const scalar_t> factor,
-    Activation<scalar_t> out,
-    Activation<const scalar_t> second_factor,
+    int64_t channels, int64_t length, int64_t pitch, const accumulate_t<scalar_t>* __restrict__ signal,
+    Activation<const scalar_t> factor, Activation<scalar_t> out, Activation<const scalar_t> second_factor,
     Activation<scalar_t> second_out) {
   using T = accumulate_t<scalar_t>;
   HYENAREC_SHARED_MEMORY(T, tile);  // [channel, time]
@@ -168,14 +158,8 @@ LaunchShape product_shape(int64_t batch, int64_t channels, int64_t frequencies) 
 // scale                1 / transform size, since cuFFT's transforms are not normalised
 template <typename T>
 __global__ void __launch_bounds__(kProductThreads) fft_conv_product(
-    int64_t batch,
-    int64_t channels,
-    int64_t frequencies,
-    T scale,
-    SpectralProducts wanted,
-    const Complex<T>* __restrict__ kernel,
-    Complex<T>* __restrict__ z,
-    Complex<T>* __restrict__ y,
+    int64_t batch, int64_t channels, int64_t frequencies, T scale, SpectralProducts wanted,
+    const Complex<T>* __restrict__ kernel, Complex<T>* __restrict__ z, Complex<T>* __restrict__ y,
     Complex<T>* __restrict__ grad_kernel) {
   const int64_t tiles = ceil_div(frequencies, blockDim.x);
   const int64_t channel = blockIdx.x / tiles;

@@ -9,10 +9,7 @@
 namespace hyenarec {
 
 at::Tensor fft_conv(
-    const at::Tensor& u,
-    const at::Tensor& kernel,
-    const OptionalTensor& skip,
-    const OptionalTensor& pre_gate,
+    const at::Tensor& u, const at::Tensor& kernel, const OptionalTensor& skip, const OptionalTensor& pre_gate,
     const OptionalTensor& post_gate) {
   static const auto op = detail::find_operator<decltype(fft_conv)>("fft_conv");
   return op.call(u, kernel, skip, pre_gate, post_gate);

@@ -20,9 +20,7 @@ namespace hyenarec {
 // All on one device. Returns [B, L, D], contiguous, dtype of u; 16-bit inputs are accumulated in float32.
 // Differentiable in every tensor (once). Throws c10::Error naming the argument that is wrong.
 HYENAREC_API at::Tensor fft_conv(
-    const at::Tensor& u,
-    const at::Tensor& kernel,
-    const std::optional<at::Tensor>& skip = std::nullopt,
+    const at::Tensor& u, const at::Tensor& kernel, const std::optional<at::Tensor>& skip = std::nullopt,
     const std::optional<at::Tensor>& pre_gate = std::nullopt,
     const std::optional<at::Tensor>& post_gate = std::nullopt);
 

@@ -30,11 +30,13 @@ struct HyenaMixerBackwardArguments {
   const OptionalTensor& states;
 };
 
+// With a name, nvcc forgets the default arguments, which no template argument may have.
+using HyenaMixerSignature = decltype(hyena_mixer);
+
 // The same result, and the states with which the backward pass on a CPU begins: [rows, N, D] in coeffs'
 // dtype, see ../legendre_scan/cpu/saved_states.h. An operator of the CPU only.
 std::tuple<at::Tensor, at::Tensor> hyena_mixer_with_states(const HyenaMixerArguments& arguments);
-using HyenaMixerWithStates =
-    detail::Returning<std::tuple<at::Tensor, at::Tensor>, decltype(hyena_mixer)>::type;
+using HyenaMixerWithStates = detail::Returning<std::tuple<at::Tensor, at::Tensor>, HyenaMixerSignature>::type;
 
 // Gradients from `grad` (like the result in shape and dtype, any strides): {x, short_weight, short_bias,
 // coeffs, decay, skip}, contiguous, each with its input's shape and dtype. needs_grad selects them in that
@@ -44,8 +46,8 @@ using HyenaMixerWithStates =
 using HyenaMixerGradients =
     std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 HyenaMixerGradients hyena_mixer_backward(const HyenaMixerBackwardArguments& arguments);
-using HyenaMixerBackward = detail::
-    Backward<HyenaMixerGradients, decltype(hyena_mixer), std::array<bool, 6>, const OptionalTensor&>::type;
+using HyenaMixerBackward = detail::Backward<
+    HyenaMixerGradients, HyenaMixerSignature, std::array<bool, 6>, const OptionalTensor&>::type;
 
 namespace detail {
 

@@ -69,18 +69,15 @@ at::Tensor hyena_mixer_autograd_cpu(const HyenaMixerArguments& arguments) {
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, AutogradCPU, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("hyena_mixer", unpacked<decltype(hyena_mixer), hyena_mixer_autograd_cpu>);
+  m.impl("hyena_mixer", detail::unpacked<HyenaMixerSignature, hyena_mixer_autograd_cpu>);
   m.impl("hyena_mixer_with_states", torch::autograd::autogradNotImplementedFallback());
 }
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("hyena_mixer", unpacked<decltype(hyena_mixer), hyena_mixer_autograd>);
+  m.impl("hyena_mixer", detail::unpacked<HyenaMixerSignature, hyena_mixer_autograd>);
   // Second derivatives raise: "derivative for hyenarec::hyena_mixer_backward is not implemented".
   m.impl("hyena_mixer_backward", torch::autograd::autogradNotImplementedFallback());
 }
+
+}  // namespace hyenarec

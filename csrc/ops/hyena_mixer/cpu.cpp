@@ -133,12 +133,11 @@ HyenaMixerGradients hyena_mixer_backward_cpu(const HyenaMixerBackwardArguments& 
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("hyena_mixer", unpacked<decltype(hyena_mixer), hyena_mixer_cpu>);
-  m.impl("hyena_mixer_with_states", unpacked<HyenaMixerWithStates, hyena_mixer_with_states_cpu>);
-  m.impl("hyena_mixer_backward", unpacked<HyenaMixerBackward, hyena_mixer_backward_cpu>);
+  m.impl("hyena_mixer", detail::unpacked<HyenaMixerSignature, hyena_mixer_cpu>);
+  m.impl("hyena_mixer_with_states", detail::unpacked<HyenaMixerWithStates, hyena_mixer_with_states_cpu>);
+  m.impl("hyena_mixer_backward", detail::unpacked<HyenaMixerBackward, hyena_mixer_backward_cpu>);
 }
+
+}  // namespace hyenarec

@@ -47,9 +47,7 @@ class HyenaMixerIO {
  public:
   // `sums`, of HyenaMixerRows::sum_rows() rows, take the gradients; nullptr in a forward pass.
   HYENAREC_INLINE HyenaMixerIO(
-      const HyenaMixerRows<scalar_t, compute_t>& mixer,
-      int64_t chunk,
-      const scan::Task& task,
+      const HyenaMixerRows<scalar_t, compute_t>& mixer, int64_t chunk, const scan::Task& task,
       scan::Sums* sums)
       : mixer_(mixer),
         task_(task),
@@ -287,11 +285,8 @@ class HyenaMixerIO {
 // The short convolution's gradients, [3D, W] and [3D], from the sums over all tasks; nullptr: not wanted.
 template <typename scalar_t, typename compute_t>
 void store_filter_grads(
-    const scan::ScanCall<compute_t>& call,
-    const scan::Sums& sums,
-    const HyenaMixerRows<scalar_t, compute_t>& mixer,
-    compute_t* weight_grad,
-    compute_t* bias_grad) {
+    const scan::ScanCall<compute_t>& call, const scan::Sums& sums,
+    const HyenaMixerRows<scalar_t, compute_t>& mixer, compute_t* weight_grad, compute_t* bias_grad) {
   const int64_t width = mixer.width;
   for (int64_t d = 0; d < mixer.channels; ++d) {
     const auto total = call.total(sums, d);

@@ -146,11 +146,10 @@ HyenaMixerGradients hyena_mixer_backward_cuda(const HyenaMixerBackwardArguments&
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("hyena_mixer", unpacked<decltype(hyena_mixer), hyena_mixer_cuda>);
-  m.impl("hyena_mixer_backward", unpacked<HyenaMixerBackward, hyena_mixer_backward_cuda>);
+  m.impl("hyena_mixer", detail::unpacked<HyenaMixerSignature, hyena_mixer_cuda>);
+  m.impl("hyena_mixer_backward", detail::unpacked<HyenaMixerBackward, hyena_mixer_backward_cuda>);
 }
+
+}  // namespace hyenarec

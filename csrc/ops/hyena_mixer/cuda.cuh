@@ -126,8 +126,8 @@ struct HyenaMixerIO {
   }
 
   __device__ void store_gate_grad(
-      Memory& memory, int64_t channel, int64_t row, int64_t before, int rows, const T (&y)[kScanChunk])
-      const {
+      Memory& memory, int64_t channel, int64_t row, int64_t before, int rows,
+      const T (&y)[kScanChunk]) const {
     T dq[kScanChunk];
     load_rows(grad, channel, row, rows, dq);
 #pragma unroll
@@ -135,8 +135,8 @@ struct HyenaMixerIO {
     store_filter_gradient(memory, 0, channel, row, before, rows, dq);
   }
   __device__ void store_input_grad(
-      Memory& memory, int64_t channel, int64_t row, int64_t before, int rows, const T (&dz)[kScanChunk])
-      const {
+      Memory& memory, int64_t channel, int64_t row, int64_t before, int rows,
+      const T (&dz)[kScanChunk]) const {
     T d[kScanChunk];
 #pragma unroll
     for (int part = 1; part < 3; ++part) {
@@ -149,8 +149,8 @@ struct HyenaMixerIO {
   }
   // d: gradients of the filtered rows.
   __device__ void store_filter_gradient(
-      Memory& memory, int part, int64_t channel, int64_t row, int64_t before, int rows, T (&d)[kScanChunk])
-      const {
+      Memory& memory, int part, int64_t channel, int64_t row, int64_t before, int rows,
+      T (&d)[kScanChunk]) const {
     const int64_t column = part * channels + channel;
     T raw[kScanChunk + kHalo], dx[kScanChunk];
     load_raw(column, row, before, rows, raw);

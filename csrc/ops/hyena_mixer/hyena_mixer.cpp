@@ -11,15 +11,10 @@
 namespace hyenarec {
 
 at::Tensor hyena_mixer(
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const OptionalTensor& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const at::Tensor& skip,
+    const at::Tensor& x, const at::Tensor& short_weight, const OptionalTensor& short_bias,
+    const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon, const at::Tensor& skip,
     const OptionalTensor& offsets) {
-  static const auto op = detail::find_operator<decltype(hyena_mixer)>("hyena_mixer");
+  static const auto op = detail::find_operator<HyenaMixerSignature>("hyena_mixer");
   return op.call(x, short_weight, short_bias, coeffs, decay, std::move(horizon), skip, offsets);
 }
 
@@ -120,7 +115,6 @@ HyenaMixerGradients hyena_mixer_backward_meta(const HyenaMixerBackwardArguments&
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
   m.def(
@@ -136,9 +130,9 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
 }
 
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("hyena_mixer", unpacked<decltype(hyena_mixer), hyena_mixer_meta>);
-  m.impl("hyena_mixer_with_states", unpacked<HyenaMixerWithStates, hyena_mixer_with_states_meta>);
-  m.impl("hyena_mixer_backward", unpacked<HyenaMixerBackward, hyena_mixer_backward_meta>);
+  m.impl("hyena_mixer", detail::unpacked<HyenaMixerSignature, hyena_mixer_meta>);
+  m.impl("hyena_mixer_with_states", detail::unpacked<HyenaMixerWithStates, hyena_mixer_with_states_meta>);
+  m.impl("hyena_mixer_backward", detail::unpacked<HyenaMixerBackward, hyena_mixer_backward_meta>);
 }
+
+}  // namespace hyenarec

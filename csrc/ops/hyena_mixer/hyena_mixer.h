@@ -27,13 +27,8 @@ namespace hyenarec {
 // in float32. Differentiable in every tensor but offsets (once). Throws c10::Error naming the argument that
 // is wrong.
 HYENAREC_API at::Tensor hyena_mixer(
-    const at::Tensor& x,
-    const at::Tensor& short_weight,
-    const std::optional<at::Tensor>& short_bias,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const at::Tensor& skip,
+    const at::Tensor& x, const at::Tensor& short_weight, const std::optional<at::Tensor>& short_bias,
+    const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon, const at::Tensor& skip,
     const std::optional<at::Tensor>& offsets = std::nullopt);
 
 }  // namespace hyenarec

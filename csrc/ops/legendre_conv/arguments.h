@@ -27,11 +27,14 @@ struct LegendreConvBackwardArguments {
   const OptionalTensor& states;
 };
 
+// With a name, nvcc forgets the default arguments, which no template argument may have.
+using LegendreConvSignature = decltype(legendre_conv);
+
 // The same result, and the states with which the backward pass on a CPU begins: [rows, N, D] in coeffs'
 // dtype, see ../legendre_scan/cpu/saved_states.h. An operator of the CPU only.
 std::tuple<at::Tensor, at::Tensor> legendre_conv_with_states(const LegendreConvArguments& arguments);
 using LegendreConvWithStates =
-    detail::Returning<std::tuple<at::Tensor, at::Tensor>, decltype(legendre_conv)>::type;
+    detail::Returning<std::tuple<at::Tensor, at::Tensor>, LegendreConvSignature>::type;
 
 // Gradients from `grad` (like u in shape and dtype, any strides): {u, coeffs, decay, skip, pre_gate,
 // post_gate}, contiguous, each with its input's shape and dtype. needs_grad selects them in that order; one
@@ -41,9 +44,8 @@ using LegendreConvWithStates =
 using LegendreConvGradients =
     std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 LegendreConvGradients legendre_conv_backward(const LegendreConvBackwardArguments& arguments);
-using LegendreConvBackward = detail::
-    Backward<LegendreConvGradients, decltype(legendre_conv), std::array<bool, 6>, const OptionalTensor&>::
-        type;
+using LegendreConvBackward = detail::Backward<
+    LegendreConvGradients, LegendreConvSignature, std::array<bool, 6>, const OptionalTensor&>::type;
 
 namespace detail {
 

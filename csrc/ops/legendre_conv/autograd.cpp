@@ -69,18 +69,15 @@ at::Tensor legendre_conv_autograd_cpu(const LegendreConvArguments& arguments) {
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, AutogradCPU, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("legendre_conv", unpacked<decltype(legendre_conv), legendre_conv_autograd_cpu>);
+  m.impl("legendre_conv", detail::unpacked<LegendreConvSignature, legendre_conv_autograd_cpu>);
   m.impl("legendre_conv_with_states", torch::autograd::autogradNotImplementedFallback());
 }
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("legendre_conv", unpacked<decltype(legendre_conv), legendre_conv_autograd>);
+  m.impl("legendre_conv", detail::unpacked<LegendreConvSignature, legendre_conv_autograd>);
   // Second derivatives raise: "derivative for hyenarec::legendre_conv_backward is not implemented".
   m.impl("legendre_conv_backward", torch::autograd::autogradNotImplementedFallback());
 }
+
+}  // namespace hyenarec

@@ -126,12 +126,12 @@ LegendreConvGradients legendre_conv_backward_cpu(const LegendreConvBackwardArgum
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("legendre_conv", unpacked<decltype(legendre_conv), legendre_conv_cpu>);
-  m.impl("legendre_conv_with_states", unpacked<LegendreConvWithStates, legendre_conv_with_states_cpu>);
-  m.impl("legendre_conv_backward", unpacked<LegendreConvBackward, legendre_conv_backward_cpu>);
+  m.impl("legendre_conv", detail::unpacked<LegendreConvSignature, legendre_conv_cpu>);
+  m.impl(
+      "legendre_conv_with_states", detail::unpacked<LegendreConvWithStates, legendre_conv_with_states_cpu>);
+  m.impl("legendre_conv_backward", detail::unpacked<LegendreConvBackward, legendre_conv_backward_cpu>);
 }
+
+}  // namespace hyenarec

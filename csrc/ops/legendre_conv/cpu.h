@@ -64,18 +64,14 @@ class LegendreConvIO {
   }
 
   HYENAREC_INLINE void watch_read(
-      std::initializer_list<const Rows<const scalar_t>*> activations,
-      int64_t s,
-      int64_t begin,
+      std::initializer_list<const Rows<const scalar_t>*> activations, int64_t s, int64_t begin,
       scan::LookAhead& ahead) const {
     for (const auto* a : activations) {
       if (a->data) ahead.read(row(*a, s, begin), a->row_stride * sizeof(scalar_t), row_bytes());
     }
   }
   HYENAREC_INLINE void watch_written(
-      std::initializer_list<const Rows<scalar_t>*> activations,
-      int64_t s,
-      int64_t begin,
+      std::initializer_list<const Rows<scalar_t>*> activations, int64_t s, int64_t begin,
       scan::LookAhead& ahead) const {
     for (const auto* a : activations) {
       if (a->data) writer_.watch(row(*a, s, begin), a->row_stride * sizeof(scalar_t), row_bytes(), ahead);
@@ -87,11 +83,7 @@ class LegendreConvIO {
 
   // values = a gate
   HYENAREC_INLINE void load_gated(
-      const Rows<const scalar_t>& a,
-      const Rows<const scalar_t>& gate,
-      int64_t s,
-      int64_t begin,
-      int64_t rows,
+      const Rows<const scalar_t>& a, const Rows<const scalar_t>& gate, int64_t s, int64_t begin, int64_t rows,
       const Tile& values) const {
     const scalar_t* from = row(a, s, begin);
     const scalar_t* factor = gate.data ? row(gate, s, begin) : nullptr;
@@ -106,12 +98,8 @@ class LegendreConvIO {
   }
   // to = values gate
   HYENAREC_INLINE void store_gated(
-      const Tile& values,
-      const Rows<const scalar_t>& gate,
-      const Rows<scalar_t>& to,
-      int64_t s,
-      int64_t begin,
-      int64_t rows) const {
+      const Tile& values, const Rows<const scalar_t>& gate, const Rows<scalar_t>& to, int64_t s,
+      int64_t begin, int64_t rows) const {
     scalar_t* out = row(to, s, begin);
     const scalar_t* factor = gate.data ? row(gate, s, begin) : nullptr;
     for (int64_t t = 0; t < rows; ++t, out += to.row_stride) {

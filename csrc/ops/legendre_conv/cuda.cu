@@ -94,11 +94,10 @@ LegendreConvGradients legendre_conv_backward_cuda(const LegendreConvBackwardArgu
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("legendre_conv", unpacked<decltype(legendre_conv), legendre_conv_cuda>);
-  m.impl("legendre_conv_backward", unpacked<LegendreConvBackward, legendre_conv_backward_cuda>);
+  m.impl("legendre_conv", detail::unpacked<LegendreConvSignature, legendre_conv_cuda>);
+  m.impl("legendre_conv_backward", detail::unpacked<LegendreConvBackward, legendre_conv_backward_cuda>);
 }
+
+}  // namespace hyenarec

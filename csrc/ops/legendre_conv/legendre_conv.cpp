@@ -10,15 +10,10 @@
 namespace hyenarec {
 
 at::Tensor legendre_conv(
-    const at::Tensor& u,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
-    const OptionalTensor& skip,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate,
+    const at::Tensor& u, const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon,
+    const OptionalTensor& skip, const OptionalTensor& pre_gate, const OptionalTensor& post_gate,
     const OptionalTensor& offsets) {
-  static const auto op = detail::find_operator<decltype(legendre_conv)>("legendre_conv");
+  static const auto op = detail::find_operator<LegendreConvSignature>("legendre_conv");
   return op.call(u, coeffs, decay, std::move(horizon), skip, pre_gate, post_gate, offsets);
 }
 
@@ -94,7 +89,6 @@ LegendreConvGradients legendre_conv_backward_meta(const LegendreConvBackwardArgu
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
   m.def(
@@ -110,9 +104,10 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
 }
 
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("legendre_conv", unpacked<decltype(legendre_conv), legendre_conv_meta>);
-  m.impl("legendre_conv_with_states", unpacked<LegendreConvWithStates, legendre_conv_with_states_meta>);
-  m.impl("legendre_conv_backward", unpacked<LegendreConvBackward, legendre_conv_backward_meta>);
+  m.impl("legendre_conv", detail::unpacked<LegendreConvSignature, legendre_conv_meta>);
+  m.impl(
+      "legendre_conv_with_states", detail::unpacked<LegendreConvWithStates, legendre_conv_with_states_meta>);
+  m.impl("legendre_conv_backward", detail::unpacked<LegendreConvBackward, legendre_conv_backward_meta>);
 }
+
+}  // namespace hyenarec

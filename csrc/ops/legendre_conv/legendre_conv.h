@@ -29,10 +29,7 @@ namespace hyenarec {
 // All on one device. Returns a contiguous tensor like u; 16-bit inputs are accumulated in float32.
 // Differentiable in every tensor but offsets (once). Throws c10::Error naming the argument that is wrong.
 HYENAREC_API at::Tensor legendre_conv(
-    const at::Tensor& u,
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
+    const at::Tensor& u, const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon,
     const std::optional<at::Tensor>& skip = std::nullopt,
     const std::optional<at::Tensor>& pre_gate = std::nullopt,
     const std::optional<at::Tensor>& post_gate = std::nullopt,

@@ -17,10 +17,7 @@ class LegendreKernel : public torch::autograd::Function<LegendreKernel> {
   static constexpr bool is_traceable = true;
 
   static at::Tensor forward(
-      AutogradContext* ctx,
-      const at::Tensor& coeffs,
-      const at::Tensor& decay,
-      const c10::SymInt& horizon,
+      AutogradContext* ctx, const at::Tensor& coeffs, const at::Tensor& decay, const c10::SymInt& horizon,
       const c10::SymInt& length) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({coeffs, decay});

@@ -114,12 +114,8 @@ void forward(
 // lag), for the channels [first_channel, last_channel). grad is [D, length].
 template <typename scalar_t>
 void backward(
-    const scalar_t* grad,
-    const Parameters<scalar_t>& parameters,
-    int64_t first_channel,
-    int64_t last_channel,
-    scalar_t* coeffs_grad,
-    scalar_t* decay_grad) {
+    const scalar_t* grad, const Parameters<scalar_t>& parameters, int64_t first_channel, int64_t last_channel,
+    scalar_t* coeffs_grad, scalar_t* decay_grad) {
   const int64_t length = parameters.length, count_channels = last_channel - first_channel;
   Channels<scalar_t> channels(parameters, first_channel, last_channel);
   const int64_t num_coeffs = channels.num_coeffs;

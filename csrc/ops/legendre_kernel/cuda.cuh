@@ -23,13 +23,8 @@ constexpr int kLegendreForwardDegrees = 64;   // degrees that shared memory hold
 // A thread has one lag and sums kLegendreForwardChannels channels; blocks: lag tiles within channel tiles.
 template <typename T>
 __global__ void __launch_bounds__(kLegendreForwardThreads) legendre_kernel_forward(
-    int64_t channels,
-    int64_t degrees,
-    int64_t horizon,
-    int64_t length,
-    const T* __restrict__ coeffs,
-    const T* __restrict__ decay,
-    T* __restrict__ kernel) {
+    int64_t channels, int64_t degrees, int64_t horizon, int64_t length, const T* __restrict__ coeffs,
+    const T* __restrict__ decay, T* __restrict__ kernel) {
   constexpr int kChannels = kLegendreForwardChannels, kDegrees = kLegendreForwardDegrees;
   HYENAREC_SHARED_MEMORY(double, ratios);             // [kDegrees]: n / (n + 1)
   T* tile = reinterpret_cast<T*>(ratios + kDegrees);  // [kDegrees, kChannels]: coeffs, zero outside
@@ -129,13 +124,8 @@ LegendreBackwardShape legendre_kernel_backward_shape(int64_t channels, int64_t d
 // are walked through, not kept. All threads of the block take part.
 template <typename T>
 __device__ inline void fill_polynomials(
-    int64_t first_lag,
-    int64_t last_lag,
-    int64_t horizon,
-    int64_t first_degree,
-    int tile_degrees,
-    double* ratios,
-    T* polynomials) {
+    int64_t first_lag, int64_t last_lag, int64_t horizon, int64_t first_degree, int tile_degrees,
+    double* ratios, T* polynomials) {
   constexpr int kLags = kLegendreBackwardLags<T>;
   // More lags than threads: a thread takes several, one after another.
   for (int base = 0; base < kLags; base += blockDim.x) {
@@ -160,17 +150,9 @@ __device__ inline void fill_polynomials(
 
 template <typename T>
 __global__ void legendre_kernel_backward(
-    int64_t channels,
-    int64_t degrees,
-    int64_t horizon,
-    int64_t length,
-    int64_t degree_tiles,
-    int64_t tile_degrees,
-    int64_t segments,
-    int64_t segment_lags,
-    const T* __restrict__ grad,
-    const T* __restrict__ decay,
-    double* __restrict__ moments) {
+    int64_t channels, int64_t degrees, int64_t horizon, int64_t length, int64_t degree_tiles,
+    int64_t tile_degrees, int64_t segments, int64_t segment_lags, const T* __restrict__ grad,
+    const T* __restrict__ decay, double* __restrict__ moments) {
   constexpr int kLags = kLegendreBackwardLags<T>, kChannels = kLegendreBackwardChannels;
   constexpr int kPerThread = kLegendreBackwardPerThread;
   HYENAREC_SHARED_MEMORY(double, ratios);                                    // [kLegendreBackwardDegrees]
@@ -239,13 +221,8 @@ __global__ void legendre_kernel_backward(
 constexpr int kLegendreFinishWarps = 4;
 template <typename T>
 __global__ void __launch_bounds__(32 * kLegendreFinishWarps) legendre_kernel_backward_finish(
-    int64_t channels,
-    int64_t degrees,
-    int64_t segments,
-    const double* __restrict__ moments,
-    const T* __restrict__ coeffs,
-    T* __restrict__ grad_coeffs,
-    T* __restrict__ grad_decay) {
+    int64_t channels, int64_t degrees, int64_t segments, const double* __restrict__ moments,
+    const T* __restrict__ coeffs, T* __restrict__ grad_coeffs, T* __restrict__ grad_decay) {
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * kLegendreFinishWarps + threadIdx.y;
   if (channel >= channels) return;  // the whole warp: the shuffles below have all lanes
   double decay_sum = 0;

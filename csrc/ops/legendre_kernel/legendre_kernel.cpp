@@ -49,9 +49,7 @@ void check_length(const char* op, const c10::SymInt& length, const c10::SymInt& 
 }  // namespace
 
 void check_legendre_kernel_arguments(
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    const c10::SymInt& horizon,
+    const at::Tensor& coeffs, const at::Tensor& decay, const c10::SymInt& horizon,
     const c10::SymInt& length) {
   check_parameters("legendre_kernel", coeffs, decay, horizon);
   check_length("legendre_kernel", length, horizon);

@@ -60,10 +60,7 @@ struct Quadrature {
 
 // c = a b for row-major a [rows, inner], b [inner, columns].
 inline std::vector<double> product(
-    const std::vector<double>& a,
-    const std::vector<double>& b,
-    int64_t rows,
-    int64_t inner,
+    const std::vector<double>& a, const std::vector<double>& b, int64_t rows, int64_t inner,
     int64_t columns) {
   std::vector<double> c(rows * columns, 0.0);
   for (int64_t i = 0; i < rows; ++i) {

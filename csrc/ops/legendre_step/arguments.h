@@ -10,17 +10,11 @@ namespace detail {
 
 // Every kernel (CPU, CUDA, Meta) calls these first, so that checks also run under inference_mode.
 void check_legendre_step_weights_arguments(
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    const c10::SymInt& horizon,
+    const at::Tensor& coeffs, const at::Tensor& decay, const c10::SymInt& horizon,
     const std::optional<at::Tensor>& skip);
 LegendreStepSizes check_legendre_step_arguments(
-    const at::Tensor& state,
-    const at::Tensor& u,
-    const at::Tensor& position,
-    const at::Tensor& weights,
-    const c10::SymInt& horizon,
-    const std::optional<at::Tensor>& pre_gate,
+    const at::Tensor& state, const at::Tensor& u, const at::Tensor& position, const at::Tensor& weights,
+    const c10::SymInt& horizon, const std::optional<at::Tensor>& pre_gate,
     const std::optional<at::Tensor>& post_gate);
 
 // An activation or gate as [B, L, D] with channels side by side; undefined if absent.
@@ -28,9 +22,7 @@ at::Tensor legendre_step_events(const std::optional<at::Tensor>& tensor);
 
 // The numbers of legendre_step_weights, on any device.
 at::Tensor make_legendre_step_weights(
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    int64_t horizon,
+    const at::Tensor& coeffs, const at::Tensor& decay, int64_t horizon,
     const std::optional<at::Tensor>& skip);
 
 }  // namespace detail

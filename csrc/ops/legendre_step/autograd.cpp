@@ -18,13 +18,8 @@ void check_no_gradient(const char* name, const at::Tensor& tensor) {
 }
 
 at::Tensor legendre_step_autograd(
-    at::Tensor& state,
-    const at::Tensor& u,
-    const at::Tensor& position,
-    const at::Tensor& weights,
-    c10::SymInt horizon,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate) {
+    at::Tensor& state, const at::Tensor& u, const at::Tensor& position, const at::Tensor& weights,
+    c10::SymInt horizon, const OptionalTensor& pre_gate, const OptionalTensor& post_gate) {
   if (at::GradMode::is_enabled()) {
     check_no_gradient("state", state);
     check_no_gradient("u", u);
@@ -38,9 +33,10 @@ at::Tensor legendre_step_autograd(
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  m.impl("legendre_step", hyenarec::legendre_step_autograd);
+  m.impl("legendre_step", legendre_step_autograd);
   m.impl("legendre_step_weights", torch::autograd::autogradNotImplementedFallback());
 }
+
+}  // namespace hyenarec

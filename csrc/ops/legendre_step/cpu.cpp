@@ -28,13 +28,8 @@ void check_positions(const at::Tensor& positions, int64_t length, int64_t horizo
 }
 
 at::Tensor legendre_step_cpu(
-    at::Tensor& state,
-    const at::Tensor& u,
-    const at::Tensor& position,
-    const at::Tensor& weights,
-    int64_t horizon,
-    const std::optional<at::Tensor>& pre_gate,
-    const std::optional<at::Tensor>& post_gate) {
+    at::Tensor& state, const at::Tensor& u, const at::Tensor& position, const at::Tensor& weights,
+    int64_t horizon, const std::optional<at::Tensor>& pre_gate, const std::optional<at::Tensor>& post_gate) {
   const auto sizes =
       detail::check_legendre_step_arguments(state, u, position, weights, horizon, pre_gate, post_gate);
   detail::check_cpu_activation_type({"legendre_step", "u", u});
@@ -66,9 +61,7 @@ at::Tensor legendre_step_cpu(
 }
 
 at::Tensor legendre_step_weights_cpu(
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    int64_t horizon,
+    const at::Tensor& coeffs, const at::Tensor& decay, int64_t horizon,
     const std::optional<at::Tensor>& skip) {
   detail::check_legendre_step_weights_arguments(coeffs, decay, horizon, skip);
   detail::check_decay_values("legendre_step_weights", decay);
@@ -81,9 +74,10 @@ at::Tensor legendre_step_weights_cpu(
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
-  m.impl("legendre_step_weights", hyenarec::legendre_step_weights_cpu);
-  m.impl("legendre_step", hyenarec::legendre_step_cpu);
+  m.impl("legendre_step_weights", legendre_step_weights_cpu);
+  m.impl("legendre_step", legendre_step_cpu);
 }
+
+}  // namespace hyenarec

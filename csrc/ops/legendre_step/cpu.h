@@ -54,8 +54,9 @@ struct State {
 };
 
 // basis[n] = P_n at event j of a chunk that starts with `remaining` events of the horizon left.
+// Not inlined: its numbers are then those of a machine without fused multiply-adds, the same everywhere.
 template <typename scalar_t>
-inline void fill_basis(int64_t j, int64_t remaining, std::vector<scalar_t>& basis) {
+__attribute__((noinline)) void fill_basis(int64_t j, int64_t remaining, std::vector<scalar_t>& basis) {
   const double place = legendre_position(j, remaining);
   double current = 1.0, previous = 0.0;
   for (size_t n = 0; n < basis.size(); ++n) {
@@ -70,12 +71,8 @@ inline void fill_basis(int64_t j, int64_t remaining, std::vector<scalar_t>& basi
 // empty basis: the first chunk, with nothing before it.
 template <typename scalar_t>
 HYENAREC_INLINE void convolve(
-    const Weights<scalar_t>& weights,
-    const State<scalar_t>& state,
-    const std::vector<scalar_t>& basis,
-    int64_t j,
-    int64_t channels,
-    scalar_t* sum) {
+    const Weights<scalar_t>& weights, const State<scalar_t>& state, const std::vector<scalar_t>& basis,
+    int64_t j, int64_t channels, scalar_t* sum) {
   std::fill(sum, sum + channels, scalar_t(0));
   for (size_t n = 0; n < basis.size(); ++n)
     add_scaled(basis[n], state.coefficients + n * channels, channels, sum);
@@ -89,14 +86,8 @@ HYENAREC_INLINE void convolve(
 // then add the chunk's moments, transferred. `scratch` holds two rows.
 template <typename scalar_t>
 HYENAREC_INLINE void finish_chunk(
-    const LegendreChunk<scalar_t>& tables,
-    const scalar_t* basis,
-    LegendreStepSizes sizes,
-    bool is_first,
-    const Weights<scalar_t>& weights,
-    const State<scalar_t>& state,
-    int64_t channels,
-    scalar_t* scratch) {
+    const LegendreChunk<scalar_t>& tables, const scalar_t* basis, LegendreStepSizes sizes, bool is_first,
+    const Weights<scalar_t>& weights, const State<scalar_t>& state, int64_t channels, scalar_t* scratch) {
   const int64_t num_coeffs = sizes.num_coeffs, chunk = sizes.chunk;
   scalar_t* sum = scratch;
   scalar_t* moment = scratch + channels;
@@ -158,14 +149,8 @@ struct Call {
 // One event of one stream, `position` events after its first. `scratch` holds two rows.
 template <typename V, typename scalar_t, typename param_t>
 HYENAREC_INLINE void step(
-    const Call<param_t>& call,
-    const State<param_t>& state,
-    int64_t position,
-    const scalar_t* u,
-    const scalar_t* pre_gate,
-    const scalar_t* post_gate,
-    std::vector<param_t>& basis,
-    param_t* scratch,
+    const Call<param_t>& call, const State<param_t>& state, int64_t position, const scalar_t* u,
+    const scalar_t* pre_gate, const scalar_t* post_gate, std::vector<param_t>& basis, param_t* scratch,
     scalar_t* out) {
   const auto [num_coeffs, chunk] = call.sizes;
   const int64_t j = position % chunk, start = position - j, next = start + chunk;
@@ -190,16 +175,9 @@ const scalar_t* event(const Rows<const scalar_t>& events, int64_t stream, int64_
 // `length` events of the streams [first, last), from `positions` on; out [B, L, D].
 template <typename scalar_t, typename param_t>
 void step_streams(
-    const Call<param_t>& call,
-    int64_t first,
-    int64_t last,
-    int64_t length,
-    const int64_t* positions,
-    const Rows<const scalar_t>& u,
-    const Rows<const scalar_t>& pre_gate,
-    const Rows<const scalar_t>& post_gate,
-    param_t* states,
-    scalar_t* out) {
+    const Call<param_t>& call, int64_t first, int64_t last, int64_t length, const int64_t* positions,
+    const Rows<const scalar_t>& u, const Rows<const scalar_t>& pre_gate,
+    const Rows<const scalar_t>& post_gate, param_t* states, scalar_t* out) {
   std::vector<param_t> scratch(2 * call.channels), basis;
   simd::run_with_widest_vectors([&](auto bytes) HYENAREC_INLINE_LAMBDA {
     using V = simd::Vector<param_t, bytes() / sizeof(param_t)>;

@@ -43,13 +43,8 @@ StepEvents<scalar_t> data_of(const at::Tensor& events) {
 }
 
 at::Tensor legendre_step_cuda(
-    at::Tensor& state,
-    const at::Tensor& u,
-    const at::Tensor& position,
-    const at::Tensor& weights,
-    int64_t horizon,
-    const std::optional<at::Tensor>& pre_gate,
-    const std::optional<at::Tensor>& post_gate) {
+    at::Tensor& state, const at::Tensor& u, const at::Tensor& position, const at::Tensor& weights,
+    int64_t horizon, const std::optional<at::Tensor>& pre_gate, const std::optional<at::Tensor>& post_gate) {
   const auto [num_coeffs, chunk] =
       detail::check_legendre_step_arguments(state, u, position, weights, horizon, pre_gate, post_gate);
   const c10::cuda::CUDAGuard guard(u.device());
@@ -75,9 +70,7 @@ at::Tensor legendre_step_cuda(
 }
 
 at::Tensor legendre_step_weights_cuda(
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    int64_t horizon,
+    const at::Tensor& coeffs, const at::Tensor& decay, int64_t horizon,
     const std::optional<at::Tensor>& skip) {
   detail::check_legendre_step_weights_arguments(coeffs, decay, horizon, skip);
   const c10::cuda::CUDAGuard guard(coeffs.device());
@@ -86,9 +79,10 @@ at::Tensor legendre_step_weights_cuda(
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  m.impl("legendre_step_weights", hyenarec::legendre_step_weights_cuda);
-  m.impl("legendre_step", hyenarec::legendre_step_cuda);
+  m.impl("legendre_step_weights", legendre_step_weights_cuda);
+  m.impl("legendre_step", legendre_step_cuda);
 }
+
+}  // namespace hyenarec

@@ -101,12 +101,8 @@ __device__ inline void step_leave_chunk(
 // channels only evaluate polynomials: thread j has P_q at event j.
 template <typename T>
 __device__ inline void step_finish_chunk(
-    const LegendreStepWork& work,
-    const ScanTables<T>& tables,
-    const StepChannel<T>& channel,
-    bool is_inside,
-    int64_t index,
-    T* basis) {
+    const LegendreStepWork& work, const ScanTables<T>& tables, const StepChannel<T>& channel, bool is_inside,
+    int64_t index, T* basis) {
   const int64_t pitch = channel.pitch, event = threadIdx.x;
   if (is_inside) step_leave_chunk(work, tables, channel, index);
   const ScanChunkShape shape = tables.shapes[index];
@@ -137,15 +133,10 @@ __device__ inline void step_finish_chunk(
 // Positions aren't checked on CUDA: events beyond the horizon give NaN and leave the state alone.
 template <typename scalar_t>
 __global__ void __launch_bounds__(kLegendreStepThreads) legendre_step_forward(
-    LegendreStepWork work,
-    ScanTables<accumulate_t<scalar_t>> tables,
-    const accumulate_t<scalar_t>* __restrict__ weights,
-    const int64_t* __restrict__ positions,
-    StepEvents<scalar_t> u,
-    StepEvents<scalar_t> pre_gate,
-    StepEvents<scalar_t> post_gate,
-    accumulate_t<scalar_t>* states,
-    scalar_t* __restrict__ out) {
+    LegendreStepWork work, ScanTables<accumulate_t<scalar_t>> tables,
+    const accumulate_t<scalar_t>* __restrict__ weights, const int64_t* __restrict__ positions,
+    StepEvents<scalar_t> u, StepEvents<scalar_t> pre_gate, StepEvents<scalar_t> post_gate,
+    accumulate_t<scalar_t>* states, scalar_t* __restrict__ out) {
   using T = accumulate_t<scalar_t>;
   HYENAREC_SHARED_MEMORY(T, basis);  // [chunk]: one degree at the chunk's events
   const int64_t stream = blockIdx.x / work.tiles();

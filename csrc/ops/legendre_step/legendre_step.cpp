@@ -30,13 +30,8 @@ at::Tensor legendre_step_state(const at::Tensor& coeffs, c10::SymInt batch) {
 }
 
 at::Tensor legendre_step(
-    at::Tensor& state,
-    const at::Tensor& u,
-    const at::Tensor& position,
-    const at::Tensor& weights,
-    c10::SymInt horizon,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate) {
+    at::Tensor& state, const at::Tensor& u, const at::Tensor& position, const at::Tensor& weights,
+    c10::SymInt horizon, const OptionalTensor& pre_gate, const OptionalTensor& post_gate) {
   static const auto op = detail::find_operator<decltype(legendre_step)>("legendre_step");
   return op.call(state, u, position, weights, std::move(horizon), pre_gate, post_gate);
 }
@@ -44,9 +39,7 @@ at::Tensor legendre_step(
 namespace detail {
 
 void check_legendre_step_weights_arguments(
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    const c10::SymInt& horizon,
+    const at::Tensor& coeffs, const at::Tensor& decay, const c10::SymInt& horizon,
     const OptionalTensor& skip) {
   const char* op = "legendre_step_weights";
   const Argument coeffs_argument{op, "coeffs", coeffs};
@@ -66,13 +59,8 @@ void check_legendre_step_weights_arguments(
 }
 
 LegendreStepSizes check_legendre_step_arguments(
-    const at::Tensor& state,
-    const at::Tensor& u,
-    const at::Tensor& position,
-    const at::Tensor& weights,
-    const c10::SymInt& horizon,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate) {
+    const at::Tensor& state, const at::Tensor& u, const at::Tensor& position, const at::Tensor& weights,
+    const c10::SymInt& horizon, const OptionalTensor& pre_gate, const OptionalTensor& post_gate) {
   const char* op = "legendre_step";
   const Argument u_argument{op, "u", u};
   check_activation_type(u_argument);
@@ -161,19 +149,13 @@ at::Tensor legendre_step_state_composite(const at::Tensor& coeffs, c10::SymInt b
 }
 
 at::Tensor legendre_step_meta(
-    at::Tensor& state,
-    const at::Tensor& u,
-    const at::Tensor& position,
-    const at::Tensor& weights,
-    c10::SymInt horizon,
-    const OptionalTensor& pre_gate,
-    const OptionalTensor& post_gate) {
+    at::Tensor& state, const at::Tensor& u, const at::Tensor& position, const at::Tensor& weights,
+    c10::SymInt horizon, const OptionalTensor& pre_gate, const OptionalTensor& post_gate) {
   detail::check_legendre_step_arguments(state, u, position, weights, horizon, pre_gate, post_gate);
   return at::empty_symint(u.sym_sizes(), u.options());
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
   m.def("legendre_step_weights(Tensor coeffs, Tensor decay, SymInt horizon, Tensor? skip=None) -> Tensor");
@@ -184,10 +166,12 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
 }
 
 TORCH_LIBRARY_IMPL(hyenarec, CompositeImplicitAutograd, m) {
-  m.impl("legendre_step_state", hyenarec::legendre_step_state_composite);
+  m.impl("legendre_step_state", legendre_step_state_composite);
 }
 
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  m.impl("legendre_step_weights", hyenarec::legendre_step_weights_meta);
-  m.impl("legendre_step", hyenarec::legendre_step_meta);
+  m.impl("legendre_step_weights", legendre_step_weights_meta);
+  m.impl("legendre_step", legendre_step_meta);
 }
+
+}  // namespace hyenarec

@@ -30,9 +30,7 @@ namespace hyenarec {
 // It also builds the scan's constants for the whole horizon, so that no step waits for them.
 // Not differentiable. Throws c10::Error naming the argument that is wrong.
 HYENAREC_API at::Tensor legendre_step_weights(
-    const at::Tensor& coeffs,
-    const at::Tensor& decay,
-    c10::SymInt horizon,
+    const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon,
     const std::optional<at::Tensor>& skip = std::nullopt);
 
 // The state of `batch` streams before their first event: zeros [batch, N + C, D] like coeffs [D, N].
@@ -57,12 +55,8 @@ HYENAREC_API at::Tensor legendre_step_state(const at::Tensor& coeffs, c10::SymIn
 // Not differentiable: throws if a gradient is asked for. Throws c10::Error naming the argument that is wrong,
 // before any state is changed.
 HYENAREC_API at::Tensor legendre_step(
-    at::Tensor& state,
-    const at::Tensor& u,
-    const at::Tensor& position,
-    const at::Tensor& weights,
-    c10::SymInt horizon,
-    const std::optional<at::Tensor>& pre_gate = std::nullopt,
+    at::Tensor& state, const at::Tensor& u, const at::Tensor& position, const at::Tensor& weights,
+    c10::SymInt horizon, const std::optional<at::Tensor>& pre_gate = std::nullopt,
     const std::optional<at::Tensor>& post_gate = std::nullopt);
 
 }  // namespace hyenarec

@@ -45,13 +45,8 @@ struct CrossEntropyBackwardArguments {
 using LossesAndGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 LossesAndGradients linear_cross_entropy_with_gradients(const CrossEntropyGradientArguments& arguments);
 using LinearCrossEntropyWithGradients = LossesAndGradients(
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const OptionalTensor& bias,
-    const at::Tensor& target,
-    const OptionalTensor& candidates,
-    const OptionalTensor& log_q,
-    double label_smoothing,
+    const at::Tensor& hidden, const at::Tensor& weight, const OptionalTensor& bias, const at::Tensor& target,
+    const OptionalTensor& candidates, const OptionalTensor& log_q, double label_smoothing,
     std::array<bool, 3> needs_grad);
 
 // Gradients of the losses of reduction "none" from grad [M] (dtype of the losses, any strides): {hidden,

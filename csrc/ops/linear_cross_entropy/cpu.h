@@ -238,14 +238,8 @@ void add_block_sums(
 // out[index[i]] += factor[i] rows[i] for those index[i] that are in [first, last); without factors, 1.
 template <typename scalar_t, typename sum_t>
 void add_rows(
-    const int64_t* index,
-    const scalar_t* rows,
-    const sum_t* factors,
-    int64_t count,
-    int64_t channels,
-    int64_t first,
-    int64_t last,
-    sum_t* out) {
+    const int64_t* index, const scalar_t* rows, const sum_t* factors, int64_t count, int64_t channels,
+    int64_t first, int64_t last, sum_t* out) {
   for (int64_t i = 0; i < count; ++i) {
     if (index[i] < first || index[i] >= last) continue;
     const sum_t times = factors ? factors[i] : 1;

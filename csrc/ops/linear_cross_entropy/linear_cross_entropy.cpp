@@ -12,13 +12,8 @@
 namespace hyenarec {
 
 at::Tensor linear_cross_entropy(
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const OptionalTensor& bias,
-    const at::Tensor& target,
-    const OptionalTensor& candidates,
-    const OptionalTensor& log_q,
-    double label_smoothing,
+    const at::Tensor& hidden, const at::Tensor& weight, const OptionalTensor& bias, const at::Tensor& target,
+    const OptionalTensor& candidates, const OptionalTensor& log_q, double label_smoothing,
     c10::string_view reduction) {
   static const auto op = detail::find_operator<decltype(linear_cross_entropy)>("linear_cross_entropy");
   return op.call(hidden, weight, bias, target, candidates, log_q, label_smoothing, reduction);
@@ -42,10 +37,7 @@ namespace {
 
 // A vector of V numbers, or of M or K indices.
 void check_vector(
-    const Argument& vector,
-    const c10::SymInt& size,
-    const char* layout,
-    const char* symbol,
+    const Argument& vector, const c10::SymInt& size, const char* layout, const char* symbol,
     const Argument& hidden) {
   check_rank(vector, 1, layout);
   check_size(vector, 0, size, layout, symbol);

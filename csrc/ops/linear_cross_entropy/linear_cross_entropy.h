@@ -36,13 +36,9 @@ namespace hyenarec {
 // once.
 // Throws c10::Error naming the argument that is wrong.
 HYENAREC_API at::Tensor linear_cross_entropy(
-    const at::Tensor& hidden,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
-    const at::Tensor& target,
-    const std::optional<at::Tensor>& candidates = std::nullopt,
-    const std::optional<at::Tensor>& log_q = std::nullopt,
-    double label_smoothing = 0,
+    const at::Tensor& hidden, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+    const at::Tensor& target, const std::optional<at::Tensor>& candidates = std::nullopt,
+    const std::optional<at::Tensor>& log_q = std::nullopt, double label_smoothing = 0,
     c10::string_view reduction = "mean");
 
 }  // namespace hyenarec

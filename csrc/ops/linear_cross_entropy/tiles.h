@@ -65,9 +65,7 @@ template <typename Backend>
 class CrossEntropyWalk {
  public:
   CrossEntropyWalk(
-      Backend& backend,
-      const CrossEntropyArguments& arguments,
-      const OptionalTensor& row_weight,
+      Backend& backend, const CrossEntropyArguments& arguments, const OptionalTensor& row_weight,
       std::array<bool, 3> needs_grad)
       : backend_(backend),
         arguments_(arguments),

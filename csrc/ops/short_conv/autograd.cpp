@@ -19,10 +19,7 @@ class ShortConv : public torch::autograd::Function<ShortConv> {
   static constexpr bool is_traceable = true;
 
   static at::Tensor forward(
-      AutogradContext* ctx,
-      const at::Tensor& u,
-      const at::Tensor& weight,
-      const OptionalTensor& bias,
+      AutogradContext* ctx, const at::Tensor& u, const at::Tensor& weight, const OptionalTensor& bias,
       const OptionalTensor& offsets) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({u, weight, bias.value_or(at::Tensor()), offsets.value_or(at::Tensor())});
@@ -41,9 +38,7 @@ class ShortConv : public torch::autograd::Function<ShortConv> {
 };
 
 at::Tensor short_conv_autograd(
-    const at::Tensor& u,
-    const at::Tensor& weight,
-    const OptionalTensor& bias,
+    const at::Tensor& u, const at::Tensor& weight, const OptionalTensor& bias,
     const OptionalTensor& offsets) {
   return ShortConv::apply(u, weight, bias, offsets);
 }

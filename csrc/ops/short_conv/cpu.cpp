@@ -20,9 +20,7 @@ namespace {
 using cpu::short_conv::Filter, cpu::short_conv::rows_per_block;
 
 at::Tensor short_conv_cpu(
-    const at::Tensor& u,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
+    const at::Tensor& u, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
     const std::optional<at::Tensor>& offsets) {
   detail::check_short_conv_arguments(u, weight, bias, offsets);
   detail::check_cpu_activation_type({"short_conv", "u", u});
@@ -58,11 +56,8 @@ void over_blocks(int64_t blocks, int64_t block_rows, int64_t rows, const Run& ru
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_cpu(
-    const at::Tensor& grad,
-    const at::Tensor& u,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& offsets,
-    std::array<bool, 3> needs_grad) {
+    const at::Tensor& grad, const at::Tensor& u, const at::Tensor& weight,
+    const std::optional<at::Tensor>& offsets, std::array<bool, 3> needs_grad) {
   detail::check_short_conv_backward_arguments(grad, u, weight, offsets);
   detail::check_cpu_activation_type({"short_conv_backward", "u", u});
   const auto starts = contiguous_or_undefined(offsets);

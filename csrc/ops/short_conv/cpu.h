@@ -1,5 +1,6 @@
-// short_conv on the CPU: one vector of channels at a time runs along a piece of a sequence, with its taps in
-// registers. The input gradient is the same filter run backwards in time. No torch here.
+// short_conv on the CPU: the filter row by row; the taps' gradients for one vector of channels after another,
+// which runs along a piece of a sequence with its sums in registers. The input gradient is the same filter
+// run backwards in time. No torch here.
 #pragma once
 
 #include <algorithm>
@@ -80,41 +81,31 @@ struct Window {
   }
 };
 
-// out(t) = bias + sum_{w < taps} taps[w] u(t - w) for the events t in [first, last) and the channels from d
-// on that a vector V holds.
-template <int taps, typename V, typename scalar_t, typename param_t>
-HYENAREC_INLINE void filter_channels(
-    const Filter<param_t>& filter,
-    const Rows<const scalar_t>& u,
-    const Rows<scalar_t>& out,
-    int64_t first,
-    int64_t last,
-    int64_t d) {
-  constexpr int lanes = simd::kLanes<V>;
-  V weights[taps];
-#pragma GCC unroll 8
-  for (int w = 0; w < taps; ++w) weights[w] = simd::load<lanes>(filter.taps + w * filter.channels + d);
-  const V bias = simd::load<lanes>(filter.bias + d);
-  Window<taps, V> window(u, first, d);
+// out(t) = bias + sum_{w < taps} taps[w] u(t - w) for the events t in [first, last): row by row, as they lie
+// in memory. Vectors are `bytes` long.
+template <int taps, int bytes, typename scalar_t, typename param_t>
+HYENAREC_INLINE void filter_rows(
+    const Filter<param_t>& filter, const Rows<const scalar_t>& u, const Rows<scalar_t>& out, int64_t first,
+    int64_t last) {
   for (int64_t t = first; t < last; ++t) {
-    window.push(simd::load<lanes>(u.row(t) + d));
-    V sum = bias;
+    simd::for_each_vector<bytes / sizeof(param_t)>(
+        0, filter.channels, [&](int64_t d, auto lanes) HYENAREC_INLINE_LAMBDA {
+          auto sum = simd::load<lanes>(filter.bias + d);
 #pragma GCC unroll 8
-    for (int w = 0; w < taps; ++w) sum += weights[w] * window.value[w];
-    simd::store(sum, out.row(t) + d);
+          for (int w = 0; w < taps; ++w)
+            sum += simd::load<lanes>(filter.taps + w * filter.channels + d) *
+                   simd::load<lanes>(u.row(t - w) + d);
+          simd::store(sum, out.row(t) + d);
+        });
   }
 }
 
-// sums[w] += grad(t) u(t - w) for w < taps, and sums[width] += grad(t), for the same.
+// sums[w] += grad(t) u(t - w) for w < taps, and sums[width] += grad(t), for the events t in [first, last) and
+// the channels from d on that a vector V holds.
 template <int taps, typename V, typename scalar_t, typename param_t>
 HYENAREC_INLINE void add_channels(
-    const Filter<param_t>& filter,
-    const Rows<const scalar_t>& grad,
-    const Rows<const scalar_t>& u,
-    param_t* sums,
-    int64_t first,
-    int64_t last,
-    int64_t d) {
+    const Filter<param_t>& filter, const Rows<const scalar_t>& grad, const Rows<const scalar_t>& u,
+    param_t* sums, int64_t first, int64_t last, int64_t d) {
   constexpr int lanes = simd::kLanes<V>;
   param_t* bias_sums = sums + filter.width * filter.channels + d;
   V of_taps[taps], of_bias = simd::load<lanes>(bias_sums);
@@ -136,26 +127,16 @@ HYENAREC_INLINE void add_channels(
 // Both for all channels. Vectors are `bytes` long.
 template <int bytes, typename scalar_t, typename param_t>
 HYENAREC_INLINE void filter_stretch(
-    const Filter<param_t>& filter,
-    const Rows<const scalar_t>& u,
-    const Rows<scalar_t>& out,
-    int64_t first,
+    const Filter<param_t>& filter, const Rows<const scalar_t>& u, const Rows<scalar_t>& out, int64_t first,
     int64_t last) {
   by_reach(filter.width, first, last, [&](auto taps, int64_t from, int64_t to) HYENAREC_INLINE_LAMBDA {
-    simd::for_each_vector<bytes / sizeof(param_t)>(
-        0, filter.channels, [&](int64_t d, auto lanes) HYENAREC_INLINE_LAMBDA {
-          filter_channels<taps, simd::Vector<param_t, lanes>>(filter, u, out, from, to, d);
-        });
+    filter_rows<taps, bytes>(filter, u, out, from, to);
   });
 }
 template <int bytes, typename scalar_t, typename param_t>
 HYENAREC_INLINE void add_stretch(
-    const Filter<param_t>& filter,
-    const Rows<const scalar_t>& grad,
-    const Rows<const scalar_t>& u,
-    param_t* sums,
-    int64_t first,
-    int64_t last) {
+    const Filter<param_t>& filter, const Rows<const scalar_t>& grad, const Rows<const scalar_t>& u,
+    param_t* sums, int64_t first, int64_t last) {
   by_reach(filter.width, first, last, [&](auto taps, int64_t from, int64_t to) HYENAREC_INLINE_LAMBDA {
     simd::for_each_vector<bytes / sizeof(param_t)>(
         0, filter.channels, [&](int64_t d, auto lanes) HYENAREC_INLINE_LAMBDA {
@@ -167,12 +148,8 @@ HYENAREC_INLINE void add_stretch(
 // The output of the rows [first_row, last_row).
 template <typename scalar_t, typename param_t>
 void forward(
-    const Sequences& sequences,
-    const Filter<param_t>& filter,
-    const Rows<const scalar_t>& u,
-    const Rows<scalar_t>& out,
-    int64_t first_row,
-    int64_t last_row) {
+    const Sequences& sequences, const Filter<param_t>& filter, const Rows<const scalar_t>& u,
+    const Rows<scalar_t>& out, int64_t first_row, int64_t last_row) {
   simd::run_with_widest_vectors([&](auto bytes) HYENAREC_INLINE_LAMBDA {
     for_each_stretch(
         sequences, first_row, last_row, [&](int64_t s, int64_t first, int64_t last) HYENAREC_INLINE_LAMBDA {
@@ -186,13 +163,8 @@ void forward(
 // The filter's bias is zero.
 template <typename scalar_t, typename param_t>
 void backward(
-    const Sequences& sequences,
-    const Filter<param_t>& filter,
-    const Rows<const scalar_t>& grad,
-    const Rows<const scalar_t>& u,
-    const Rows<scalar_t>& u_grad,
-    param_t* sums,
-    int64_t first_row,
+    const Sequences& sequences, const Filter<param_t>& filter, const Rows<const scalar_t>& grad,
+    const Rows<const scalar_t>& u, const Rows<scalar_t>& u_grad, param_t* sums, int64_t first_row,
     int64_t last_row) {
   simd::run_with_widest_vectors([&](auto bytes) HYENAREC_INLINE_LAMBDA {
     for_each_stretch(
@@ -213,11 +185,7 @@ void backward(
 // [blocks, width + 1, channels], always in the same order.
 template <typename param_t>
 void add_up(
-    const param_t* partial,
-    int64_t blocks,
-    int64_t width,
-    int64_t channels,
-    param_t* weight_grad,
+    const param_t* partial, int64_t blocks, int64_t width, int64_t channels, param_t* weight_grad,
     param_t* bias_grad) {
   std::vector<double> sums((width + 1) * channels, 0.0);
   for (int64_t block = 0; block < blocks; ++block) {

@@ -45,9 +45,7 @@ void choose(bool vectors, int64_t width, const Run& run) {
 }
 
 at::Tensor short_conv_cuda(
-    const at::Tensor& u,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
+    const at::Tensor& u, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
     const std::optional<at::Tensor>& offsets) {
   detail::check_short_conv_arguments(u, weight, bias, offsets);
   const c10::cuda::CUDAGuard guard(u.device());
@@ -75,11 +73,8 @@ at::Tensor short_conv_cuda(
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_cuda(
-    const at::Tensor& grad,
-    const at::Tensor& u,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& offsets,
-    std::array<bool, 3> needs_grad) {
+    const at::Tensor& grad, const at::Tensor& u, const at::Tensor& weight,
+    const std::optional<at::Tensor>& offsets, std::array<bool, 3> needs_grad) {
   detail::check_short_conv_backward_arguments(grad, u, weight, offsets);
   const c10::cuda::CUDAGuard guard(u.device());
   const int64_t channels = u.size(-1), width = weight.size(1);

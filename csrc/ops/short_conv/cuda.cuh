@@ -106,13 +106,8 @@ struct TapWindow {
 // apart.
 template <bool kReverse, int kVector, int kTaps, typename scalar_t, typename Visit>
 __device__ inline void slide(
-    const SequenceRows& rows,
-    const scalar_t* __restrict__ source,
-    int64_t stride,
-    int width,
-    int64_t first,
-    int64_t last,
-    Visit visit) {
+    const SequenceRows& rows, const scalar_t* __restrict__ source, int64_t stride, int width, int64_t first,
+    int64_t last, Visit visit) {
   constexpr int64_t kStep = kReverse ? -1 : 1;
   using T = accumulate_t<scalar_t>;
   TapWindow<T, kVector, kTaps> window;
@@ -163,10 +158,8 @@ __device__ inline void load_taps(
 // sum[i] += taps[lag][i] window[lag][i] over the lags < width.
 template <typename T, int kVector, int kTaps>
 __device__ inline void add_taps(
-    Vector<T, kVector>& sum,
-    const Vector<T, kVector> (&taps)[kTaps],
-    const TapWindow<T, kVector, kTaps>& window,
-    int width) {
+    Vector<T, kVector>& sum, const Vector<T, kVector> (&taps)[kTaps],
+    const TapWindow<T, kVector, kTaps>& window, int width) {
 #pragma unroll
   for (int lag = 0; lag < kTaps; ++lag) {
     if (lag < width) {
@@ -192,16 +185,9 @@ __device__ inline ShortConvPlace short_conv_place(int64_t rows, int64_t channel_
 // u's rows lie u_stride apart, out is contiguous.
 template <typename scalar_t, int kVector, int kTaps>
 __global__ void __launch_bounds__(kShortConvThreads) short_conv_forward(
-    SequenceRows rows,
-    int64_t channels,
-    int width,
-    int64_t channel_tiles,
-    int64_t run,
-    const scalar_t* __restrict__ u,
-    int64_t u_stride,
-    const accumulate_t<scalar_t>* __restrict__ weight,
-    const accumulate_t<scalar_t>* __restrict__ bias,
-    scalar_t* __restrict__ out) {
+    SequenceRows rows, int64_t channels, int width, int64_t channel_tiles, int64_t run,
+    const scalar_t* __restrict__ u, int64_t u_stride, const accumulate_t<scalar_t>* __restrict__ weight,
+    const accumulate_t<scalar_t>* __restrict__ bias, scalar_t* __restrict__ out) {
   using T = accumulate_t<scalar_t>;
   const ShortConvPlace place = short_conv_place<kVector>(rows.rows, channel_tiles, run);
   if (place.channel >= channels || place.first >= place.last) return;
@@ -226,17 +212,9 @@ __global__ void __launch_bounds__(kShortConvThreads) short_conv_forward(
 // group's share of grad_weight, and partial[group, width, d] = sum_row grad[row, d], its share of grad_bias.
 template <typename scalar_t, int kVector, int kTaps>
 __global__ void __launch_bounds__(kShortConvThreads) short_conv_backward(
-    SequenceRows rows,
-    int64_t channels,
-    int width,
-    int64_t channel_tiles,
-    int64_t run,
-    const scalar_t* __restrict__ grad,
-    int64_t grad_stride,
-    const scalar_t* __restrict__ u,
-    int64_t u_stride,
-    const accumulate_t<scalar_t>* __restrict__ weight,
-    scalar_t* __restrict__ grad_u,
+    SequenceRows rows, int64_t channels, int width, int64_t channel_tiles, int64_t run,
+    const scalar_t* __restrict__ grad, int64_t grad_stride, const scalar_t* __restrict__ u, int64_t u_stride,
+    const accumulate_t<scalar_t>* __restrict__ weight, scalar_t* __restrict__ grad_u,
     accumulate_t<scalar_t>* __restrict__ partial) {
   using T = accumulate_t<scalar_t>;
   const ShortConvPlace place = short_conv_place<kVector>(rows.rows, channel_tiles, run);

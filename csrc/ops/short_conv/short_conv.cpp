@@ -9,20 +9,15 @@
 namespace hyenarec {
 
 at::Tensor short_conv(
-    const at::Tensor& u,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
+    const at::Tensor& u, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
     const std::optional<at::Tensor>& offsets) {
   static const auto op = detail::find_operator<decltype(short_conv)>("short_conv");
   return op.call(u, weight, bias, offsets);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward(
-    const at::Tensor& grad,
-    const at::Tensor& u,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& offsets,
-    std::array<bool, 3> needs_grad) {
+    const at::Tensor& grad, const at::Tensor& u, const at::Tensor& weight,
+    const std::optional<at::Tensor>& offsets, std::array<bool, 3> needs_grad) {
   static const auto op = detail::find_operator<decltype(short_conv_backward)>("short_conv_backward");
   return op.call(grad, u, weight, offsets, needs_grad);
 }
@@ -30,10 +25,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward(
 namespace detail {
 
 void check_short_filter(
-    const Argument& weight,
-    const c10::SymInt& channels,
-    const char* layout,
-    const char* symbol,
+    const Argument& weight, const c10::SymInt& channels, const char* layout, const char* symbol,
     const Argument& activation) {
   check_parameter(weight, 2, channels, layout, symbol, activation);
   const auto width = weight.tensor.sym_size(1);
@@ -55,9 +47,7 @@ void check_arguments(
 }  // namespace
 
 void check_short_conv_arguments(
-    const at::Tensor& u,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
+    const at::Tensor& u, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
     const std::optional<at::Tensor>& offsets) {
   const char* op = "short_conv";
   check_arguments(op, u, weight, offsets);
@@ -65,9 +55,7 @@ void check_short_conv_arguments(
 }
 
 void check_short_conv_backward_arguments(
-    const at::Tensor& grad,
-    const at::Tensor& u,
-    const at::Tensor& weight,
+    const at::Tensor& grad, const at::Tensor& u, const at::Tensor& weight,
     const std::optional<at::Tensor>& offsets) {
   const char* op = "short_conv_backward";
   check_arguments(op, u, weight, offsets);
@@ -79,20 +67,15 @@ void check_short_conv_backward_arguments(
 namespace {
 
 at::Tensor short_conv_meta(
-    const at::Tensor& u,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias,
+    const at::Tensor& u, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
     const std::optional<at::Tensor>& offsets) {
   detail::check_short_conv_arguments(u, weight, bias, offsets);
   return at::empty_symint(u.sym_sizes(), u.options());
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_meta(
-    const at::Tensor& grad,
-    const at::Tensor& u,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& offsets,
-    std::array<bool, 3> needs_grad) {
+    const at::Tensor& grad, const at::Tensor& u, const at::Tensor& weight,
+    const std::optional<at::Tensor>& offsets, std::array<bool, 3> needs_grad) {
   detail::check_short_conv_backward_arguments(grad, u, weight, offsets);
   using detail::empty_gradient;
   return {

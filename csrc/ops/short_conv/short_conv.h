@@ -21,9 +21,7 @@ namespace hyenarec {
 // Returns a contiguous tensor like u; 16-bit inputs are accumulated in float32.
 // Differentiable in u, weight and bias (once). Throws c10::Error naming the argument that is wrong.
 HYENAREC_API at::Tensor short_conv(
-    const at::Tensor& u,
-    const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias = std::nullopt,
+    const at::Tensor& u, const at::Tensor& weight, const std::optional<at::Tensor>& bias = std::nullopt,
     const std::optional<at::Tensor>& offsets = std::nullopt);
 
 }  // namespace hyenarec

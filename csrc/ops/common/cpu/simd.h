@@ -1,5 +1,5 @@
-// Vector code for the CPU kernels, without a compiler flag: functions marked HYENAREC_SIMD are compiled for
-// baseline, AVX2 and AVX-512 machines, and the loader picks one. No torch here.
+// Vector code for the CPU kernels, without a compiler flag: run_with_widest_vectors compiles its body for
+// baseline, AVX2 and AVX-512 machines, and calls the widest that this machine has. No torch here.
 #pragma once
 
 #include <bit>
@@ -10,13 +10,9 @@
 #include <type_traits>
 #include <utility>
 
-// Sanitizers start after the loader's choice, and other compilers and machines know other ways.
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__) && \
-    __GNUC__ >= 12 && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+// Other compilers and machines know other ways.
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__) && __GNUC__ >= 12
 #define HYENAREC_HAS_TARGETS
-#define HYENAREC_SIMD __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define HYENAREC_SIMD
 #endif
 
 #define HYENAREC_INLINE inline __attribute__((always_inline))
@@ -203,10 +199,9 @@ HYENAREC_INLINE void transpose(Vector<compute_t> (&rows)[8]) {
   }
 }
 
-// The other way to one binary for all machines, for code whose vectors and blocks depend on the registers:
-// run_with_widest_vectors(body) calls body(integral constant bytes), where a vector register holds so many
-// bytes, within a function that is compiled for that machine. The body and all it calls must be
-// HYENAREC_INLINE.
+// One binary for all machines: run_with_widest_vectors(body) calls body(integral constant bytes), where a
+// vector register holds so many bytes, within a function that is compiled for that machine. The body and all
+// it calls must be HYENAREC_INLINE.
 using Bytes16 = std::integral_constant<int, 16>;
 using Bytes32 = std::integral_constant<int, 32>;
 using Bytes64 = std::integral_constant<int, 64>;

@@ -18,12 +18,8 @@ constexpr int64_t kMaxUnflushed = 4;
 // Takes a chunk's moments, of the sequences that go on after it.
 template <typename V, typename IO>
 HYENAREC_INLINE void keep_moments(
-    const Segment<V>& segment,
-    int64_t i,
-    const Task& task,
-    const StateRows<V>& moments,
-    ChunkBuffers<V>& buffers,
-    IO& io) {
+    const Segment<V>& segment, int64_t i, const Task& task, const StateRows<V>& moments,
+    ChunkBuffers<V>& buffers, IO& io) {
   const auto& tables = segment.tables;
   const int64_t chunk = tables.chunk, begin = segment.begin + i * chunk;
   const int64_t going_on = task.group.longer_than(begin + chunk);
@@ -45,10 +41,7 @@ HYENAREC_INLINE void keep_moments(
 // them.
 template <typename V, typename IO>
 HYENAREC_INLINE void keep_states(
-    const Segment<V>& segment,
-    const Task& task,
-    const BackwardMemory<V>& memory,
-    ChunkBuffers<V>& buffers,
+    const Segment<V>& segment, const Task& task, const BackwardMemory<V>& memory, ChunkBuffers<V>& buffers,
     IO& io) {
   const Group& group = task.group;
   const int64_t chunk = segment.tables.chunk;
@@ -77,17 +70,9 @@ HYENAREC_INLINE void keep_states(
 // sequence goes on after the chunk if `goes_on`.
 template <typename V>
 HYENAREC_INLINE void backward_vector(
-    const Segment<V>& segment,
-    int64_t i,
-    int64_t s,
-    int64_t v,
-    int64_t rows,
-    bool goes_on,
-    const LaneOf<V>* basis,
-    const GradientMask& wanted,
-    const BackwardMemory<V>& memory,
-    ChunkBuffers<V>& buffers,
-    LookAhead& ahead) {
+    const Segment<V>& segment, int64_t i, int64_t s, int64_t v, int64_t rows, bool goes_on,
+    const LaneOf<V>* basis, const GradientMask& wanted, const BackwardMemory<V>& memory,
+    ChunkBuffers<V>& buffers, LookAhead& ahead) {
   using lane_t = LaneOf<V>;
   const auto& tables = segment.tables;
   const int64_t chunk = tables.chunk, end = padded(rows);
@@ -128,13 +113,8 @@ HYENAREC_INLINE void backward_vector(
 // One chunk of every sequence that has it, after its moments' gradients.
 template <typename V, typename IO>
 HYENAREC_INLINE void backward_chunk(
-    const Segment<V>& segment,
-    int64_t i,
-    const Task& task,
-    const GradientMask& wanted,
-    const BackwardMemory<V>& memory,
-    ChunkBuffers<V>& buffers,
-    IO& io) {
+    const Segment<V>& segment, int64_t i, const Task& task, const GradientMask& wanted,
+    const BackwardMemory<V>& memory, ChunkBuffers<V>& buffers, IO& io) {
   const int64_t chunk = segment.tables.chunk, begin = segment.begin + i * chunk;
   const Group& group = task.group;
   const int64_t alive = group.longer_than(begin), going_on = group.longer_than(begin + chunk);
@@ -165,13 +145,8 @@ HYENAREC_INLINE void backward_chunk(
 // called after each.
 template <typename V, typename IO, typename FlushChunks>
 HYENAREC_INLINE void sweep_backwards(
-    const Segment<V>& segment,
-    const Task& task,
-    const GradientMask& wanted,
-    const BackwardMemory<V>& memory,
-    ChunkBuffers<V>& buffers,
-    IO& io,
-    const FlushChunks& flush_chunks) {
+    const Segment<V>& segment, const Task& task, const GradientMask& wanted, const BackwardMemory<V>& memory,
+    ChunkBuffers<V>& buffers, IO& io, const FlushChunks& flush_chunks) {
   const int64_t chunk = segment.tables.chunk;
   const Group& group = task.group;
   const int64_t passing = group.longer_than(segment.end);
@@ -191,11 +166,8 @@ HYENAREC_INLINE void sweep_backwards(
 // Carries the products within segments to the sums of the task.
 template <typename V>
 HYENAREC_INLINE void finish_sums(
-    const Scan<V>& scan,
-    const Contractions<LaneOf<V>>& reached,
-    int64_t vectors,
-    const BackwardMemory<V>& memory,
-    double* const* sums) {
+    const Scan<V>& scan, const Contractions<LaneOf<V>>& reached, int64_t vectors,
+    const BackwardMemory<V>& memory, double* const* sums) {
   const GradientLayout layout(scan.tables);
   in_pairs(vectors, [&](auto size, int64_t v) HYENAREC_INLINE_LAMBDA {
     const auto products = memory.products(v), partial_sums = memory.partial_sums(v);
@@ -217,13 +189,8 @@ HYENAREC_INLINE void finish_sums(
 // The gradients of a task's sequences. sums[vector] [GradientLayout::count, lanes] start at zero.
 template <typename V, typename IO>
 HYENAREC_INLINE void backward_task(
-    const Scan<V>& scan,
-    const Task& task,
-    const GradientMask& wanted,
-    const SavedStates<const LaneOf<V>>& saved,
-    IO& io,
-    Scratch& scratch,
-    double* const* sums) {
+    const Scan<V>& scan, const Task& task, const GradientMask& wanted,
+    const SavedStates<const LaneOf<V>>& saved, IO& io, Scratch& scratch, double* const* sums) {
   const GradientLayout layout(scan.tables);
   const Group& group = task.group;
   const bool keep = wanted.needs_states();

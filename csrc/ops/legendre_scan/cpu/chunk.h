@@ -139,12 +139,7 @@ HYENAREC_INLINE void multiply_upper(
 // of an upper triangular matrix [rows, pitch], added to what is left of `out`.
 template <typename V>
 HYENAREC_INLINE void add_transposed_upper(
-    const LaneOf<V>* matrix,
-    int64_t pitch,
-    int64_t rows,
-    int64_t columns,
-    const V* in,
-    const V& step,
+    const LaneOf<V>* matrix, int64_t pitch, int64_t rows, int64_t columns, const V* in, const V& step,
     V* out) {
   in_runs(columns, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
     V sums[run()];
@@ -187,14 +182,8 @@ HYENAREC_INLINE void evaluate(
 // [num_coeffs, chunk] given by column. `folded` is room for `chunk` vectors.
 template <typename V>
 HYENAREC_INLINE void take_moments(
-    const LaneOf<V>* by_column,
-    int64_t num_coeffs,
-    int64_t chunk,
-    int64_t terms,
-    const V* z,
-    const V* weight,
-    V* folded,
-    V* moments) {
+    const LaneOf<V>* by_column, int64_t num_coeffs, int64_t chunk, int64_t terms, const V* z, const V* weight,
+    V* folded, V* moments) {
   const int64_t half = chunk / 2;
   V* const sums_of_pairs = folded;
   V* const differences = folded + half;

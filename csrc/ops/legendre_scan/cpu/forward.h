@@ -11,12 +11,8 @@ namespace hyenarec::scan {
 // One chunk of every sequence that has it.
 template <typename V, typename IO>
 HYENAREC_INLINE void forward_chunk(
-    const Segment<V>& segment,
-    int64_t i,
-    const Task& task,
-    const ForwardMemory<V>& memory,
-    ChunkBuffers<V>& buffers,
-    IO& io) {
+    const Segment<V>& segment, int64_t i, const Task& task, const ForwardMemory<V>& memory,
+    ChunkBuffers<V>& buffers, IO& io) {
   const auto& tables = segment.tables;
   const int64_t chunk = tables.chunk, begin = segment.begin + i * chunk;
   const Group& group = task.group;

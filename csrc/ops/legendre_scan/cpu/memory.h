@@ -86,10 +86,7 @@ class BackwardMemory {
   // With `keep` there is room for the states and moments of a segment's chunks. `reached` are the
   // contractions that the task's sequences need, the first ones of the call's.
   BackwardMemory(
-      Scratch& scratch,
-      const Task& task,
-      const Scan<V>& scan,
-      const Contractions<LaneOf<V>>& reached,
+      Scratch& scratch, const Task& task, const Scan<V>& scan, const Contractions<LaneOf<V>>& reached,
       bool keep)
       : n_(scan.num_coeffs()),
         vectors_(task.vectors),

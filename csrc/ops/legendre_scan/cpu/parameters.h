@@ -170,12 +170,8 @@ void fill_plain_parameters(
 // Writes a part's coefficients for the channels [first, first + count); absent channels are 0.
 template <typename compute_t>
 void fill_coefficients(
-    const Problem<compute_t>& problem,
-    const ScanPart<compute_t>& part,
-    int64_t first,
-    int64_t count,
-    int64_t lanes,
-    compute_t* rows) {
+    const Problem<compute_t>& problem, const ScanPart<compute_t>& part, int64_t first, int64_t count,
+    int64_t lanes, compute_t* rows) {
   std::fill_n(rows, part.num_degrees() * lanes, compute_t(0));
   for (int64_t lane = 0; lane < count; ++lane) {
     const compute_t* coeffs = problem.coeffs + (first + lane) * problem.num_coeffs();

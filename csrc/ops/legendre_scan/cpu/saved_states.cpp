@@ -13,9 +13,7 @@ namespace {
 using Shape = std::array<c10::SymInt, 3>;
 
 Shape shape_of_states(
-    const at::Tensor& activations,
-    const at::Tensor& coeffs,
-    const c10::SymInt& horizon,
+    const at::Tensor& activations, const at::Tensor& coeffs, const c10::SymInt& horizon,
     const std::optional<at::Tensor>& offsets) {
   // All without a branch, which would fix sizes that are symbols to what they are now: a chunk of
   // legendre_chunk_length(N) events, the shortest segments that a horizon can have (they get longer with it),
@@ -33,20 +31,14 @@ Shape shape_of_states(
 }  // namespace
 
 at::Tensor empty_legendre_states(
-    const at::Tensor& activations,
-    const at::Tensor& coeffs,
-    const c10::SymInt& horizon,
+    const at::Tensor& activations, const at::Tensor& coeffs, const c10::SymInt& horizon,
     const std::optional<at::Tensor>& offsets) {
   return at::empty_symint(shape_of_states(activations, coeffs, horizon, offsets), coeffs.options());
 }
 
 void check_legendre_states(
-    const char* op,
-    const at::Tensor& states,
-    const at::Tensor& activations,
-    const at::Tensor& coeffs,
-    const c10::SymInt& horizon,
-    const std::optional<at::Tensor>& offsets) {
+    const char* op, const at::Tensor& states, const at::Tensor& activations, const at::Tensor& coeffs,
+    const c10::SymInt& horizon, const std::optional<at::Tensor>& offsets) {
   const Argument argument{op, "states", states};
   check_rank(argument, 3, "[rows, N, D]");
   const Shape shape = shape_of_states(activations, coeffs, horizon, offsets);

@@ -15,18 +15,12 @@ namespace hyenarec::detail {
 // ...], or packed [total, ...] with offsets. There are more rows than states, whose number depends on the
 // values of horizon and offsets: two, and one for each 256 events (N <= 9) or 512 events.
 at::Tensor empty_legendre_states(
-    const at::Tensor& activations,
-    const at::Tensor& coeffs,
-    const c10::SymInt& horizon,
+    const at::Tensor& activations, const at::Tensor& coeffs, const c10::SymInt& horizon,
     const std::optional<at::Tensor>& offsets);
 
 // Throws unless `states` could be what empty_legendre_states gave.
 void check_legendre_states(
-    const char* op,
-    const at::Tensor& states,
-    const at::Tensor& activations,
-    const at::Tensor& coeffs,
-    const c10::SymInt& horizon,
-    const std::optional<at::Tensor>& offsets);
+    const char* op, const at::Tensor& states, const at::Tensor& activations, const at::Tensor& coeffs,
+    const c10::SymInt& horizon, const std::optional<at::Tensor>& offsets);
 
 }  // namespace hyenarec::detail

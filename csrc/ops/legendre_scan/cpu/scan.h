@@ -77,9 +77,7 @@ class ScanCall {
         sequences_(sequences),
         problem_{
             segment_tables<compute_t>(
-                arguments.horizon,
-                legendre_chunk_length(arguments.num_coeffs),
-                arguments.num_coeffs,
+                arguments.horizon, legendre_chunk_length(arguments.num_coeffs), arguments.num_coeffs,
                 sequences.longest()),
             arguments.channels,
             arguments.coeffs,
@@ -129,10 +127,8 @@ class ScanCall {
 
   template <typename MakeIO>
   void backward(
-      const GradientMask& wanted,
-      const States<const compute_t>& states,
-      const ParameterGradients<compute_t>& gradients,
-      const MakeIO& make_io) {
+      const GradientMask& wanted, const States<const compute_t>& states,
+      const ParameterGradients<compute_t>& gradients, const MakeIO& make_io) {
     const auto saved = saved_states(states.data);
     auto sums = make_sums(GradientLayout(*problem_.tables).count);
     for_each_task([&](auto lanes, const Task& task, Scratch& scratch) HYENAREC_INLINE_LAMBDA {

@@ -14,14 +14,8 @@ namespace hyenarec::scan {
 // `basis` is that of those events if they are evaluated directly, else nullptr.
 template <typename V>
 HYENAREC_INLINE void evaluate_state(
-    const Segment<V>& segment,
-    int64_t i,
-    int64_t rows,
-    const LaneOf<V>* basis,
-    const ScanParameters<V>& parameters,
-    const V* state,
-    V* local,
-    V* y) {
+    const Segment<V>& segment, int64_t i, int64_t rows, const LaneOf<V>* basis,
+    const ScanParameters<V>& parameters, const V* state, V* local, V* y) {
   const auto& tables = segment.tables;
   const auto& constants = tables.chunks[i];
   if (!segment.has_past(i)) {
@@ -40,15 +34,8 @@ HYENAREC_INLINE void evaluate_state(
 // past.
 template <typename V>
 HYENAREC_INLINE void evaluate_state_backward(
-    const Segment<V>& segment,
-    int64_t i,
-    int64_t rows,
-    const LaneOf<V>* basis,
-    const ScanParameters<V>& parameters,
-    const V* dy,
-    V* folded,
-    V* dlocal,
-    V* dstate) {
+    const Segment<V>& segment, int64_t i, int64_t rows, const LaneOf<V>* basis,
+    const ScanParameters<V>& parameters, const V* dy, V* folded, V* dlocal, V* dstate) {
   const auto& tables = segment.tables;
   const int64_t n = tables.num_coeffs;
   const auto& constants = tables.chunks[i];
@@ -68,10 +55,7 @@ HYENAREC_INLINE void evaluate_state_backward(
 // on.
 template <typename V>
 HYENAREC_INLINE void advance_chunk(
-    const Segment<V>& segment,
-    int64_t i,
-    int64_t sequences,
-    const StateRows<V>& moments,
+    const Segment<V>& segment, int64_t i, int64_t sequences, const StateRows<V>& moments,
     const StateRows<V>& states) {
   const auto& tables = segment.tables;
   const auto& constants = tables.chunks[i];
@@ -100,10 +84,7 @@ inner_product(const StateRows<V>& a, const StateRows<V>& b, int64_t v, int64_t s
 // to the gradients of its moments.
 template <typename V>
 HYENAREC_INLINE void advance_chunk_backward(
-    const Segment<V>& segment,
-    int64_t i,
-    int64_t sequences,
-    bool with_parameters,
+    const Segment<V>& segment, int64_t i, int64_t sequences, bool with_parameters,
     const BackwardMemory<V>& memory) {
   const Scan<V>& scan = segment.scan;
   const auto& tables = segment.tables;
@@ -131,10 +112,7 @@ HYENAREC_INLINE void advance_chunk_backward(
 // Adds the moments of chunk i to the segment's, which decay meanwhile.
 template <typename V>
 HYENAREC_INLINE void gather_moments(
-    const Segment<V>& segment,
-    int64_t i,
-    int64_t sequences,
-    const StateRows<V>& moments,
+    const Segment<V>& segment, int64_t i, int64_t sequences, const StateRows<V>& moments,
     const StateRows<V>& segment_moments) {
   const auto& gather = segment.gather(i);
   for (int64_t s = 0; s < sequences; ++s) {
@@ -149,10 +127,7 @@ HYENAREC_INLINE void gather_moments(
 // start.
 template <typename V>
 HYENAREC_INLINE void gather_moments_backward(
-    const Segment<V>& segment,
-    int64_t i,
-    int64_t sequences,
-    bool with_parameters,
+    const Segment<V>& segment, int64_t i, int64_t sequences, bool with_parameters,
     const BackwardMemory<V>& memory) {
   const Scan<V>& scan = segment.scan;
   const auto& gather = segment.gather(i);
@@ -176,9 +151,7 @@ HYENAREC_INLINE void gather_moments_backward(
 // Moves the carried states from the segment's start to its end.
 template <typename V>
 HYENAREC_INLINE void advance_segment(
-    const Segment<V>& segment,
-    int64_t sequences,
-    const StateRows<V>& segment_moments,
+    const Segment<V>& segment, int64_t sequences, const StateRows<V>& segment_moments,
     const StateRows<V>& carried) {
   const auto& constants = segment.between();
   const int64_t n = segment.scan.num_coeffs();
@@ -275,10 +248,7 @@ HYENAREC_INLINE void enter_segment_backward(
 // Saves the states that a segment ends with; `carried` has those of `sequences` sequences.
 template <typename V>
 HYENAREC_INLINE void save_states(
-    const SavedStates<LaneOf<V>>& saved,
-    const Segment<V>& segment,
-    const Task& task,
-    int64_t sequences,
+    const SavedStates<LaneOf<V>>& saved, const Segment<V>& segment, const Task& task, int64_t sequences,
     const StateRows<V>& carried) {
   for (int64_t s = 0; s < sequences; ++s) {
     LaneOf<V>* const row = saved.row(task.group.sequences[s], segment.index);
@@ -294,9 +264,7 @@ HYENAREC_INLINE void save_states(
 // What `save_states` saved for the segment, at least the second one.
 template <typename V>
 HYENAREC_INLINE void load_states(
-    const SavedStates<const LaneOf<V>>& saved,
-    const Segment<V>& segment,
-    const Task& task,
+    const SavedStates<const LaneOf<V>>& saved, const Segment<V>& segment, const Task& task,
     const StateRows<V>& carried) {
   for (int64_t s = 0; s < task.group.longer_than(segment.begin); ++s) {
     const LaneOf<V>* const row = saved.row(task.group.sequences[s], segment.index - 1);

@@ -54,9 +54,7 @@ struct ContractionShape {
 // Computes contractions for each member. `transfer` lies by run.
 template <int members, typename V>
 HYENAREC_INLINE void contract(
-    const LaneOf<V>* transfer,
-    const ContractionShape& shape,
-    const StridedRows<const V>& coeffs,
+    const LaneOf<V>* transfer, const ContractionShape& shape, const StridedRows<const V>& coeffs,
     const StridedRows<V>& contracted) {
   for (int64_t q = 0; q < shape.moments; ++q) {
     in_runs(shape.in_row(q), [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
@@ -82,9 +80,7 @@ HYENAREC_INLINE void contract(
 // coeffs_grad[n] += sum_{q, p} transfer(q, p, n) products[q][p] for each member: the transposed `contract`.
 template <int members, typename V>
 HYENAREC_INLINE void contract_backward(
-    const LaneOf<V>* transfer,
-    const ContractionShape& shape,
-    const StridedRows<const V>& products,
+    const LaneOf<V>* transfer, const ContractionShape& shape, const StridedRows<const V>& products,
     const StridedRows<V>& coeffs_grads) {
   for (int64_t q = 0; q < shape.moments; ++q) {
     in_runs(shape.in_row(q), [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
@@ -110,13 +106,8 @@ HYENAREC_INLINE void contract_backward(
 // digits.
 template <typename V>
 HYENAREC_INLINE void restrict_states(
-    const LaneOf<V>* change_by_column,
-    int64_t num_coeffs,
-    int64_t before,
-    int64_t after,
-    const V& step,
-    int64_t members,
-    const StridedRows<V>& all_states) {
+    const LaneOf<V>* change_by_column, int64_t num_coeffs, int64_t before, int64_t after, const V& step,
+    int64_t members, const StridedRows<V>& all_states) {
   in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
     const auto states = all_states.from(member);
     in_runs(after, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
@@ -141,13 +132,8 @@ HYENAREC_INLINE void restrict_states(
 // it.
 template <typename V>
 HYENAREC_INLINE void restrict_states_backward(
-    const LaneOf<V>* restriction_change,
-    int64_t num_coeffs,
-    int64_t before,
-    int64_t after,
-    const V& step,
-    int64_t members,
-    const StridedRows<V>& all_dstates) {
+    const LaneOf<V>* restriction_change, int64_t num_coeffs, int64_t before, int64_t after, const V& step,
+    int64_t members, const StridedRows<V>& all_dstates) {
   in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
     const auto dstates = all_dstates.from(member);
     in_runs_backwards(before, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
@@ -171,12 +157,8 @@ HYENAREC_INLINE void restrict_states_backward(
 // into the cache meanwhile.
 template <typename V>
 HYENAREC_INLINE void transfer_moments(
-    const V* contracted,
-    const V* next,
-    const ContractionShape& shape,
-    int64_t members,
-    const StridedRows<V>& all_moments,
-    const StridedRows<V>& all_states) {
+    const V* contracted, const V* next, const ContractionShape& shape, int64_t members,
+    const StridedRows<V>& all_moments, const StridedRows<V>& all_states) {
   in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
     const auto states = all_states.from(member), moments = all_moments.from(member);
     in_runs(shape.width, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
@@ -204,10 +186,7 @@ HYENAREC_INLINE void transfer_moments(
 // dmoments[q] += sum_p contracted[q][p] dstate[p] for each member.
 template <typename V>
 HYENAREC_INLINE void transfer_moments_backward(
-    const V* contracted,
-    const ContractionShape& shape,
-    int64_t members,
-    const StridedRows<V>& all_dstates,
+    const V* contracted, const ContractionShape& shape, int64_t members, const StridedRows<V>& all_dstates,
     const StridedRows<V>& all_dmoments) {
   in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
     const auto dstates = all_dstates.from(member), dmoments = all_dmoments.from(member);
@@ -234,11 +213,8 @@ HYENAREC_INLINE void transfer_moments_backward(
 // 0.
 template <typename V>
 HYENAREC_INLINE void add_contraction_grads(
-    const ContractionShape& shape,
-    int64_t members,
-    const StridedRows<V>& all_moments,
-    const StridedRows<V>& all_dstates,
-    V* products) {
+    const ContractionShape& shape, int64_t members, const StridedRows<V>& all_moments,
+    const StridedRows<V>& all_dstates, V* products) {
   in_pairs(shape.moments, [&](auto size, int64_t q) HYENAREC_INLINE_LAMBDA {
     in_runs(shape.in_row(q), [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
       V* const rows = products + q * shape.width + first;

@@ -245,12 +245,8 @@ struct ScanBackward {
 // nothing is to be summed: the near kernel's rows are gradients of its polynomial, before the decays.
 template <typename IO, int kN>
 __global__ void __launch_bounds__(kScanThreads, kScanBackwardBlocks) legendre_scan_backward(
-    ScanWork work,
-    ScanTables<accumulate_t<typename IO::Scalar>> tables,
-    ScanParameters<accumulate_t<typename IO::Scalar>> channels,
-    IO io,
-    GradientMask wanted,
-    int slab,
+    ScanWork work, ScanTables<accumulate_t<typename IO::Scalar>> tables,
+    ScanParameters<accumulate_t<typename IO::Scalar>> channels, IO io, GradientMask wanted, int slab,
     const accumulate_t<typename IO::Scalar>* __restrict__ states,
     const accumulate_t<typename IO::Scalar>* __restrict__ carry,
     accumulate_t<typename IO::Scalar>* __restrict__ partial) {

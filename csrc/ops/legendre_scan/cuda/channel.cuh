@@ -178,9 +178,7 @@ struct ScanThread {
   const T* const taps;
 
   __device__ ScanThread(
-      const ScanTables<T>& tables_,
-      const ScanParameters<T>& channels_,
-      const ScanPlace& place,
+      const ScanTables<T>& tables_, const ScanParameters<T>& channels_, const ScanPlace& place,
       const T* taps_)
       : tables(tables_),
         channels(channels_),

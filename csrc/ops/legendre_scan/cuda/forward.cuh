@@ -45,10 +45,8 @@ LaunchShape scan_sweep_shape(const ScanWork& work, int warps) {
 // those of a segment which has a successor, from a zero state.
 template <typename IO, int kN>
 __global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_carry(
-    ScanWork work,
-    ScanTables<accumulate_t<typename IO::Scalar>> tables,
-    ScanParameters<accumulate_t<typename IO::Scalar>> channels,
-    IO io,
+    ScanWork work, ScanTables<accumulate_t<typename IO::Scalar>> tables,
+    ScanParameters<accumulate_t<typename IO::Scalar>> channels, IO io,
     accumulate_t<typename IO::Scalar>* __restrict__ carry) {
   using T = accumulate_t<typename IO::Scalar>;
   const ScanPlace place = scan_place(work);
@@ -75,10 +73,8 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_carry
 // Its backward: what the gradients of a segment's outputs say of the state at its start.
 template <typename IO, int kN>
 __global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_carry_backward(
-    ScanWork work,
-    ScanTables<accumulate_t<typename IO::Scalar>> tables,
-    ScanParameters<accumulate_t<typename IO::Scalar>> channels,
-    IO io,
+    ScanWork work, ScanTables<accumulate_t<typename IO::Scalar>> tables,
+    ScanParameters<accumulate_t<typename IO::Scalar>> channels, IO io,
     accumulate_t<typename IO::Scalar>* __restrict__ carry) {
   using T = accumulate_t<typename IO::Scalar>;
   const ScanPlace place = scan_place(work);
@@ -144,10 +140,8 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_combine(
 // [scan_slots(.. 32), N, pitch].
 template <typename IO, int kN, bool kStates>
 __global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_forward(
-    ScanWork work,
-    ScanTables<accumulate_t<typename IO::Scalar>> tables,
-    ScanParameters<accumulate_t<typename IO::Scalar>> channels,
-    IO io,
+    ScanWork work, ScanTables<accumulate_t<typename IO::Scalar>> tables,
+    ScanParameters<accumulate_t<typename IO::Scalar>> channels, IO io,
     const accumulate_t<typename IO::Scalar>* __restrict__ carry,
     accumulate_t<typename IO::Scalar>* __restrict__ states) {
   using T = accumulate_t<typename IO::Scalar>;

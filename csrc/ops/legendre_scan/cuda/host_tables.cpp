@@ -62,11 +62,7 @@ void append_transfer(const LegendreChunk<T>& chunk, int64_t n, std::vector<T>& t
 
 template <typename T>
 HostScanTables<T> make_scan_tables(
-    int64_t horizon,
-    int64_t chunk,
-    int64_t num_coeffs,
-    int64_t pitch,
-    int64_t length,
+    int64_t horizon, int64_t chunk, int64_t num_coeffs, int64_t pitch, int64_t length,
     int64_t segment_chunks) {
   const int64_t n = num_coeffs;
   const auto tables = legendre_tables<T>(horizon, chunk, n, length);

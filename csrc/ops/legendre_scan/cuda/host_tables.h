@@ -24,11 +24,7 @@ struct HostScanTables {
 // segment_chunks chunks, none if that is 0.
 template <typename T>
 HostScanTables<T> make_scan_tables(
-    int64_t horizon,
-    int64_t chunk,
-    int64_t num_coeffs,
-    int64_t pitch,
-    int64_t length,
+    int64_t horizon, int64_t chunk, int64_t num_coeffs, int64_t pitch, int64_t length,
     int64_t segment_chunks);
 
 }  // namespace hyenarec

@@ -25,14 +25,8 @@ __device__ inline void keep_rows(int rows, T (&values)[kScanChunk]) {
 // chunks are `whole`: then no row needs a comparison.
 template <int kCount, typename scalar_t, typename T>
 __device__ inline void load_channel(
-    const ScanRows<const scalar_t>& io,
-    int64_t channel,
-    int64_t row,
-    bool whole,
-    int first,
-    int last,
-    int before,
-    T (&values)[kCount]) {
+    const ScanRows<const scalar_t>& io, int64_t channel, int64_t row, bool whole, int first, int last,
+    int before, T (&values)[kCount]) {
   const scalar_t* from = io.at(row, channel);
   if (whole) {
 #pragma unroll
@@ -78,12 +72,8 @@ __device__ inline void store_rows(
 // The product of the values with the rows of `factor`, where both are wanted.
 template <typename scalar_t, typename T>
 __device__ inline void store_products(
-    const ScanRows<scalar_t>& target,
-    const ScanRows<const scalar_t>& factor,
-    int64_t channel,
-    int64_t row,
-    int rows,
-    const T (&values)[kScanChunk]) {
+    const ScanRows<scalar_t>& target, const ScanRows<const scalar_t>& factor, int64_t channel, int64_t row,
+    int rows, const T (&values)[kScanChunk]) {
   if (target.data == nullptr) return;
   T products[kScanChunk];
 #pragma unroll

@@ -87,12 +87,8 @@ template <typename T, bool kFast = !std::is_same_v<T, double>>
 class ScanCall {
  public:
   ScanCall(
-      const char* op,
-      const RowSequences& sequences,
-      const at::Tensor& coeffs,
-      const at::Tensor& decay,
-      const std::optional<at::Tensor>& skip,
-      int64_t horizon)
+      const char* op, const RowSequences& sequences, const at::Tensor& coeffs, const at::Tensor& decay,
+      const std::optional<at::Tensor>& skip, int64_t horizon)
       : sequences_(sequences),
         coeffs_(coeffs.contiguous()),
         decay_(decay.contiguous()),

@@ -31,19 +31,20 @@ class LruCache {
   // there is none.
   template <typename IsEnough, typename Make>
   Shared get(const Key& key, bool keep_for_ever, const IsEnough& is_enough, const Make& make) {
-    Shared dropped, replaced;  // die after the lock: that may wait for the GPU
+    Shared dropped;  // dies after the lock: that may wait for the GPU
     const std::lock_guard<std::mutex> lock(mutex_);
     auto found = entries_.find(key);
-    if (found == entries_.end()) {
+    const bool is_new = found == entries_.end();
+    if (is_new) {
       found = entries_.emplace(key, Entry{make(nullptr), 0, false}).first;
     } else if (!is_enough(*found->second.value)) {
-      replaced = std::exchange(found->second.value, make(found->second.value));
+      dropped = std::exchange(found->second.value, make(found->second.value));
     }
     Entry& entry = found->second;
     entry.last_use = ++uses_;
     entry.is_kept = entry.is_kept || keep_for_ever;
     Shared value = entry.value;
-    dropped = drop_one_too_many();
+    if (is_new) dropped = drop_one_too_many();
     return value;
   }
 

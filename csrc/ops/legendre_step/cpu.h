@@ -146,30 +146,36 @@ struct Call {
   int64_t state_size() const { return (sizes.num_coeffs + sizes.chunk) * channels; }
 };
 
-// One event of one stream, `position` events after its first. `scratch` holds two rows.
-template <typename V, typename scalar_t, typename param_t>
-HYENAREC_INLINE void step(
-    const Call<param_t>& call, const State<param_t>& state, int64_t position, const scalar_t* u,
-    const scalar_t* pre_gate, const scalar_t* post_gate, std::vector<param_t>& basis, param_t* scratch,
-    scalar_t* out) {
-  const auto [num_coeffs, chunk] = call.sizes;
-  const int64_t j = position % chunk, start = position - j, next = start + chunk;
-  multiply_gate<V>(u, pre_gate, call.channels, state.events + j * call.channels);
-  basis.resize(start > 0 ? num_coeffs : 0);
-  fill_basis(j, call.horizon - start, basis);
-  convolve(call.weights, state, basis, j, call.channels, scratch);
-  multiply_gate<V>(scratch, post_gate, call.channels, out);
-  if (j + 1 < chunk || next >= call.horizon || num_coeffs == 0) return;
-  const auto tables = legendre_tables<param_t>(call.horizon, chunk, num_coeffs, call.horizon);
-  finish_chunk(
-      tables->chunks[start / chunk], tables->basis.data(), call.sizes, start == 0, call.weights, state,
-      call.channels, scratch);
-}
-
 // The events [B, L, D] of an activation, which a gate need not have.
 template <typename scalar_t>
 const scalar_t* event(const Rows<const scalar_t>& events, int64_t stream, int64_t t) {
   return events.data ? events.data + stream * events.sequence_stride + t * events.row_stride : nullptr;
+}
+
+// One event of one stream, `position` events after its first. `scratch` holds two rows. The basis is computed
+// outside the vector code: its numbers are the same on every machine, with fused multiply-adds or without.
+template <typename scalar_t, typename param_t>
+void step(
+    const Call<param_t>& call, const State<param_t>& state, int64_t position, const scalar_t* u,
+    const scalar_t* pre_gate, const scalar_t* post_gate, std::vector<param_t>& basis, param_t* scratch,
+    scalar_t* out) {
+  const int64_t num_coeffs = call.sizes.num_coeffs, chunk = call.sizes.chunk;
+  const int64_t j = position % chunk, start = position - j, next = start + chunk, channels = call.channels;
+  const bool is_finished = j + 1 == chunk && next < call.horizon && num_coeffs > 0;
+  basis.resize(start > 0 ? num_coeffs : 0);
+  fill_basis(j, call.horizon - start, basis);
+  const auto tables =
+      is_finished ? legendre_tables<param_t>(call.horizon, chunk, num_coeffs, call.horizon) : nullptr;
+  simd::run_with_widest_vectors([&](auto bytes) HYENAREC_INLINE_LAMBDA {
+    using V = simd::Vector<param_t, bytes() / sizeof(param_t)>;
+    multiply_gate<V>(u, pre_gate, channels, state.events + j * channels);
+    convolve(call.weights, state, basis, j, channels, scratch);
+    multiply_gate<V>(scratch, post_gate, channels, out);
+    if (is_finished)
+      finish_chunk(
+          tables->chunks[start / chunk], tables->basis.data(), call.sizes, start == 0, call.weights, state,
+          channels, scratch);
+  });
 }
 
 // `length` events of the streams [first, last), from `positions` on; out [B, L, D].
@@ -179,17 +185,14 @@ void step_streams(
     const Rows<const scalar_t>& u, const Rows<const scalar_t>& pre_gate,
     const Rows<const scalar_t>& post_gate, param_t* states, scalar_t* out) {
   std::vector<param_t> scratch(2 * call.channels), basis;
-  simd::run_with_widest_vectors([&](auto bytes) HYENAREC_INLINE_LAMBDA {
-    using V = simd::Vector<param_t, bytes() / sizeof(param_t)>;
-    for (int64_t b = first; b < last; ++b) {
-      const State<param_t> state(states + b * call.state_size(), call.sizes, call.channels);
-      for (int64_t t = 0; t < length; ++t) {
-        step<V>(
-            call, state, positions[b] + t, event(u, b, t), event(pre_gate, b, t), event(post_gate, b, t),
-            basis, scratch.data(), out + (b * length + t) * call.channels);
-      }
+  for (int64_t b = first; b < last; ++b) {
+    const State<param_t> state(states + b * call.state_size(), call.sizes, call.channels);
+    for (int64_t t = 0; t < length; ++t) {
+      step(
+          call, state, positions[b] + t, event(u, b, t), event(pre_gate, b, t), event(post_gate, b, t), basis,
+          scratch.data(), out + (b * length + t) * call.channels);
     }
-  });
+  }
 }
 
 }  // namespace hyenarec::step

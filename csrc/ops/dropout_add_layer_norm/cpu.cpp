@@ -1,5 +1,6 @@
 // dropout_add_layer_norm on the CPU: blocks of rows shared among torch's threads.
 #include <ATen/Dispatch.h>
+#include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -95,57 +96,67 @@ void add_up(
   });
 }
 
+// What the backward kernel reads and writes: rows, numbers of each row, channels.
+struct BackwardTensors {
+  at::Tensor grad_normed, grad_sum, sum, mean, rstd, weight;
+  at::Tensor grad_branch, grad_residual, sums_of_blocks;
+};
+
+template <typename branch_t, typename sum_t>
+Backward<memory_t<branch_t>, memory_t<sum_t>> raw(
+    const BackwardTensors& tensors, const DropoutAddLayerNormBackwardArguments& arguments) {
+  using compute = at::opmath_type<sum_t>;
+  const auto& needs_grad = arguments.needs_grad;
+  const int64_t rows = tensors.sum.size(0), channels = tensors.sum.size(1);
+  return {
+      .rows = rows,
+      .channels = channels,
+      .grad_normed = rows_of<sum_t>(tensors.grad_normed),
+      .grad_sum = rows_of<sum_t>(tensors.grad_sum),
+      .sum = rows_of<sum_t>(tensors.sum),
+      .mean = tensors.mean.const_data_ptr<compute>(),
+      .rstd = tensors.rstd.const_data_ptr<compute>(),
+      .weight = tensors.weight.const_data_ptr<compute>(),
+      .settings = settings_of(arguments.p, arguments.seed),
+      .grad_branch = result_rows<branch_t>(tensors.grad_branch, channels, needs_grad[0]),
+      .grad_residual = result_rows<sum_t>(tensors.grad_residual, channels, needs_grad[1]),
+      .needs_weight = needs_grad[2],
+      .needs_bias = needs_grad[3],
+      .sums = tensors.sums_of_blocks.mutable_data_ptr<compute>()};
+}
+
 DropoutAddLayerNormGradients backward_cpu(const DropoutAddLayerNormBackwardArguments& arguments) {
   detail::check_dropout_add_layer_norm_backward_arguments(arguments);
-  const auto& sum = arguments.sum;
+  const auto &sum = arguments.sum, &weight = arguments.weight;
   const auto& needs_grad = arguments.needs_grad;
   detail::check_cpu_activation_type({"dropout_add_layer_norm_backward", "sum", sum});
   const auto type = sum.scalar_type(), parameters = detail::parameter_type(type);
   const auto branch_type = detail::kernel_type_of_branch(arguments.branch_dtype, type);
-  auto grad_branch = detail::empty_gradient(needs_grad[0], sum, branch_type);
-  auto grad_residual = detail::empty_gradient(needs_grad[1], sum);
-  auto grad_weight = detail::empty_gradient(needs_grad[2], arguments.weight);
-  auto grad_bias = detail::empty_gradient(needs_grad[3], arguments.weight);
-
-  const auto normed_grads = rows_or_undefined(arguments.grad_normed);
-  const auto sum_grads = rows_or_undefined(arguments.grad_sum);
-  const auto sums = as_rows(sum);
-  const auto means = arguments.mean.contiguous(), rstds = arguments.rstd.contiguous();
-  const auto weights = arguments.weight.to(parameters).contiguous();
+  auto grad_weight = detail::empty_gradient(needs_grad[2], weight);
+  auto grad_bias = detail::empty_gradient(needs_grad[3], weight);
   // One partial sum for each block of rows, added up in order: the same numbers on any number of threads.
   const int64_t channels = sum.size(-1), rows = sum.numel() / channels, block_rows = rows_per_block(channels);
-  const int64_t all_blocks = at::divup(rows, block_rows);
-  const int64_t summed_blocks = needs_grad[2] || needs_grad[3] ? all_blocks : 0;
-  const auto partial = at::zeros({summed_blocks, 2, channels}, weights.options());
-  const auto settings = settings_of(arguments.p, arguments.seed);
+  const int64_t blocks = at::divup(rows, block_rows);
+  const int64_t summed_blocks = needs_grad[2] || needs_grad[3] ? blocks : 0;
+  const BackwardTensors tensors{
+      rows_or_undefined(arguments.grad_normed),
+      rows_or_undefined(arguments.grad_sum),
+      as_rows(sum),
+      arguments.mean.contiguous(),
+      arguments.rstd.contiguous(),
+      weight.to(parameters).contiguous(),
+      detail::empty_gradient(needs_grad[0], sum, branch_type),
+      detail::empty_gradient(needs_grad[1], sum),
+      at::zeros({summed_blocks, 2, channels}, weight.options().dtype(parameters))};
   dispatch(branch_type, type, [&](auto branch_zero, auto sum_zero) {
-    using branch_t = decltype(branch_zero);
-    using sum_t = decltype(sum_zero);
-    using call_t = Backward<memory_t<branch_t>, memory_t<sum_t>>;
-    using compute = typename call_t::compute;
-    auto* sums_of_blocks = partial.mutable_data_ptr<compute>();
-    const call_t call{
-        .rows = rows,
-        .channels = channels,
-        .grad_normed = rows_of<sum_t>(normed_grads),
-        .grad_sum = rows_of<sum_t>(sum_grads),
-        .sum = rows_of<sum_t>(sums),
-        .mean = means.const_data_ptr<compute>(),
-        .rstd = rstds.const_data_ptr<compute>(),
-        .weight = weights.const_data_ptr<compute>(),
-        .settings = settings,
-        .grad_branch = result_rows<branch_t>(grad_branch, channels, needs_grad[0]),
-        .grad_residual = result_rows<sum_t>(grad_residual, channels, needs_grad[1]),
-        .needs_weight = needs_grad[2],
-        .needs_bias = needs_grad[3],
-        .sums = sums_of_blocks};
-    at::parallel_for(0, all_blocks, 1, [&](int64_t first, int64_t last) {
+    const auto call = raw<decltype(branch_zero), decltype(sum_zero)>(tensors, arguments);
+    at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
       cpu::dropout_add_layer_norm::backward(call, block_rows, first, last);
     });
-    if (needs_grad[2]) add_up(sums_of_blocks, summed_blocks, 2 * channels, channels, grad_weight);
-    if (needs_grad[3]) add_up(sums_of_blocks + channels, summed_blocks, 2 * channels, channels, grad_bias);
+    if (needs_grad[2]) add_up(call.sums, summed_blocks, 2 * channels, channels, grad_weight);
+    if (needs_grad[3]) add_up(call.sums + channels, summed_blocks, 2 * channels, channels, grad_bias);
   });
-  return {grad_branch.to(arguments.branch_dtype), grad_residual, grad_weight, grad_bias};
+  return {tensors.grad_branch.to(arguments.branch_dtype), tensors.grad_residual, grad_weight, grad_bias};
 }
 
 }  // namespace

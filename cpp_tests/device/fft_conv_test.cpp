@@ -80,12 +80,12 @@ struct Inputs {
   std::vector<double> kernel, skip;
 };
 
-// A part of the batch and of the channels, as fft_conv_kernel.cu cuts.
+// A part of the batch and of the channels, as fft_conv cuts them.
 struct Part {
   int64_t first_batch, batch, first_channel, channels;
 };
 
-// The steps of fft_conv_kernel.cu for one part.
+// The steps of fft_conv for one part.
 template <typename scalar_t>
 class Steps {
  public:

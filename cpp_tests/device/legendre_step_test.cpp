@@ -104,7 +104,7 @@ class Streams {
   }
 
  private:
-  // As legendre_step_kernel.cu asks for them.
+  // As the operator asks for them.
   static HostScanTables<T> make_tables(const LegendreStepWork& work) {
     if (work.num_coeffs == 0) return {};
     return make_scan_tables<T>(
@@ -113,7 +113,7 @@ class Streams {
   static std::vector<double> values(const oracle::Case& expected, const char* name) {
     return expected.has(name) ? expected[name].values : std::vector<double>();
   }
-  StepEvents<scalar_t> events(const Buffer<scalar_t>& buffer, int64_t first) const {
+  Activation<const scalar_t> events(const Buffer<scalar_t>& buffer, int64_t first) const {
     if (buffer.size() == 0) return {nullptr, 0, 0};
     return {buffer.data() + first * work_.channels, work_.length * work_.channels, work_.channels};
   }

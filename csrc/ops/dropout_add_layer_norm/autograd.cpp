@@ -62,14 +62,14 @@ std::tuple<at::Tensor, at::Tensor> dropout_add_layer_norm_autograd(
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
   m.impl(
-      "dropout_add_layer_norm", unpacked<decltype(dropout_add_layer_norm), dropout_add_layer_norm_autograd>);
+      "dropout_add_layer_norm",
+      detail::unpacked<decltype(dropout_add_layer_norm), dropout_add_layer_norm_autograd>);
   m.impl("dropout_add_layer_norm_with_statistics", torch::autograd::autogradNotImplementedFallback());
   // Second derivatives raise: "derivative for hyenarec::dropout_add_layer_norm_backward is not implemented".
   m.impl("dropout_add_layer_norm_backward", torch::autograd::autogradNotImplementedFallback());
 }
+
+}  // namespace hyenarec

@@ -160,13 +160,12 @@ DropoutAddLayerNormGradients backward_cpu(const DropoutAddLayerNormBackwardArgum
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
   m.impl(
       "dropout_add_layer_norm_with_statistics",
-      unpacked<DropoutAddLayerNormWithStatistics, with_statistics_cpu>);
-  m.impl("dropout_add_layer_norm_backward", unpacked<DropoutAddLayerNormBackward, backward_cpu>);
+      detail::unpacked<DropoutAddLayerNormWithStatistics, with_statistics_cpu>);
+  m.impl("dropout_add_layer_norm_backward", detail::unpacked<DropoutAddLayerNormBackward, backward_cpu>);
 }
+
+}  // namespace hyenarec

@@ -171,13 +171,12 @@ DropoutAddLayerNormGradients backward_cuda(const DropoutAddLayerNormBackwardArgu
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
   m.impl(
       "dropout_add_layer_norm_with_statistics",
-      unpacked<DropoutAddLayerNormWithStatistics, with_statistics_cuda>);
-  m.impl("dropout_add_layer_norm_backward", unpacked<DropoutAddLayerNormBackward, backward_cuda>);
+      detail::unpacked<DropoutAddLayerNormWithStatistics, with_statistics_cuda>);
+  m.impl("dropout_add_layer_norm_backward", detail::unpacked<DropoutAddLayerNormBackward, backward_cuda>);
 }
+
+}  // namespace hyenarec

@@ -148,7 +148,6 @@ DropoutAddLayerNormGradients backward_meta(const DropoutAddLayerNormBackwardArgu
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
   m.def(
@@ -163,15 +162,13 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
       "(Tensor, Tensor, Tensor, Tensor)");
 }
 TORCH_LIBRARY_IMPL(hyenarec, CompositeExplicitAutograd, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("dropout_add_layer_norm", unpacked<decltype(dropout_add_layer_norm), without_statistics>);
+  m.impl("dropout_add_layer_norm", detail::unpacked<decltype(dropout_add_layer_norm), without_statistics>);
 }
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
   m.impl(
       "dropout_add_layer_norm_with_statistics",
-      unpacked<DropoutAddLayerNormWithStatistics, with_statistics_meta>);
-  m.impl("dropout_add_layer_norm_backward", unpacked<DropoutAddLayerNormBackward, backward_meta>);
+      detail::unpacked<DropoutAddLayerNormWithStatistics, with_statistics_meta>);
+  m.impl("dropout_add_layer_norm_backward", detail::unpacked<DropoutAddLayerNormBackward, backward_meta>);
 }
+
+}  // namespace hyenarec

@@ -44,12 +44,11 @@ at::Tensor fft_conv_autograd(const FftConvArguments& arguments) {
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("fft_conv", unpacked<FftConvSignature, fft_conv_autograd>);
+  m.impl("fft_conv", detail::unpacked<FftConvSignature, fft_conv_autograd>);
   // Second derivatives raise: "derivative for hyenarec::fft_conv_backward is not implemented".
   m.impl("fft_conv_backward", torch::autograd::autogradNotImplementedFallback());
 }
+
+}  // namespace hyenarec

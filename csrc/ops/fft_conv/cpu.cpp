@@ -208,11 +208,10 @@ FftConvGradients fft_conv_backward_cpu(const FftConvBackwardArguments& arguments
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("fft_conv", unpacked<FftConvSignature, fft_conv_cpu>);
-  m.impl("fft_conv_backward", unpacked<FftConvBackward, fft_conv_backward_cpu>);
+  m.impl("fft_conv", detail::unpacked<FftConvSignature, fft_conv_cpu>);
+  m.impl("fft_conv_backward", detail::unpacked<FftConvBackward, fft_conv_backward_cpu>);
 }
+
+}  // namespace hyenarec

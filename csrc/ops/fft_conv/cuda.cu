@@ -271,11 +271,10 @@ FftConvGradients fft_conv_backward_cuda(const FftConvBackwardArguments& argument
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("fft_conv", unpacked<FftConvSignature, fft_conv_cuda>);
-  m.impl("fft_conv_backward", unpacked<FftConvBackward, fft_conv_backward_cuda>);
+  m.impl("fft_conv", detail::unpacked<FftConvSignature, fft_conv_cuda>);
+  m.impl("fft_conv_backward", detail::unpacked<FftConvBackward, fft_conv_backward_cuda>);
 }
+
+}  // namespace hyenarec

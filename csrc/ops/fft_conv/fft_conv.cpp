@@ -67,7 +67,6 @@ FftConvGradients fft_conv_backward_meta(const FftConvBackwardArguments& argument
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
   m.def(
@@ -78,8 +77,8 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
       "post_gate, bool[5] needs_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("fft_conv", unpacked<FftConvSignature, fft_conv_meta>);
-  m.impl("fft_conv_backward", unpacked<FftConvBackward, fft_conv_backward_meta>);
+  m.impl("fft_conv", detail::unpacked<FftConvSignature, fft_conv_meta>);
+  m.impl("fft_conv_backward", detail::unpacked<FftConvBackward, fft_conv_backward_meta>);
 }
+
+}  // namespace hyenarec

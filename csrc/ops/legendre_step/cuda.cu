@@ -37,7 +37,7 @@ ScanTables<T> data_of(const DeviceScanTables& tables, int64_t horizon, int64_t n
 }
 
 template <typename scalar_t>
-StepEvents<scalar_t> data_of(const at::Tensor& events) {
+Activation<const scalar_t> data_of(const at::Tensor& events) {
   if (!events.defined()) return {nullptr, 0, 0};
   return {events.const_data_ptr<scalar_t>(), events.stride(0), events.stride(1)};
 }

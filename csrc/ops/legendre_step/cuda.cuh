@@ -5,6 +5,7 @@
 // do the threads of a block need each other, for the polynomials at the chunk's events.
 #pragma once
 
+#include "../common/cuda/activation.cuh"
 #include "../common/cuda/device.cuh"
 #include "../legendre_scan/cuda/layout.cuh"
 #include "../legendre_scan/math.h"
@@ -18,19 +19,6 @@ struct LegendreStepWork {
   int64_t num_coeffs, chunk;
 
   __host__ __device__ int64_t tiles() const { return ceil_div(channels, kLegendreStepThreads); }
-};
-
-// The events [streams, length, channels] of an activation, or of a gate, which may be absent.
-template <typename scalar_t>
-struct StepEvents {
-  using T = accumulate_t<scalar_t>;
-  const scalar_t* data;
-  int64_t stream_stride, event_stride;
-
-  __device__ T at(int64_t stream, int64_t t, int64_t channel) const {
-    if (data == nullptr) return T(1);
-    return static_cast<T>(data[stream * stream_stride + t * event_stride + channel]);
-  }
 };
 
 // One channel of a stream's state and of the weights; rows are `pitch` = channels apart. The layouts are
@@ -135,7 +123,7 @@ template <typename scalar_t>
 __global__ void __launch_bounds__(kLegendreStepThreads) legendre_step_forward(
     LegendreStepWork work, ScanTables<accumulate_t<scalar_t>> tables,
     const accumulate_t<scalar_t>* __restrict__ weights, const int64_t* __restrict__ positions,
-    StepEvents<scalar_t> u, StepEvents<scalar_t> pre_gate, StepEvents<scalar_t> post_gate,
+    Activation<const scalar_t> u, Activation<const scalar_t> pre_gate, Activation<const scalar_t> post_gate,
     accumulate_t<scalar_t>* states, scalar_t* __restrict__ out) {
   using T = accumulate_t<scalar_t>;
   HYENAREC_SHARED_MEMORY(T, basis);  // [chunk]: one degree at the chunk's events
@@ -150,8 +138,9 @@ __global__ void __launch_bounds__(kLegendreStepThreads) legendre_step_forward(
     if (is_inside) {
       T output = static_cast<T>(NAN);
       if (is_known) {
-        channel.events[j * channel.pitch] = u.at(stream, t, d) * pre_gate.at(stream, t, d);
-        output = step_output(work, channel, start, j) * post_gate.at(stream, t, d);
+        channel.events[j * channel.pitch] =
+            load_or_one(u, stream, t, d) * load_or_one(pre_gate, stream, t, d);
+        output = step_output(work, channel, start, j) * load_or_one(post_gate, stream, t, d);
       }
       out[(stream * work.length + t) * work.channels + d] = static_cast<scalar_t>(output);
     }

@@ -99,13 +99,14 @@ at::Tensor linear_cross_entropy_autograd(const LinearCrossEntropyArguments& argu
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("linear_cross_entropy", unpacked<decltype(linear_cross_entropy), linear_cross_entropy_autograd>);
+  m.impl(
+      "linear_cross_entropy",
+      detail::unpacked<decltype(linear_cross_entropy), linear_cross_entropy_autograd>);
   m.impl("linear_cross_entropy_with_gradients", torch::autograd::autogradNotImplementedFallback());
   // Second derivatives raise: "derivative for hyenarec::linear_cross_entropy_backward is not implemented".
   m.impl("linear_cross_entropy_backward", torch::autograd::autogradNotImplementedFallback());
 }
+
+}  // namespace hyenarec

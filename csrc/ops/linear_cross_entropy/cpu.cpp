@@ -143,16 +143,16 @@ class CpuTiles {
 };
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::cross_entropy_backward;
-  using hyenarec::detail::unpacked, hyenarec::detail::cross_entropy_with_gradients;
+  using detail::cross_entropy_backward;
+  using detail::unpacked, detail::cross_entropy_with_gradients;
   m.impl(
       "linear_cross_entropy_with_gradients",
-      unpacked<LinearCrossEntropyWithGradients, cross_entropy_with_gradients<CpuTiles>>);
+      detail::unpacked<LinearCrossEntropyWithGradients, cross_entropy_with_gradients<CpuTiles>>);
   m.impl(
       "linear_cross_entropy_backward",
-      unpacked<LinearCrossEntropyBackward, cross_entropy_backward<CpuTiles>>);
+      detail::unpacked<LinearCrossEntropyBackward, cross_entropy_backward<CpuTiles>>);
 }
+
+}  // namespace hyenarec

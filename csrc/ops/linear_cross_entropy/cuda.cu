@@ -97,16 +97,16 @@ class CudaTiles {
 };
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::cross_entropy_backward;
-  using hyenarec::detail::unpacked, hyenarec::detail::cross_entropy_with_gradients;
+  using detail::cross_entropy_backward;
+  using detail::unpacked, detail::cross_entropy_with_gradients;
   m.impl(
       "linear_cross_entropy_with_gradients",
-      unpacked<LinearCrossEntropyWithGradients, cross_entropy_with_gradients<CudaTiles>>);
+      detail::unpacked<LinearCrossEntropyWithGradients, cross_entropy_with_gradients<CudaTiles>>);
   m.impl(
       "linear_cross_entropy_backward",
-      unpacked<LinearCrossEntropyBackward, cross_entropy_backward<CudaTiles>>);
+      detail::unpacked<LinearCrossEntropyBackward, cross_entropy_backward<CudaTiles>>);
 }
+
+}  // namespace hyenarec

@@ -149,7 +149,6 @@ LinearCrossEntropyGradients backward_meta(const CrossEntropyBackwardArguments& a
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
   m.def(
@@ -165,14 +164,13 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
       "Tensor)");
 }
 TORCH_LIBRARY_IMPL(hyenarec, CompositeExplicitAutograd, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
-  m.impl("linear_cross_entropy", unpacked<decltype(linear_cross_entropy), reduced_losses>);
+  m.impl("linear_cross_entropy", detail::unpacked<decltype(linear_cross_entropy), reduced_losses>);
 }
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  using namespace hyenarec;
-  using hyenarec::detail::unpacked;
   m.impl(
-      "linear_cross_entropy_with_gradients", unpacked<LinearCrossEntropyWithGradients, with_gradients_meta>);
-  m.impl("linear_cross_entropy_backward", unpacked<LinearCrossEntropyBackward, backward_meta>);
+      "linear_cross_entropy_with_gradients",
+      detail::unpacked<LinearCrossEntropyWithGradients, with_gradients_meta>);
+  m.impl("linear_cross_entropy_backward", detail::unpacked<LinearCrossEntropyBackward, backward_meta>);
 }
+
+}  // namespace hyenarec

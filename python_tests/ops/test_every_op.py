@@ -24,9 +24,21 @@ from op_cases import (
 from op_checks import DEVICES, converted, differentiable, error, operator, solve, threads
 from torch import Tensor, library
 
+from hyenarec import ops
+
 on_devices = pytest.mark.parametrize("device", DEVICES)
 small_cases = pytest.mark.parametrize("case", SMALL_CASES.values(), ids=SMALL_CASES)
 large_cases = pytest.mark.parametrize("case", LARGE_CASES.values(), ids=LARGE_CASES)
+
+
+def test_no_operator_is_left_out() -> None:
+    names = [name.removeprefix("hyenarec::") for name in torch._C._dispatch_get_all_op_names()]
+    differentiable_ones = {name.removesuffix("_backward") for name in names if name.endswith("_backward")}
+    assert {"short_conv", "hyena_mixer"} <= differentiable_ones
+    for cases in (SMALL_CASES, LARGE_CASES):
+        covered = {name for name, _ in cases.values()}
+        missing = {name for name in differentiable_ones if hasattr(ops, name)} - covered
+        assert not missing, f"op_cases has no case of {sorted(missing)}"
 
 
 @on_devices

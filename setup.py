@@ -47,6 +47,7 @@ class CMakeBuild(build_ext):
         prefix = f"-DCMAKE_INSTALL_PREFIX={package}"
         run_cmake("-S", str(ROOT), "-B", str(build), "-G", "Ninja", prefix, *cmake_definitions())
         run_cmake("--build", str(build), "--parallel", str(parallel_jobs()))
+        shutil.rmtree(package / "include", ignore_errors=True)  # no header of an earlier layout stays
         run_cmake("--install", str(build))
 
     def get_outputs(self) -> list[str]:

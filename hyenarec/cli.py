@@ -99,10 +99,10 @@ def make_parser(model: str, defaults: dict[str, Any]) -> ArgumentParser:
 
 
 def with_new_name(word: str) -> str:
-    """The present name of an option that was renamed; any other word unchanged."""
+    """The present name of an option that was renamed, or of an abbreviation that only the old name has."""
     option, equals, value = word.partition("=")
     for old, new in NEW_NAMES.items():
-        if option == f"--{old}":
+        if f"--{old}".startswith(option) and not f"--{new}".startswith(option):
             return f"--{new}{equals}{value}"
     return word
 

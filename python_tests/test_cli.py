@@ -94,10 +94,16 @@ def test_a_file_may_have_the_old_name_of_a_setting(received, tmp_path, text):
     path = tmp_path / "run.yaml"
     path.write_text(text)
     words = ["train", "--config", str(path)]
-    for more in ([], ["--batch_events", "80"], ["--batch_tokens", "80"], ["--batch_tokens=80"]):
+    for more in (
+        [],
+        ["--batch_events", "80"],
+        ["--batch_tokens", "80"],
+        ["--batch_tokens=80"],
+        ["--batch_tok", "80"],
+    ):
         assert cli.main([*words, *more]) == 0
     expected = TrainConfig(batch_events=70, optimizer=OptimizerConfig(learning_rate=3e-3))
-    assert received == [expected, *3 * [dataclasses.replace(expected, batch_events=80)]]
+    assert received == [expected, *4 * [dataclasses.replace(expected, batch_events=80)]]
 
 
 @pytest.mark.parametrize("command", [["train"], ["bench", "train"]])

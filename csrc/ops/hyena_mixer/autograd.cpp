@@ -72,10 +72,10 @@ at::Tensor hyena_mixer_autograd_cpu(const HyenaMixerArguments& arguments) {
 
 TORCH_LIBRARY_IMPL(hyenarec, AutogradCPU, m) {
   m.impl("hyena_mixer", detail::unpacked<HyenaMixerSignature, hyena_mixer_autograd_cpu>);
-  m.impl("hyena_mixer_with_states", torch::autograd::autogradNotImplementedFallback());
 }
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
   m.impl("hyena_mixer", detail::unpacked<HyenaMixerSignature, hyena_mixer_autograd>);
+  m.impl("hyena_mixer_with_states", torch::autograd::autogradNotImplementedFallback());
   // Second derivatives raise: "derivative for hyenarec::hyena_mixer_backward is not implemented".
   m.impl("hyena_mixer_backward", torch::autograd::autogradNotImplementedFallback());
 }

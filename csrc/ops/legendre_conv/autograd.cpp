@@ -72,10 +72,10 @@ at::Tensor legendre_conv_autograd_cpu(const LegendreConvArguments& arguments) {
 
 TORCH_LIBRARY_IMPL(hyenarec, AutogradCPU, m) {
   m.impl("legendre_conv", detail::unpacked<LegendreConvSignature, legendre_conv_autograd_cpu>);
-  m.impl("legendre_conv_with_states", torch::autograd::autogradNotImplementedFallback());
 }
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
   m.impl("legendre_conv", detail::unpacked<LegendreConvSignature, legendre_conv_autograd>);
+  m.impl("legendre_conv_with_states", torch::autograd::autogradNotImplementedFallback());
   // Second derivatives raise: "derivative for hyenarec::legendre_conv_backward is not implemented".
   m.impl("legendre_conv_backward", torch::autograd::autogradNotImplementedFallback());
 }

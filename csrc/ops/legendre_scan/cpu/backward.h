@@ -206,7 +206,7 @@ HYENAREC_INLINE void backward_task(
     const Segment<V> segment(scan, index);
     const int64_t passing = group.longer_than(segment.end);
     if (keep) {
-      if (index > 0) load_states(saved, segment, task, memory.carried);
+      if (index > 0 && saved.data) load_states(saved, segment, task, memory.carried);
       keep_states(segment, task, memory, buffers, io);
     }
     if (passing > 0) {

@@ -51,7 +51,7 @@ struct ParameterGradients {
   compute_t *coeffs, *decay, *skip;
 };
 
-// States saved for the backward pass, [rows, N, D]; see ../states.h. Without data there are none.
+// States saved for the backward pass, [rows, N, D]; see saved_states.h. Without data there are none.
 template <typename value_t>
 struct States {
   value_t* data = nullptr;
@@ -172,7 +172,7 @@ class ScanCall {
     }
   };
 
-  // As they lie behind `data`, or none without.
+  // As they lie behind `data`; none without, or with N = 0.
   template <typename value_t>
   SavedStates<value_t> saved_states(value_t* data) const {
     SavedStates<value_t> saved;

@@ -67,19 +67,42 @@ __attribute__((noinline)) void fill_basis(int64_t j, int64_t remaining, std::vec
   }
 }
 
-// sum[d] = what all events so far contribute to event j of the chunk, which is already in state.events. An
-// empty basis: the first chunk, with nothing before it.
-template <typename scalar_t>
+// sum[d] = what all events so far contribute to event j of the chunk, which is already in state.events, for
+// `vectors` vectors V of channels from d on: several sums that don't wait for each other. An empty basis: the
+// first chunk, with nothing before it.
+template <int vectors, typename V, typename scalar_t>
+HYENAREC_INLINE void convolve_channels(
+    const Weights<scalar_t>& weights, const State<scalar_t>& state, const std::vector<scalar_t>& basis,
+    int64_t j, int64_t channels, int64_t d, scalar_t* sum) {
+  constexpr int lanes = simd::kLanes<V>;
+  V totals[vectors] = {};
+  for (size_t n = 0; n < basis.size(); ++n) {
+    const scalar_t* coefficients = state.coefficients + n * channels + d;
+    for (int v = 0; v < vectors; ++v) totals[v] += basis[n] * simd::load<lanes>(coefficients + v * lanes);
+  }
+  const scalar_t* decay = weights.decay_from_start + j * channels + d;
+  for (int v = 0; v < vectors; ++v) totals[v] *= simd::load<lanes>(decay + v * lanes);
+  for (int64_t lag = 0; lag <= j; ++lag) {
+    const scalar_t* near = weights.near + lag * channels + d;
+    const scalar_t* events = state.events + (j - lag) * channels + d;
+    for (int v = 0; v < vectors; ++v)
+      totals[v] += simd::load<lanes>(near + v * lanes) * simd::load<lanes>(events + v * lanes);
+  }
+  for (int v = 0; v < vectors; ++v) simd::store(totals[v], sum + d + v * lanes);
+}
+
+// The same for all channels.
+template <typename V, typename scalar_t>
 HYENAREC_INLINE void convolve(
     const Weights<scalar_t>& weights, const State<scalar_t>& state, const std::vector<scalar_t>& basis,
     int64_t j, int64_t channels, scalar_t* sum) {
-  std::fill(sum, sum + channels, scalar_t(0));
-  for (size_t n = 0; n < basis.size(); ++n)
-    add_scaled(basis[n], state.coefficients + n * channels, channels, sum);
-  const scalar_t* decay_from_start = weights.decay_from_start + j * channels;
-  for (int64_t d = 0; d < channels; ++d) sum[d] *= decay_from_start[d];
-  for (int64_t lag = 0; lag <= j; ++lag)
-    add_product(weights.near + lag * channels, state.events + (j - lag) * channels, channels, sum);
+  constexpr int lanes = simd::kLanes<V>, vectors = 4;
+  int64_t d = 0;
+  for (; d + vectors * lanes <= channels; d += vectors * lanes)
+    convolve_channels<vectors, V>(weights, state, basis, j, channels, d, sum);
+  simd::for_each_vector<lanes>(d, channels, [&](int64_t first, auto rest) HYENAREC_INLINE_LAMBDA {
+    convolve_channels<1, simd::Vector<scalar_t, rest>>(weights, state, basis, j, channels, first, sum);
+  });
 }
 
 // Takes the finished chunk into the state, all in place: restrict what was there to the remaining horizon,
@@ -169,7 +192,7 @@ void step(
   simd::run_with_widest_vectors([&](auto bytes) HYENAREC_INLINE_LAMBDA {
     using V = simd::Vector<param_t, bytes() / sizeof(param_t)>;
     multiply_gate<V>(u, pre_gate, channels, state.events + j * channels);
-    convolve(call.weights, state, basis, j, channels, scratch);
+    convolve<V>(call.weights, state, basis, j, channels, scratch);
     multiply_gate<V>(scratch, post_gate, channels, out);
     if (is_finished)
       finish_chunk(

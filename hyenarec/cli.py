@@ -130,8 +130,17 @@ class SettingsParser(ArgumentParser):
         with contextlib.suppress(yaml.YAMLError):
             values = yaml.safe_load(content)
             if isinstance(values, dict) and values.keys() & NEW_NAMES.keys():
+                _require_one_name(values)
                 content = yaml.safe_dump(with_new_names(values))
         return super().parse_string(content, *args, **kwargs)
+
+
+def _require_one_name(values: dict[str, Any]) -> None:
+    for old, new in NEW_NAMES.items():
+        if old in values and new in values:
+            raise ValueError(
+                f"{new} must be given once, got {values[new]!r} and, by its old name {old}, {values[old]!r}"
+            )
 
 
 def _options_of(

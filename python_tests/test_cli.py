@@ -106,6 +106,13 @@ def test_a_file_may_have_the_old_name_of_a_setting(received, tmp_path, text):
     assert received == [expected, *4 * [dataclasses.replace(expected, batch_events=80)]]
 
 
+def test_a_file_has_a_setting_by_one_name_only(received, tmp_path, capsys):
+    (tmp_path / "both.yaml").write_text("batch_tokens: 70\nbatch_events: 80\n")
+    assert cli.main(["train", "--config", str(tmp_path / "both.yaml")]) == 2
+    said = "hyenarec: batch_events must be given once, got 80 and, by its old name batch_tokens, 70\n"
+    assert capsys.readouterr().err == said and received == []
+
+
 @pytest.mark.parametrize("command", [["train"], ["bench", "train"]])
 def test_help_has_the_present_name_only(capsys, command):
     with pytest.raises(SystemExit):

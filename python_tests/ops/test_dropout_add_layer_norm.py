@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from op_checks import (
     operator,
     solve,
 )
+from rejects import TYPES, TYPES_ON_CPU, VECTOR, Row, U, assert_rejects, rejected
 from torch import Tensor, library
+from varying import CHANNELS, IN_PADDED, PADDED, Varying, assert_compiles_once, assert_exports, tensors_of
 
 from hyenarec import ops, reference
 
@@ -273,3 +276,88 @@ ROW = torch.ones(4, 5)
 def test_backward_rejects(change: Arguments, message: str) -> None:
     with pytest.raises(RuntimeError, match=f"dropout_add_layer_norm_backward: {message}"):
         BACKWARD(**backward_arguments() | change)
+
+
+GOOD: Arguments = {
+    "branch": U,
+    "residual": U,
+    "weight": VECTOR,
+    "bias": VECTOR,
+    "p": 0.1,
+    "eps": 1e-5,
+    "seed": torch.tensor(5),
+}
+
+
+def wrong_arguments() -> Iterator[Row]:
+    for name in ("branch", "residual"):
+        yield {name: U.int()}, f"{name} must be {TYPES}, got Int"
+        yield {name: U.half()}, f"{name} must be {TYPES_ON_CPU}, got Half"
+    for name in ("weight", "bias"):
+        for wrong, message in [
+            (VECTOR[None], "must be [D], got [1, 4]"),
+            (VECTOR[1:], "must be [D] with D = 4, got [3]"),
+            (VECTOR.double(), "must be Float like the sum, got Double"),
+            (VECTOR.bfloat16(), "must be Float like the sum, got BFloat16"),
+            (VECTOR.to("meta"), "must be on cpu like branch, got meta"),
+        ]:
+            yield {name: wrong}, f"{name} {message}"
+    rounded = {"branch": U.bfloat16(), "residual": U.bfloat16()}
+    for change, message in [
+        ({"branch": torch.tensor(1.0)}, "branch must be [.., D], got []"),
+        ({"branch": U[..., :0]}, "branch must be [.., D] with D >= 1, got [2, 5, 0]"),
+        ({"residual": U[:1]}, "residual must have the shape of branch, [2, 5, 4], got [1, 5, 4]"),
+        ({"residual": U[0]}, "residual must have the shape of branch, [2, 5, 4], got [5, 4]"),
+        ({"residual": U.to("meta")}, "residual must be on cpu like branch, got meta"),
+        (rounded | {"weight": VECTOR.half()}, "weight must be Float or like the sum, got Half"),
+        ({"p": -0.1}, "p must be in [0, 1], got -0.1"),
+        ({"p": torch.nan}, "p must be in [0, 1], got nan"),
+        ({"eps": -1e-5}, "eps must be at least 0, got -1e-05"),
+        ({"seed": None}, "seed must be an int64 scalar for p = 0.1, got none"),
+        ({"seed": torch.tensor([5])}, "seed must be a scalar, [], got [1]"),
+        ({"seed": torch.tensor(5.0)}, "seed must be Long, got Float"),
+        ({"seed": torch.tensor(5, device="meta")}, "seed must be on cpu like branch, got meta"),
+    ]:
+        yield change, message
+
+
+@rejected(
+    "dropout_add_layer_norm",
+    wrong_arguments(),
+)
+def test_rejects(change: Arguments, message: str) -> None:
+    assert_rejects("dropout_add_layer_norm", GOOD | change, message)
+
+
+def test_accepts_what_the_rows_start_from() -> None:
+    ops.dropout_add_layer_norm(**GOOD)
+
+
+def both_outputs(branch: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, seed: Tensor) -> Tensor:
+    return torch.stack(
+        ops.dropout_add_layer_norm(branch, residual, weight, bias, p=0.25, eps=1e-5, seed=seed)
+    )
+
+
+VARYING = {
+    "dropout_add_layer_norm": Varying(
+        both_outputs,
+        [
+            tensors_of(dropout_add_layer_norm_case(layout.sizes, CHANNELS, p=0.25, seed=seed))
+            for seed, layout in enumerate(PADDED)
+        ],
+        {"branch": IN_PADDED, "residual": IN_PADDED, "seed": {}},
+    )
+}
+varying = pytest.mark.parametrize("case", VARYING.values(), ids=VARYING)
+
+
+@varying
+def test_exports_with_dynamic_sizes(case: Varying) -> None:
+    assert_exports(case)
+
+
+@varying
+@pytest.mark.slow
+def test_compiles_once_with_backward(case: Varying) -> None:
+    assert_compiles_once(case, "aot_eager")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 
 import pytest
@@ -31,14 +32,25 @@ small_cases = pytest.mark.parametrize("case", SMALL_CASES.values(), ids=SMALL_CA
 large_cases = pytest.mark.parametrize("case", LARGE_CASES.values(), ids=LARGE_CASES)
 
 
-def test_no_operator_is_left_out() -> None:
+def differentiable_ops() -> list[str]:
     names = [name.removeprefix("hyenarec::") for name in torch._C._dispatch_get_all_op_names()]
-    differentiable_ones = {name.removesuffix("_backward") for name in names if name.endswith("_backward")}
-    assert {"short_conv", "hyena_mixer"} <= differentiable_ones
+    found = {name.removesuffix("_backward") for name in names if name.endswith("_backward")}
+    return sorted(name for name in found if hasattr(ops, name))
+
+
+def test_no_operator_is_left_out() -> None:
+    assert {"short_conv", "hyena_mixer"} <= set(differentiable_ops())
     for cases in (SMALL_CASES, LARGE_CASES):
-        covered = {name for name, _ in cases.values()}
-        missing = {name for name in differentiable_ones if hasattr(ops, name)} - covered
+        missing = set(differentiable_ops()) - {name for name, _ in cases.values()}
         assert not missing, f"op_cases has no case of {sorted(missing)}"
+
+
+@pytest.mark.parametrize("name", differentiable_ops())
+def test_every_operator_has_these_tests_of_its_own(name: str) -> None:
+    tests = vars(importlib.import_module(f"test_{name}"))
+    expected = {"test_rejects", "test_exports_with_dynamic_sizes", "test_compiles_once_with_backward"}
+    missing = expected - tests.keys()
+    assert not missing, f"test_{name}.py lacks {', '.join(sorted(missing))}"
 
 
 @on_devices

@@ -4,8 +4,29 @@ import itertools
 
 import pytest
 import torch
-from op_cases import OPTIONAL, fft_conv_case, random
+from op_cases import OPTIONAL, Arguments, fft_conv_case, legendre_conv_case, random
 from op_checks import DEVICES, HALF_TYPES, LENGTHS, assert_matches_oracle
+from rejects import (
+    VECTOR,
+    U,
+    activation_rows,
+    assert_backward_rejects_a_wrong_gradient,
+    assert_rejects,
+    gate_rows,
+    parameter_rows,
+    rejected,
+)
+from torch import Tensor
+from varying import (
+    CHANNELS,
+    HORIZON,
+    IN_PADDED,
+    PADDED,
+    Varying,
+    assert_compiles_once,
+    assert_exports,
+    without_lengths,
+)
 
 from hyenarec import ops
 
@@ -73,3 +94,56 @@ def test_slices_of_one_projection(device: str) -> None:
     assert torch.equal(
         ops.fft_conv(v, kernel, None, expanded), ops.fft_conv(v, kernel, None, expanded.contiguous())
     )
+
+
+KERNEL = torch.ones(4, 5)
+GOOD: Arguments = {"u": U, "kernel": KERNEL, "skip": VECTOR, "pre_gate": U, "post_gate": U}
+IN_16_BITS: Arguments = {"u": U.bfloat16(), "kernel": KERNEL.bfloat16()}
+
+
+@rejected(
+    "fft_conv",
+    activation_rows(GOOD, "u", "[B, L, D]"),
+    parameter_rows(GOOD, "u", {"kernel": "[D, K]", "skip": "[D]"}),
+    [(IN_16_BITS, "kernel must be Float beside this u, got BFloat16")],
+    gate_rows(),
+)
+def test_rejects(change: Arguments, message: str) -> None:
+    assert_rejects("fft_conv", GOOD | change, message)
+
+
+def test_accepts_what_the_rows_start_from() -> None:
+    ops.fft_conv(**GOOD)
+
+
+def test_backward_rejects_a_wrong_gradient() -> None:
+    assert_backward_rejects_a_wrong_gradient("fft_conv", GOOD, "the shape of u")
+
+
+def kernel_and_fft_conv(
+    u: Tensor, coeffs: Tensor, decay: Tensor, skip: Tensor, pre_gate: Tensor, post_gate: Tensor
+) -> Tensor:
+    """The kernel is as long as the batch, as in the model."""
+    kernel = ops.legendre_kernel(coeffs, decay, HORIZON, u.shape[1])
+    return ops.fft_conv(u, kernel, skip, pre_gate, post_gate)
+
+
+VARYING = {
+    "legendre_kernel and fft_conv": Varying(
+        kernel_and_fft_conv,
+        [without_lengths(legendre_conv_case(layout, CHANNELS)) for layout in PADDED],
+        {"u": IN_PADDED, "pre_gate": IN_PADDED, "post_gate": IN_PADDED},
+    )
+}
+varying = pytest.mark.parametrize("case", VARYING.values(), ids=VARYING)
+
+
+@varying
+def test_exports_with_dynamic_sizes(case: Varying) -> None:
+    assert_exports(case)
+
+
+@varying
+@pytest.mark.slow
+def test_compiles_once_with_backward(case: Varying) -> None:
+    assert_compiles_once(case, "aot_eager")

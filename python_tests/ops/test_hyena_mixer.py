@@ -9,6 +9,7 @@ from op_cases import (
     PACKED_LENGTHS,
     SCAN_LENGTHS,
     SEGMENT_LENGTHS,
+    Arguments,
     Layout,
     MakeDecay,
     fast_decay,
@@ -29,7 +30,32 @@ from op_checks import (
     error,
     solve,
 )
+from rejects import (
+    COEFFS,
+    VECTOR,
+    activation_rows,
+    assert_backward_rejects_a_wrong_gradient,
+    assert_rejects,
+    filter_rows,
+    legendre_rows,
+    offsets_rows,
+    parameter_rows,
+    rejected,
+    starts,
+)
 from torch import Tensor, library
+from varying import (
+    CHANNELS,
+    HORIZON,
+    IN_OFFSETS,
+    IN_PACKED,
+    IN_PADDED,
+    PACKED,
+    PADDED,
+    Varying,
+    assert_compiles_once,
+    assert_exports,
+)
 
 from hyenarec import ops
 
@@ -173,3 +199,79 @@ def test_packed_padded_and_single_sequences_agree(device: str) -> None:
     for others in (results(rows), results(alone)):
         for other, expected in zip(others, at_once, strict=True):
             assert error(other, expected) < 1e-6
+
+
+X = torch.ones(2, 5, 12)
+GOOD: Arguments = {
+    "x": X,
+    "short_weight": torch.ones(12, 3),
+    "short_bias": torch.ones(12),
+    "coeffs": COEFFS,
+    "decay": VECTOR,
+    "horizon": 7,
+    "skip": VECTOR,
+}
+PACKED_GOOD: Arguments = {"x": X[0].repeat(2, 1)}  # 10 events
+LAYOUTS = {
+    "short_weight": "[3D, W]",
+    "short_bias": "[3D]",
+    "coeffs": "[D, N]",
+    "decay": "[D]",
+    "skip": "[D]",
+}
+
+
+@rejected(
+    "hyena_mixer",
+    activation_rows(GOOD, "x", "[B, L, 3D] when no offsets are given"),
+    parameter_rows(GOOD, "x", LAYOUTS),
+    filter_rows(GOOD, "short_weight", "[3D, W]"),
+    offsets_rows(GOOD, PACKED_GOOD, "x", "[total, 3D]"),
+    legendre_rows(),
+    [
+        ({"x": X[..., 1:]}, "x must be [.., 3D], the channels of q, k and v side by side, got [2, 5, 11]"),
+        ({"horizon": 4}, "x must be [B, L, 3D] with L at most the horizon = 4, got [2, 5, 12]"),
+    ],
+)
+def test_rejects(change: Arguments, message: str) -> None:
+    assert_rejects("hyena_mixer", GOOD | change, message)
+
+
+def test_accepts_what_the_rows_start_from() -> None:
+    ops.hyena_mixer(**GOOD)
+    ops.hyena_mixer(**GOOD | PACKED_GOOD | starts(0, 4, 10))
+
+
+def test_backward_rejects_a_wrong_gradient() -> None:
+    assert_backward_rejects_a_wrong_gradient("hyena_mixer", GOOD, "[B, L, D]")
+
+
+VARYING = {
+    "hyena_mixer": Varying(
+        ops.hyena_mixer,
+        [hyena_mixer_case(layout, CHANNELS, horizon=HORIZON) for layout in PADDED],
+        {"x": IN_PADDED},
+    ),
+    "hyena_mixer packed": Varying(
+        ops.hyena_mixer,
+        [hyena_mixer_case(layout, CHANNELS, horizon=HORIZON) for layout in PACKED],
+        {"x": IN_PACKED, "offsets": IN_OFFSETS},
+    ),
+}
+varying = pytest.mark.parametrize("case", VARYING.values(), ids=VARYING)
+
+
+@varying
+def test_exports_with_dynamic_sizes(case: Varying) -> None:
+    assert_exports(case)
+
+
+@varying
+@pytest.mark.slow
+def test_compiles_once_with_backward(case: Varying) -> None:
+    assert_compiles_once(case, "aot_eager")
+
+
+@pytest.mark.slow
+def test_compiles_once_with_inductor() -> None:
+    assert_compiles_once(VARYING["hyena_mixer packed"], "inductor")

@@ -11,6 +11,7 @@ from op_cases import (
     PACKED_LENGTHS,
     SCAN_LENGTHS,
     SEGMENT_LENGTHS,
+    Arguments,
     Layout,
     MakeDecay,
     fast_decay,
@@ -33,7 +34,35 @@ from op_checks import (
     solve,
     threads,
 )
+from rejects import (
+    COEFFS,
+    VECTOR,
+    U,
+    activation_rows,
+    assert_backward_rejects_a_wrong_gradient,
+    assert_rejects,
+    gate_rows,
+    legendre_rows,
+    offsets_rows,
+    parameter_rows,
+    rejected,
+    starts,
+)
 from torch import Tensor, library
+from torch._dynamo.testing import CompileCounterWithBackend
+from varying import (
+    CHANNELS,
+    HORIZON,
+    IN_OFFSETS,
+    IN_PACKED,
+    IN_PADDED,
+    PACKED,
+    PADDED,
+    Varying,
+    assert_compiles_once,
+    assert_exports,
+    without_lengths,
+)
 
 from hyenarec import ops
 
@@ -298,3 +327,117 @@ def test_calls_from_several_threads_share_tables() -> None:
     with ThreadPoolExecutor(4) as pool:
         for results in pool.map(lambda _: [ops.legendre_conv(**a) for a in calls], range(4)):
             assert all(torch.equal(one, other) for one, other in zip(results, expected, strict=True))
+
+
+GOOD: Arguments = {
+    "u": U,
+    "coeffs": COEFFS,
+    "decay": VECTOR,
+    "horizon": 7,
+    "skip": VECTOR,
+    "pre_gate": U,
+    "post_gate": U,
+}
+PACKED_GOOD: Arguments = {"u": U[0].repeat(2, 1), "pre_gate": None, "post_gate": None}  # 10 events
+
+
+@rejected(
+    "legendre_conv",
+    activation_rows(GOOD, "u", "[B, L, D] when no offsets are given"),
+    parameter_rows(GOOD, "u", {"coeffs": "[D, N]", "decay": "[D]", "skip": "[D]"}),
+    gate_rows(),
+    offsets_rows(GOOD, PACKED_GOOD, "u", "[total, D]"),
+    legendre_rows(),
+    [({"horizon": 4}, "u must be [B, L, D] with L at most the horizon = 4, got [2, 5, 4]")],
+)
+def test_rejects(change: Arguments, message: str) -> None:
+    assert_rejects("legendre_conv", GOOD | change, message)
+
+
+def test_accepts_what_the_rows_start_from() -> None:
+    ops.legendre_conv(**GOOD)
+    ops.legendre_conv(**GOOD | PACKED_GOOD | starts(0, 4, 10))
+
+
+def test_backward_rejects_a_wrong_gradient() -> None:
+    assert_backward_rejects_a_wrong_gradient("legendre_conv", GOOD, "the shape of u")
+
+
+def legendre_conv_over_the_batch(u: Tensor, coeffs: Tensor, decay: Tensor) -> Tensor:
+    """The horizon varies, too."""
+    return ops.legendre_conv(u, coeffs, decay, u.shape[1])
+
+
+VARYING = {
+    "legendre_conv": Varying(
+        ops.legendre_conv,
+        [legendre_conv_case(layout, CHANNELS, horizon=HORIZON) for layout in PADDED],
+        {"u": IN_PADDED, "pre_gate": IN_PADDED, "post_gate": IN_PADDED},
+    ),
+    "legendre_conv packed": Varying(
+        ops.legendre_conv,
+        [legendre_conv_case(layout, CHANNELS, horizon=HORIZON) for layout in PACKED],
+        {"u": IN_PACKED, "pre_gate": IN_PACKED, "post_gate": IN_PACKED, "offsets": IN_OFFSETS},
+    ),
+    "legendre_conv over the batch": Varying(
+        legendre_conv_over_the_batch,
+        [without_lengths(legendre_conv_case(layout, CHANNELS, optional=())) for layout in PADDED],
+        {"u": IN_PADDED},
+    ),
+}
+varying = pytest.mark.parametrize("case", VARYING.values(), ids=VARYING)
+
+
+@varying
+def test_exports_with_dynamic_sizes(case: Varying) -> None:
+    assert_exports(case)
+
+
+@varying
+@pytest.mark.slow
+def test_compiles_once_with_backward(case: Varying) -> None:
+    assert_compiles_once(case, "aot_eager")
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_compiles_once_for_one_segment_and_for_several(layout: str) -> None:
+    """How many states a forward pass saves, none or many, is a size like others."""
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, dynamic=True, backend=counter)
+    def compiled(u: Tensor, coeffs: Tensor, decay: Tensor, offsets: Tensor | None) -> Tensor:
+        return ops.legendre_conv(u, coeffs, decay, 2000, offsets=offsets)
+
+    for batch, length in ((3, 40), (2, 300), (4, 900)):
+        u = random(batch, length, 7, seed=1).requires_grad_()
+        offsets = None
+        if layout == "packed":
+            u = u.detach().flatten(0, 1).requires_grad_()
+            offsets = torch.arange(batch + 1) * length
+        parameters = random(7, 9, seed=2).requires_grad_(), torch.full((7,), 0.01, dtype=torch.float64)
+        gradients = [
+            torch.autograd.grad(op(u, *parameters, offsets).square().sum(), (u, parameters[0]))
+            for op in (compiled, lambda *a: ops.legendre_conv(*a[:3], 2000, offsets=a[3]))
+        ]
+        for actual, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(actual, expected)
+    assert counter.frame_count == 1
+
+
+def test_exports_with_any_number_of_coefficients() -> None:
+    """Also where they need a gradient: a symbol stays one."""
+
+    class Convolution(torch.nn.Module):
+        def forward(self, u: Tensor, coeffs: Tensor, decay: Tensor) -> Tensor:
+            return ops.legendre_conv(u, coeffs, decay, 2000)
+
+    def inputs(num_coeffs: int) -> tuple[Tensor, ...]:
+        coeffs = random(4, num_coeffs, seed=2).requires_grad_()
+        return random(2, 600, 4, seed=1), coeffs, torch.full((4,), 0.01, dtype=torch.float64)
+
+    sizes = ({}, {1: torch.export.Dim("N", min=2, max=40)}, {})
+    program = torch.export.export(Convolution(), inputs(9), dynamic_shapes=sizes)
+    for num_coeffs in (5, 17):
+        arguments = inputs(num_coeffs)
+        torch.testing.assert_close(program.module()(*arguments), Convolution()(*arguments))

@@ -2,8 +2,26 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import legendre_kernel_case
+from op_cases import Arguments, legendre_kernel_case, random
 from op_checks import DEVICES, LENGTHS, assert_matches_oracle, converted, error
+from rejects import (
+    COEFFS,
+    VECTOR,
+    assert_backward_rejects_a_wrong_gradient,
+    assert_rejects,
+    legendre_rows,
+    rejected,
+)
+from varying import (
+    CHANNELS,
+    HORIZON,
+    IN_PADDED,
+    PADDED,
+    Varying,
+    assert_compiles_once,
+    assert_exports,
+    without_lengths,
+)
 
 from hyenarec import ops, reference
 
@@ -74,3 +92,57 @@ def test_fast_decay_underflows_to_zero(device: str) -> None:
     kernel = ops.legendre_kernel(coeffs, torch.full((1,), 1000.0, device=device), 200, 200)
     assert kernel[0, 0] == 1
     assert not kernel[0, 1:].any()
+
+
+GOOD: Arguments = {"coeffs": COEFFS, "decay": VECTOR, "horizon": 10, "length": 6}
+
+
+@rejected(
+    "legendre_kernel",
+    legendre_rows(),
+    [
+        ({"coeffs": VECTOR}, "coeffs must be [D, N], got [4]"),
+        ({"coeffs": COEFFS.half()}, "coeffs must be float32 or float64, got Half"),
+        ({"coeffs": COEFFS.int()}, "coeffs must be float32 or float64, got Int"),
+        ({"decay": VECTOR[:, None]}, "decay must be [D], got [4, 1]"),
+        ({"decay": VECTOR[1:]}, "decay must be [D] with D = 4, got [3]"),
+        ({"decay": VECTOR.double()}, "decay must be Float like coeffs, got Double"),
+        ({"decay": VECTOR.to("meta")}, "decay must be on cpu like coeffs, got meta"),
+        ({"length": -1}, "length must be at least 0, got -1"),
+        ({"length": 11}, "length must be at most the horizon = 10, got 11"),
+    ],
+)
+def test_rejects(change: Arguments, message: str) -> None:
+    assert_rejects("legendre_kernel", GOOD | change, message)
+
+
+def test_accepts_what_the_rows_start_from() -> None:
+    ops.legendre_kernel(**GOOD)
+
+
+def test_backward_rejects_a_wrong_gradient() -> None:
+    assert_backward_rejects_a_wrong_gradient("legendre_kernel", GOOD, "[D, length]")
+
+
+VARYING = {
+    "legendre_kernel": Varying(
+        lambda u, coeffs, decay: ops.legendre_kernel(coeffs, decay, HORIZON, u.shape[1]) + u.sum(),
+        [
+            {"u": random(*layout.sizes, 3, seed=1)} | without_lengths(legendre_kernel_case(CHANNELS))
+            for layout in PADDED
+        ],
+        {"u": IN_PADDED},
+    )
+}
+varying = pytest.mark.parametrize("case", VARYING.values(), ids=VARYING)
+
+
+@varying
+def test_exports_with_dynamic_sizes(case: Varying) -> None:
+    assert_exports(case)
+
+
+@varying
+@pytest.mark.slow
+def test_compiles_once_with_backward(case: Varying) -> None:
+    assert_compiles_once(case, "aot_eager")

@@ -1,11 +1,23 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
 from op_cases import CONSTANTS, Arguments, linear_cross_entropy_case, random
 from op_checks import DEVICES, HALF_TYPES, assert_matches_oracle, converted, differentiable, error, solve
+from rejects import (
+    TYPES,
+    TYPES_ON_CPU,
+    Row,
+    assert_backward_rejects_a_wrong_gradient,
+    assert_rejects,
+    rejected,
+    shape,
+)
 from torch import Tensor
+from varying import CHANNELS, Varying, assert_compiles_once, assert_exports, tensors_of
 
 from hyenarec import ops, reference
 
@@ -241,3 +253,131 @@ def test_no_value_is_looked_at(reduction: str, device: str) -> None:
     )
     assert loss.shape == ((40,) if reduction == "none" else ())
     assert all(gradient.shape == arguments[name].shape for name, gradient in gradients.items())
+
+
+GOOD: Arguments = {
+    "hidden": torch.ones(3, 4),
+    "weight": torch.ones(6, 4),
+    "bias": torch.ones(6),
+    "target": torch.tensor([0, -1, 5]),
+    "candidates": torch.tensor([5, 1]),
+    "log_q": torch.ones(6),
+    "label_smoothing": 0.1,
+    "reduction": "none",
+}
+
+
+def wrong_arguments() -> Iterator[Row]:
+    layouts = [("hidden", "[M, D]"), ("weight", "[V, D]"), ("bias", "[V]"), ("target", "[M]")]
+    for name, layout in [*layouts, ("candidates", "[K]"), ("log_q", "[V]")]:
+        message = f"{name} must be {layout}, got {shape(GOOD[name][..., None])}"
+        yield {name: GOOD[name][..., None]}, message
+        if name != "hidden":
+            yield {name: GOOD[name].to("meta")}, f"{name} must be on cpu like hidden, got meta"
+    for name, layout, size in [
+        ("target", "[M]", "M = 3"),
+        ("bias", "[V]", "V = 6"),
+        ("log_q", "[V]", "V = 6"),
+    ]:
+        yield {name: GOOD[name][1:]}, f"{name} must be {layout} with {size}, got {shape(GOOD[name][1:])}"
+    for change, message in [
+        ({"hidden": GOOD["hidden"].int()}, f"hidden must be {TYPES}, got Int"),
+        ({"weight": GOOD["weight"][:, 1:]}, "weight must be [V, D] with D = 4, got [6, 3]"),
+        ({"weight": GOOD["weight"][:0]}, "weight must be [V, D] with V >= 1, got [0, 4]"),
+        ({"weight": GOOD["weight"].bfloat16()}, "weight must be Float like hidden, got BFloat16"),
+        ({"bias": GOOD["bias"].double()}, "bias must be Float like hidden, got Double"),
+        ({"target": GOOD["target"].int()}, "target must be Long, got Int"),
+        ({"candidates": GOOD["candidates"].int()}, "candidates must be Long, got Int"),
+        ({"log_q": GOOD["log_q"].double()}, "log_q must be Float beside this hidden, got Double"),
+        ({"candidates": None}, "log_q must be absent without candidates, got [6]"),
+        ({"label_smoothing": -0.1}, "label_smoothing must be in [0, 1], got -0.1"),
+        ({"label_smoothing": torch.nan}, "label_smoothing must be in [0, 1], got nan"),
+        ({"reduction": "avg"}, "reduction must be 'none', 'sum' or 'mean', got 'avg'"),
+        (
+            {"target": torch.tensor([0, 6, 1])},
+            "target must be in [0, V) with V = 6, or -1 for none, got 6 at 1",
+        ),
+        (
+            {"target": torch.tensor([0, 1, -2])},
+            "target must be in [0, V) with V = 6, or -1 for none, got -2 at 2",
+        ),
+        ({"candidates": torch.tensor([0, -1])}, "candidates must be in [0, V) with V = 6, got -1 at 1"),
+    ]:
+        yield change, message
+    rounded = {name: GOOD[name].bfloat16() for name in ("hidden", "weight")}
+    yield rounded | {"bias": GOOD["bias"].half()}, "bias must be Float or like hidden, got Half"
+    half = {name: GOOD[name].half() for name in ("hidden", "weight")}
+    yield half, f"hidden must be {TYPES_ON_CPU}, got Half"
+
+
+@rejected(
+    "linear_cross_entropy",
+    wrong_arguments(),
+)
+def test_rejects(change: Arguments, message: str) -> None:
+    assert_rejects("linear_cross_entropy", GOOD | change, message)
+
+
+def test_accepts_what_the_rows_start_from() -> None:
+    ops.linear_cross_entropy(**GOOD)
+
+
+def test_backward_rejects_a_wrong_gradient() -> None:
+    assert_backward_rejects_a_wrong_gradient("linear_cross_entropy", GOOD, "[M]")
+
+
+# With a literal number: one that the compiler finds in an attribute or a default makes it begin twice.
+def mean_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+    return ops.linear_cross_entropy(hidden, weight, bias, target, label_smoothing=0.1)
+
+
+def sampled_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor, candidates: Tensor, log_q: Tensor
+) -> Tensor:
+    return ops.linear_cross_entropy(
+        hidden,
+        weight,
+        bias,
+        target,
+        candidates=candidates,
+        log_q=log_q,
+        label_smoothing=0.1,
+        reduction="none",
+    )
+
+
+IN_ROWS, IN_ITEMS = ({0: torch.export.Dim(name)} for name in ("rows", "items"))
+VARYING = {
+    "linear_cross_entropy": Varying(
+        mean_cross_entropy,
+        [tensors_of(linear_cross_entropy_case(rows, 31, CHANNELS)) for rows in (12, 3, 50)],
+        {"hidden": IN_ROWS, "target": IN_ROWS},
+    ),
+    "linear_cross_entropy sampled": Varying(
+        sampled_cross_entropy,
+        [
+            tensors_of(linear_cross_entropy_case(rows, items, CHANNELS, count, log_q=True))
+            for rows, items, count in ((12, 31, 5), (3, 40, 17), (50, 20, 8))
+        ],
+        {
+            "hidden": IN_ROWS,
+            "target": IN_ROWS,
+            "weight": IN_ITEMS,
+            "bias": IN_ITEMS,
+            "log_q": IN_ITEMS,
+            "candidates": {0: torch.export.Dim("candidates")},
+        },
+    ),
+}
+varying = pytest.mark.parametrize("case", VARYING.values(), ids=VARYING)
+
+
+@varying
+def test_exports_with_dynamic_sizes(case: Varying) -> None:
+    assert_exports(case)
+
+
+@varying
+@pytest.mark.slow
+def test_compiles_once_with_backward(case: Varying) -> None:
+    assert_compiles_once(case, "aot_eager")

@@ -2,8 +2,32 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import packed, padded, short_conv_case
+from op_cases import Arguments, packed, padded, short_conv_case
 from op_checks import DEVICES, HALF_TYPES, LENGTHS, assert_matches_oracle, converted
+from rejects import (
+    FILTER,
+    VECTOR,
+    U,
+    activation_rows,
+    assert_backward_rejects_a_wrong_gradient,
+    assert_rejects,
+    filter_rows,
+    offsets_rows,
+    parameter_rows,
+    rejected,
+    starts,
+)
+from varying import (
+    CHANNELS,
+    IN_OFFSETS,
+    IN_PACKED,
+    IN_PADDED,
+    PACKED,
+    PADDED,
+    Varying,
+    assert_compiles_once,
+    assert_exports,
+)
 
 from hyenarec import ops
 
@@ -69,3 +93,51 @@ def test_packed_equals_padded_equals_single(device: str) -> None:
     for i, length in enumerate(lengths):
         assert torch.equal(padded_results[i, :length], results[i])
         assert torch.equal(ops.short_conv(sequences[i][None], weight, bias)[0], results[i])
+
+
+GOOD: Arguments = {"u": U, "weight": FILTER, "bias": VECTOR}
+PACKED_GOOD: Arguments = {"u": U[0].repeat(2, 1)}  # 10 events
+
+
+@rejected(
+    "short_conv",
+    activation_rows(GOOD, "u", "[B, L, D] when no offsets are given"),
+    parameter_rows(GOOD, "u", {"weight": "[D, W]", "bias": "[D]"}),
+    filter_rows(GOOD, "weight", "[D, W]"),
+    offsets_rows(GOOD, PACKED_GOOD, "u", "[total, D]"),
+)
+def test_rejects(change: Arguments, message: str) -> None:
+    assert_rejects("short_conv", GOOD | change, message)
+
+
+def test_accepts_what_the_rows_start_from() -> None:
+    ops.short_conv(**GOOD)
+    ops.short_conv(**GOOD | PACKED_GOOD | starts(0, 4, 10))
+
+
+def test_backward_rejects_a_wrong_gradient() -> None:
+    assert_backward_rejects_a_wrong_gradient("short_conv", GOOD, "the shape of u")
+
+
+VARYING = {
+    "short_conv": Varying(
+        ops.short_conv, [short_conv_case(layout, CHANNELS) for layout in PADDED], {"u": IN_PADDED}
+    ),
+    "short_conv packed": Varying(
+        ops.short_conv,
+        [short_conv_case(layout, CHANNELS) for layout in PACKED],
+        {"u": IN_PACKED, "offsets": IN_OFFSETS},
+    ),
+}
+varying = pytest.mark.parametrize("case", VARYING.values(), ids=VARYING)
+
+
+@varying
+def test_exports_with_dynamic_sizes(case: Varying) -> None:
+    assert_exports(case)
+
+
+@varying
+@pytest.mark.slow
+def test_compiles_once_with_backward(case: Varying) -> None:
+    assert_compiles_once(case, "aot_eager")

@@ -1,14 +1,16 @@
-"""What the benchmarks compare is the same function."""
+"""What the benchmarks compare is the same function, and what they call is all there is."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+from hyenarec import ops
 from hyenarec.config import ModelConfig
 from hyenarec.data import Batch
 
@@ -43,6 +45,13 @@ def test_movielens_lengths_are_like_movielens(convolutions: ModuleType) -> None:
     assert lengths.median() == pytest.approx(96, rel=0.05)
     assert lengths.double().mean() == pytest.approx(165.6, rel=0.05)
     assert max(convolutions.movielens_lengths(200, 1 << 15).lengths) == 200
+
+
+def test_compute_sanitizer_sees_every_operator() -> None:
+    calls = (FOLDER / "small_cases.py").read_text()
+    public = [name for name, value in vars(ops).items() if inspect.isfunction(value)]
+    assert "legendre_step" in public
+    assert [name for name in public if f"ops.{name}(" not in calls] == []
 
 
 def test_losses_are_the_same_function(convolutions: ModuleType) -> None:

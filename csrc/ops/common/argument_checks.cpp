@@ -80,6 +80,24 @@ void check_parameter(
   check_device(parameter, activation);
 }
 
+void check_kernel_parameters(
+    const char* op, const at::Tensor& coeffs, const at::Tensor& decay, const std::optional<at::Tensor>& skip,
+    const c10::SymInt& horizon) {
+  const auto type = coeffs.scalar_type();
+  TORCH_CHECK(
+      type == c10::kFloat || type == c10::kDouble, op, ": coeffs must be float32 or float64, got ", type);
+  check_rank({op, "coeffs", coeffs}, 2, "[D, N]");
+  const auto check_channels = [&](const Argument& parameter) {
+    check_rank(parameter, 1, "[D]");
+    check_size(parameter, 0, coeffs.sym_size(0), "[D]", "D");
+    check_type(parameter, type, "like coeffs");
+    check_device(parameter, {op, "coeffs", coeffs});
+  };
+  check_channels({op, "decay", decay});
+  if (skip) check_channels({op, "skip", *skip});
+  check_horizon(op, horizon);
+}
+
 void check_sequences(
     const Argument& activation, const std::optional<at::Tensor>& offsets, const char* padded,
     const char* packed) {

@@ -46,6 +46,12 @@ void check_parameter(
     const Argument& parameter, int64_t rank, const c10::SymInt& channels, const char* layout,
     const char* symbol, const Argument& activation);
 
+// A kernel's parameters without an activation beside them: coeffs [D, N], float32 or float64, decay and skip
+// [D].
+void check_kernel_parameters(
+    const char* op, const at::Tensor& coeffs, const at::Tensor& decay, const std::optional<at::Tensor>& skip,
+    const c10::SymInt& horizon);
+
 // An activation in sequences: `packed` (2 dimensions) with offsets [S + 1], `padded` (3 dimensions) without.
 void check_sequences(
     const Argument& activation, const std::optional<at::Tensor>& offsets, const char* padded,

@@ -1,11 +1,7 @@
 // The arguments of dropout_add_layer_norm, the operators behind it, and the checks of both.
 #pragma once
 
-#include <c10/core/ScalarType.h>
-
-#include <array>
 #include <cstdint>
-#include <tuple>
 
 #include "../common/operators.h"
 #include "dropout_add_layer_norm.h"
@@ -19,10 +15,8 @@ struct DropoutAddLayerNormArguments {
   double p, eps;
   const OptionalTensor& seed;
 
-  template <typename Call>
-  decltype(auto) apply(const Call& call) const {
-    return call(branch, residual, weight, bias, p, eps, seed);
-  }
+  auto each() const { return std::tie(branch, residual, weight, bias, p, eps, seed); }
+  void check() const;
 };
 
 struct DropoutAddLayerNormBackwardArguments {
@@ -32,34 +26,28 @@ struct DropoutAddLayerNormBackwardArguments {
   const OptionalTensor& seed;
   at::ScalarType branch_dtype;
   std::array<bool, 4> needs_grad;
+
+  auto each() const {
+    return std::tie(grad_normed, grad_sum, sum, mean, rstd, weight, p, seed, branch_dtype, needs_grad);
+  }
+  void check() const;
 };
 
 // dropout_add_layer_norm with what its backward pass keeps of each row, the mean and 1 / sqrt(variance +
 // eps): {normed, sum, mean [..], rstd [..]}, the last two in float64 if the sum is, else float32. Not
 // differentiable.
-using NormAndStatistics = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-NormAndStatistics dropout_add_layer_norm_with_statistics(const DropoutAddLayerNormArguments& arguments);
-using DropoutAddLayerNormWithStatistics =
-    detail::Returning<NormAndStatistics, decltype(dropout_add_layer_norm)>::type;
+constexpr auto dropout_add_layer_norm_with_statistics =
+    detail::dispatch<"dropout_add_layer_norm_with_statistics", Tensors<4>, DropoutAddLayerNormArguments>;
 
 // Gradients of dropout_add_layer_norm from those of normed and sum (like sum in shape and dtype, any strides;
 // nullopt: zeros): {branch [.., D] in branch_dtype, residual [.., D] like sum, weight [D], bias [D]},
 // contiguous. Which elements were zero is drawn once more. needs_grad selects them in that order; one that is
 // not selected comes back as an empty tensor of shape [0] in its would-be dtype. Not differentiable: a second
 // derivative raises.
-using DropoutAddLayerNormGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-DropoutAddLayerNormGradients dropout_add_layer_norm_backward(
-    const DropoutAddLayerNormBackwardArguments& arguments);
-using DropoutAddLayerNormBackward = DropoutAddLayerNormGradients(
-    const OptionalTensor& grad_normed, const OptionalTensor& grad_sum, const at::Tensor& sum,
-    const at::Tensor& mean, const at::Tensor& rstd, const at::Tensor& weight, double p,
-    const OptionalTensor& seed, at::ScalarType branch_dtype, std::array<bool, 4> needs_grad);
+constexpr auto dropout_add_layer_norm_backward =
+    detail::dispatch<"dropout_add_layer_norm_backward", Tensors<4>, DropoutAddLayerNormBackwardArguments>;
 
 namespace detail {
-
-// Every kernel (CPU, CUDA, Meta) calls these first, so that checks also run under inference_mode.
-void check_dropout_add_layer_norm_arguments(const DropoutAddLayerNormArguments& arguments);
-void check_dropout_add_layer_norm_backward_arguments(const DropoutAddLayerNormBackwardArguments& arguments);
 
 // The type of sum and normed.
 at::ScalarType type_of_sum(const at::Tensor& branch, const OptionalTensor& residual);

@@ -1,25 +1,18 @@
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
+#include "../common/autograd.h"
 
-#include "../common/needed_gradients.h"
 #include "arguments.h"
 
 namespace hyenarec {
 namespace {
-
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
 class DropoutAddLayerNorm : public torch::autograd::Function<DropoutAddLayerNorm> {
  public:
   static constexpr bool is_traceable = true;
 
   // Of DropoutAddLayerNormArguments.
-  static variable_list forward(AutogradContext* ctx, const auto&... parameters) {
+  static variable_list forward(AutogradContext* ctx, const auto&... each) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const DropoutAddLayerNormArguments arguments{parameters...};
+    const DropoutAddLayerNormArguments arguments{each...};
     const auto [normed, sum, mean, rstd] = dropout_add_layer_norm_with_statistics(arguments);
     ctx->save_for_backward({sum, mean, rstd, arguments.weight, arguments.seed.value_or(at::Tensor())});
     ctx->saved_data["p"] = arguments.p;
@@ -54,21 +47,17 @@ class DropoutAddLayerNorm : public torch::autograd::Function<DropoutAddLayerNorm
   }
 };
 
-std::tuple<at::Tensor, at::Tensor> dropout_add_layer_norm_autograd(
-    const DropoutAddLayerNormArguments& arguments) {
+Tensors<2> dropout_add_layer_norm_autograd(const DropoutAddLayerNormArguments& arguments) {
   const auto outputs =
-      arguments.apply([](const auto&... parameters) { return DropoutAddLayerNorm::apply(parameters...); });
+      std::apply([](const auto&... each) { return DropoutAddLayerNorm::apply(each...); }, arguments.each());
   return {outputs[0], outputs[1]};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  m.impl(
-      "dropout_add_layer_norm",
-      detail::unpacked<decltype(dropout_add_layer_norm), dropout_add_layer_norm_autograd>);
+  m.impl("dropout_add_layer_norm", detail::unchecked<dropout_add_layer_norm_autograd>);
   m.impl("dropout_add_layer_norm_with_statistics", torch::autograd::autogradNotImplementedFallback());
-  // Second derivatives raise: "derivative for hyenarec::dropout_add_layer_norm_backward is not implemented".
   m.impl("dropout_add_layer_norm_backward", torch::autograd::autogradNotImplementedFallback());
 }
 

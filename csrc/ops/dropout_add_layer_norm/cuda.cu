@@ -2,28 +2,19 @@
 // residual and sums those of weight and bias by groups of rows, which torch adds up in a fixed order: no
 // atomics, deterministic. The seed stays on the GPU.
 #include <ATen/Dispatch.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <initializer_list>
 #include <type_traits>
 
-#include "../common/argument_checks.h"
-#include "../common/channels_last.h"
 #include "../common/cuda/launch.cuh"
-#include "arguments.h"
 #include "cuda.cuh"
+#include "tensors.h"
 
 namespace hyenarec {
 namespace {
-
-// [.., D] as rows; nullopt: undefined.
-at::Tensor rows_or_undefined(const OptionalTensor& tensor) {
-  return tensor ? as_rows(*tensor) : at::Tensor();
-}
 
 template <typename scalar_t>
 const scalar_t* data_or_null(const at::Tensor& rows) {
@@ -63,23 +54,16 @@ NormDropout<T> dropout_of(double p, const OptionalTensor& seed) {
   return {seed ? seed->const_data_ptr<int64_t>() : nullptr, levels.dropped, static_cast<T>(levels.scale)};
 }
 
-NormAndStatistics with_statistics_cuda(const DropoutAddLayerNormArguments& arguments) {
-  detail::check_dropout_add_layer_norm_arguments(arguments);
-  const auto& [branch, residual, weight, bias, p, eps, seed] = arguments;
-  const c10::cuda::CUDAGuard guard(branch.device());
-  const auto type = detail::type_of_sum(branch, residual), parameters = detail::parameter_type(type);
-  const auto options = branch.options().dtype(type);
-  auto normed = at::empty(branch.sizes(), options), sum = at::empty(branch.sizes(), options);
-  auto mean = at::empty(branch.sizes().slice(0, branch.dim() - 1), options.dtype(parameters));
-  auto rstd = at::empty(mean.sizes(), mean.options());
-  if (branch.numel() == 0) return {normed, sum, mean, rstd};
-
-  const int64_t channels = branch.size(-1), count = branch.numel() / channels;
-  const auto branches = as_rows(branch.to(detail::kernel_type_of_branch(branch.scalar_type(), type)));
-  const auto residuals = residual ? as_rows(residual->to(type)) : at::Tensor();
-  const auto weights = weight.to(parameters).contiguous(), biases = bias.to(parameters).contiguous();
-  const bool vectors = aligned(16 / sum.element_size(), channels, {branches, residuals, weights, biases});
-  dispatch(branches.scalar_type(), type, vectors, [&](auto branch_zero, auto sum_zero, auto vector) {
+Tensors<4> with_statistics_cuda(const DropoutAddLayerNormArguments& arguments) {
+  const c10::cuda::CUDAGuard guard(arguments.branch.device());
+  const detail::NormForwardTensors tensors(arguments);
+  const int64_t channels = tensors.channels, count = tensors.rows;
+  if (count == 0) return tensors.results();
+  const bool vectors = aligned(
+      16 / tensors.sum.element_size(), channels,
+      {tensors.branch, tensors.residual, tensors.weight, tensors.bias});
+  const auto branch_type = tensors.branch.scalar_type();
+  dispatch(branch_type, tensors.type, vectors, [&](auto branch_zero, auto sum_zero, auto vector) {
     using branch_t = decltype(branch_zero);
     using sum_t = decltype(sum_zero);
     using T = accumulate_t<sum_t>;
@@ -87,96 +71,81 @@ NormAndStatistics with_statistics_cuda(const DropoutAddLayerNormArguments& argum
     NormForward<branch_t, sum_t> rows{};
     rows.rows = count;
     rows.channels = channels;
-    rows.branch = branches.const_data_ptr<branch_t>();
-    rows.branch_stride = branches.stride(0);
-    rows.residual = data_or_null<sum_t>(residuals);
-    rows.residual_stride = stride_of(residuals);
-    rows.weight = weights.const_data_ptr<T>();
-    rows.bias = biases.const_data_ptr<T>();
+    rows.branch = tensors.branch.const_data_ptr<branch_t>();
+    rows.branch_stride = tensors.branch.stride(0);
+    rows.residual = data_or_null<sum_t>(tensors.residual);
+    rows.residual_stride = stride_of(tensors.residual);
+    rows.weight = tensors.weight.const_data_ptr<T>();
+    rows.bias = tensors.bias.const_data_ptr<T>();
     rows.eps = static_cast<T>(arguments.eps);
     rows.dropout = dropout_of<T>(arguments.p, arguments.seed);
-    rows.normed = normed.mutable_data_ptr<sum_t>();
-    rows.sum = sum.mutable_data_ptr<sum_t>();
-    rows.mean = mean.mutable_data_ptr<T>();
-    rows.rstd = rstd.mutable_data_ptr<T>();
+    rows.normed = tensors.normed.mutable_data_ptr<sum_t>();
+    rows.sum = tensors.sum.mutable_data_ptr<sum_t>();
+    rows.mean = tensors.mean.mutable_data_ptr<T>();
+    rows.rstd = tensors.rstd.mutable_data_ptr<T>();
     launch(
         norm_shape(count, channels, vector(), kHeld, 1, sizeof(T)).launch,
         dropout_add_layer_norm_forward<branch_t, sum_t, vector(), kHeld>, rows);
   });
-  return {normed, sum, mean, rstd};
+  return tensors.results();
 }
 
-DropoutAddLayerNormGradients backward_cuda(const DropoutAddLayerNormBackwardArguments& arguments) {
-  detail::check_dropout_add_layer_norm_backward_arguments(arguments);
-  const auto &sum = arguments.sum, &weight = arguments.weight;
+Tensors<4> backward_cuda(const DropoutAddLayerNormBackwardArguments& arguments) {
+  const c10::cuda::CUDAGuard guard(arguments.sum.device());
+  const detail::NormBackwardTensors tensors(arguments);
   const auto& needs_grad = arguments.needs_grad;
-  const c10::cuda::CUDAGuard guard(sum.device());
-  const auto type = sum.scalar_type(), parameters = detail::parameter_type(type);
-  const auto branch_type = detail::kernel_type_of_branch(arguments.branch_dtype, type);
-  auto grad_branch = detail::empty_gradient(needs_grad[0], sum, branch_type);
-  auto grad_residual = detail::empty_gradient(needs_grad[1], sum);
-  auto grad_weight = detail::empty_gradient(needs_grad[2], weight, parameters);
-  auto grad_bias = detail::empty_gradient(needs_grad[3], weight, parameters);
-  const auto results = [&] {
-    return std::tuple(
-        grad_branch.to(arguments.branch_dtype), grad_residual, grad_weight.to(weight.scalar_type()),
-        grad_bias.to(weight.scalar_type()));
-  };
   const bool needs_sums = needs_grad[2] || needs_grad[3];
-  if (sum.numel() == 0) {
-    grad_weight.zero_();
-    grad_bias.zero_();
-    return results();
+  if (tensors.rows == 0) {
+    tensors.grad_weight.zero_();
+    tensors.grad_bias.zero_();
+    return tensors.results(arguments);
   }
-  if (!(needs_grad[0] || needs_grad[1] || needs_sums)) return results();
+  if (!(needs_grad[0] || needs_grad[1] || needs_sums)) return tensors.results(arguments);
 
-  const int64_t channels = sum.size(-1), count = sum.numel() / channels;
-  const auto normed_grads = rows_or_undefined(arguments.grad_normed);
-  const auto sum_grads = rows_or_undefined(arguments.grad_sum);
-  const auto sums = as_rows(sum);
-  const auto means = arguments.mean.contiguous(), rstds = arguments.rstd.contiguous();
-  const auto weights = weight.to(parameters).contiguous();
-  const bool vectors = aligned(16 / sum.element_size(), channels, {normed_grads, sum_grads, sums, weights});
-  dispatch(branch_type, type, vectors, [&](auto branch_zero, auto sum_zero, auto vector) {
+  const int64_t channels = tensors.channels, count = tensors.rows;
+  const bool vectors = aligned(
+      16 / tensors.sum.element_size(), channels,
+      {tensors.grad_normed, tensors.grad_sum, tensors.sum, tensors.weight});
+  const auto branch_type = tensors.grad_branch.scalar_type();
+  dispatch(branch_type, tensors.type, vectors, [&](auto branch_zero, auto sum_zero, auto vector) {
     using branch_t = decltype(branch_zero);
     using sum_t = decltype(sum_zero);
     using T = accumulate_t<sum_t>;
     constexpr int kHeld = kNormHeld / vector();
     const auto shape = norm_shape(count, channels, vector(), kHeld, 0, sizeof(T));
-    const at::Tensor partial = at::zeros({needs_sums ? shape.groups : 0, 2, channels}, weights.options());
+    const at::Tensor partial =
+        at::zeros({needs_sums ? shape.groups : 0, 2, channels}, tensors.weight.options());
     NormBackward<branch_t, sum_t> rows{};
     rows.rows = count;
     rows.channels = channels;
     rows.run = shape.run;
-    rows.grad_normed = data_or_null<sum_t>(normed_grads);
-    rows.grad_normed_stride = stride_of(normed_grads);
-    rows.grad_sum = data_or_null<sum_t>(sum_grads);
-    rows.grad_sum_stride = stride_of(sum_grads);
-    rows.sum = sums.const_data_ptr<sum_t>();
-    rows.sum_stride = sums.stride(0);
-    rows.mean = means.const_data_ptr<T>();
-    rows.rstd = rstds.const_data_ptr<T>();
-    rows.weight = weights.const_data_ptr<T>();
+    rows.grad_normed = data_or_null<sum_t>(tensors.grad_normed);
+    rows.grad_normed_stride = stride_of(tensors.grad_normed);
+    rows.grad_sum = data_or_null<sum_t>(tensors.grad_sum);
+    rows.grad_sum_stride = stride_of(tensors.grad_sum);
+    rows.sum = tensors.sum.const_data_ptr<sum_t>();
+    rows.sum_stride = tensors.sum.stride(0);
+    rows.mean = tensors.mean.const_data_ptr<T>();
+    rows.rstd = tensors.rstd.const_data_ptr<T>();
+    rows.weight = tensors.weight.const_data_ptr<T>();
     rows.dropout = dropout_of<T>(arguments.p, arguments.seed);
-    rows.grad_branch = needs_grad[0] ? grad_branch.mutable_data_ptr<branch_t>() : nullptr;
-    rows.grad_residual = needs_grad[1] ? grad_residual.mutable_data_ptr<sum_t>() : nullptr;
+    rows.grad_branch = needs_grad[0] ? tensors.grad_branch.mutable_data_ptr<branch_t>() : nullptr;
+    rows.grad_residual = needs_grad[1] ? tensors.grad_residual.mutable_data_ptr<sum_t>() : nullptr;
     rows.partial = needs_sums ? partial.mutable_data_ptr<T>() : nullptr;
     launch(shape.launch, dropout_add_layer_norm_backward<branch_t, sum_t, vector(), kHeld>, rows);
     if (!needs_sums) return;
     const auto totals = partial.sum(0, /*keepdim=*/false, at::kDouble);
-    if (needs_grad[2]) grad_weight.copy_(totals[0]);
-    if (needs_grad[3]) grad_bias.copy_(totals[1]);
+    if (needs_grad[2]) tensors.grad_weight.copy_(totals[0]);
+    if (needs_grad[3]) tensors.grad_bias.copy_(totals[1]);
   });
-  return results();
+  return tensors.results(arguments);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  m.impl(
-      "dropout_add_layer_norm_with_statistics",
-      detail::unpacked<DropoutAddLayerNormWithStatistics, with_statistics_cuda>);
-  m.impl("dropout_add_layer_norm_backward", detail::unpacked<DropoutAddLayerNormBackward, backward_cuda>);
+  m.impl("dropout_add_layer_norm_with_statistics", detail::checked<with_statistics_cuda>);
+  m.impl("dropout_add_layer_norm_backward", detail::checked<backward_cuda>);
 }
 
 }  // namespace hyenarec

@@ -1,12 +1,7 @@
 #include "dropout_add_layer_norm.h"
 
-#include <ATen/ops/empty.h>
-#include <c10/core/ScalarType.h>
-#include <torch/library.h>
-
 #include <cmath>
 
-#include "../common/argument_checks.h"
 #include "arguments.h"
 #include "philox.h"
 
@@ -15,22 +10,8 @@ namespace hyenarec {
 std::tuple<at::Tensor, at::Tensor> dropout_add_layer_norm(
     const at::Tensor& branch, const OptionalTensor& residual, const at::Tensor& weight,
     const at::Tensor& bias, double p, double eps, const OptionalTensor& seed) {
-  static const auto op = detail::find_operator<decltype(dropout_add_layer_norm)>("dropout_add_layer_norm");
-  return op.call(branch, residual, weight, bias, p, eps, seed);
-}
-
-NormAndStatistics dropout_add_layer_norm_with_statistics(const DropoutAddLayerNormArguments& arguments) {
-  static const auto op =
-      detail::find_operator<DropoutAddLayerNormWithStatistics>("dropout_add_layer_norm_with_statistics");
-  return arguments.apply([](const auto&... parameters) { return op.call(parameters...); });
-}
-
-DropoutAddLayerNormGradients dropout_add_layer_norm_backward(
-    const DropoutAddLayerNormBackwardArguments& arguments) {
-  static const auto op =
-      detail::find_operator<DropoutAddLayerNormBackward>("dropout_add_layer_norm_backward");
-  const auto& [grad_normed, grad_sum, sum, mean, rstd, weight, p, seed, branch_dtype, needs_grad] = arguments;
-  return op.call(grad_normed, grad_sum, sum, mean, rstd, weight, p, seed, branch_dtype, needs_grad);
+  return detail::dispatch<"dropout_add_layer_norm", Tensors<2>, DropoutAddLayerNormArguments>(
+      {branch, residual, weight, bias, p, eps, seed});
 }
 
 namespace detail {
@@ -66,10 +47,11 @@ void check_dropout(const Argument& rows, double p, const OptionalTensor& seed) {
 }
 
 }  // namespace
+}  // namespace detail
 
-void check_dropout_add_layer_norm_arguments(const DropoutAddLayerNormArguments& arguments) {
+void DropoutAddLayerNormArguments::check() const {
+  using namespace detail;
   const char* op = "dropout_add_layer_norm";
-  const auto& [branch, residual, weight, bias, p, eps, seed] = arguments;
   const Argument rows{op, "branch", branch};
   check_rows(rows);
   if (residual) {
@@ -85,69 +67,34 @@ void check_dropout_add_layer_norm_arguments(const DropoutAddLayerNormArguments& 
   check_dropout(rows, p, seed);
 }
 
-void check_dropout_add_layer_norm_backward_arguments(const DropoutAddLayerNormBackwardArguments& arguments) {
+void DropoutAddLayerNormBackwardArguments::check() const {
+  using namespace detail;
   const char* op = "dropout_add_layer_norm_backward";
-  const auto& sum = arguments.sum;
   const Argument rows{op, "sum", sum};
   check_rows(rows);
-  if (arguments.grad_normed) check_like({op, "grad_normed", *arguments.grad_normed}, rows);
-  if (arguments.grad_sum) check_like({op, "grad_sum", *arguments.grad_sum}, rows);
+  if (grad_normed) check_like({op, "grad_normed", *grad_normed}, rows);
+  if (grad_sum) check_like({op, "grad_sum", *grad_sum}, rows);
   const auto of_rows = sum.select(-1, 0);  // [..], as one number a row is laid out
-  const Argument mean{op, "mean", arguments.mean}, rstd{op, "rstd", arguments.rstd};
-  for (const Argument& statistic : {mean, rstd}) {
+  for (const Argument& statistic : {Argument{op, "mean", mean}, Argument{op, "rstd", rstd}}) {
     check_shape(statistic, {op, "sum[.., 0]", of_rows});
     check_type(statistic, parameter_type(sum.scalar_type()), "beside this sum");
     check_device(statistic, rows);
   }
-  check_vector({op, "weight", arguments.weight}, rows, sum.scalar_type());
-  check_dropout(rows, arguments.p, arguments.seed);
+  check_vector({op, "weight", weight}, rows, sum.scalar_type());
+  check_dropout(rows, p, seed);
 }
 
-at::ScalarType type_of_sum(const at::Tensor& branch, const OptionalTensor& residual) {
+at::ScalarType detail::type_of_sum(const at::Tensor& branch, const OptionalTensor& residual) {
   return residual ? c10::promoteTypes(branch.scalar_type(), residual->scalar_type()) : branch.scalar_type();
 }
 
-at::ScalarType kernel_type_of_branch(at::ScalarType branch, at::ScalarType sum) {
+at::ScalarType detail::kernel_type_of_branch(at::ScalarType branch, at::ScalarType sum) {
   return sum == at::kFloat && c10::isReducedFloatingType(branch) ? branch : sum;
 }
 
-DropoutLevels::DropoutLevels(double p)
+detail::DropoutLevels::DropoutLevels(double p)
     : dropped(static_cast<uint32_t>(std::nearbyint(p * kNumLevels))),
       scale(dropped == kNumLevels ? 0.0 : kNumLevels / (kNumLevels - static_cast<double>(dropped))) {}
-
-}  // namespace detail
-
-namespace {
-
-std::tuple<at::Tensor, at::Tensor> without_statistics(const DropoutAddLayerNormArguments& arguments) {
-  const auto [normed, sum, mean, rstd] = dropout_add_layer_norm_with_statistics(arguments);
-  return {normed, sum};
-}
-
-NormAndStatistics with_statistics_meta(const DropoutAddLayerNormArguments& arguments) {
-  detail::check_dropout_add_layer_norm_arguments(arguments);
-  const auto& branch = arguments.branch;
-  const auto type = detail::type_of_sum(branch, arguments.residual);
-  const auto rows = branch.sym_sizes().slice(0, branch.dim() - 1);
-  const auto make = [&](c10::SymIntArrayRef sizes, at::ScalarType dtype) {
-    return at::empty_symint(sizes, branch.options().dtype(dtype));
-  };
-  return {
-      make(branch.sym_sizes(), type), make(branch.sym_sizes(), type),
-      make(rows, detail::parameter_type(type)), make(rows, detail::parameter_type(type))};
-}
-
-DropoutAddLayerNormGradients backward_meta(const DropoutAddLayerNormBackwardArguments& arguments) {
-  detail::check_dropout_add_layer_norm_backward_arguments(arguments);
-  const auto& needs_grad = arguments.needs_grad;
-  using detail::empty_gradient;
-  return {
-      empty_gradient(needs_grad[0], arguments.sum, arguments.branch_dtype),
-      empty_gradient(needs_grad[1], arguments.sum), empty_gradient(needs_grad[2], arguments.weight),
-      empty_gradient(needs_grad[3], arguments.weight)};
-}
-
-}  // namespace
 
 TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
   m.def(
@@ -161,14 +108,39 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
       "Tensor rstd, Tensor weight, float p, Tensor? seed, ScalarType branch_dtype, bool[4] needs_grad) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
 }
+
+static Tensors<2> without_statistics(const DropoutAddLayerNormArguments& arguments) {
+  const auto [normed, sum, mean, rstd] = dropout_add_layer_norm_with_statistics(arguments);
+  return {normed, sum};
+}
+
+static Tensors<4> with_statistics_meta(const DropoutAddLayerNormArguments& arguments) {
+  const auto& branch = arguments.branch;
+  const auto type = detail::type_of_sum(branch, arguments.residual);
+  const auto rows = branch.sym_sizes().slice(0, branch.dim() - 1);
+  const auto make = [&](c10::SymIntArrayRef sizes, at::ScalarType dtype) {
+    return at::empty_symint(sizes, branch.options().dtype(dtype));
+  };
+  return {
+      make(branch.sym_sizes(), type), make(branch.sym_sizes(), type),
+      make(rows, detail::parameter_type(type)), make(rows, detail::parameter_type(type))};
+}
+
+static Tensors<4> backward_meta(const DropoutAddLayerNormBackwardArguments& arguments) {
+  const auto& needs_grad = arguments.needs_grad;
+  using detail::empty_gradient;
+  return {
+      empty_gradient(needs_grad[0], arguments.sum, arguments.branch_dtype),
+      empty_gradient(needs_grad[1], arguments.sum), empty_gradient(needs_grad[2], arguments.weight),
+      empty_gradient(needs_grad[3], arguments.weight)};
+}
+
 TORCH_LIBRARY_IMPL(hyenarec, CompositeExplicitAutograd, m) {
-  m.impl("dropout_add_layer_norm", detail::unpacked<decltype(dropout_add_layer_norm), without_statistics>);
+  m.impl("dropout_add_layer_norm", detail::unchecked<without_statistics>);
 }
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  m.impl(
-      "dropout_add_layer_norm_with_statistics",
-      detail::unpacked<DropoutAddLayerNormWithStatistics, with_statistics_meta>);
-  m.impl("dropout_add_layer_norm_backward", detail::unpacked<DropoutAddLayerNormBackward, backward_meta>);
+  m.impl("dropout_add_layer_norm_with_statistics", detail::checked<with_statistics_meta>);
+  m.impl("dropout_add_layer_norm_backward", detail::checked<backward_meta>);
 }
 
 }  // namespace hyenarec

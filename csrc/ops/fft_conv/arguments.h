@@ -1,9 +1,6 @@
 // The arguments of fft_conv, the operator behind it, and the checks of both.
 #pragma once
 
-#include <array>
-#include <tuple>
-
 #include "../common/operators.h"
 #include "fft_conv.h"
 
@@ -13,35 +10,36 @@ struct FftConvArguments {
   const at::Tensor &u, &kernel;
   const OptionalTensor &skip, &pre_gate, &post_gate;
 
-  template <typename Call>
-  decltype(auto) apply(const Call& call) const {
-    return call(u, kernel, skip, pre_gate, post_gate);
-  }
+  auto each() const { return std::tie(u, kernel, skip, pre_gate, post_gate); }
+  void check(const char* op = "fft_conv") const;
+  void check_backward(const at::Tensor& grad) const;
 };
 
-struct FftConvBackwardArguments {
-  const at::Tensor& grad;
-  FftConvArguments forward;
-  std::array<bool, 5> needs_grad;
+// Gradients from grad (like u in shape and dtype, any strides): {u, kernel, skip, pre_gate, post_gate}, see
+// detail::empty_gradients. Not differentiable: a second derivative raises.
+using FftConvBackwardArguments = detail::BackwardArguments<FftConvArguments, 5>;
+constexpr auto fft_conv_backward =
+    detail::dispatch<"fft_conv_backward", Tensors<5>, FftConvBackwardArguments>;
+
+// Which gradients a backward pass is to compute, and what it needs for them. With z = pre u, y = kernel * z +
+// skip z, out = post y and h = post grad:
+//   d/dpost = grad y,  d/dz = the correlation of kernel and h,  d/du = pre d/dz,  d/dpre = u d/dz,
+//   d/dkernel[lag] = sum_{b, t} z[t - lag] h[t],  d/dskip = the same at lag 0.
+struct FftConvWanted {
+  bool u, kernel, skip, pre_gate, post_gate;
+
+  // Of gradients as detail::empty_gradients gives them.
+  explicit FftConvWanted(const std::array<at::Tensor, 5>& gradients)
+      : u(gradients[0].numel() > 0),
+        kernel(gradients[1].numel() > 0),
+        skip(gradients[2].numel() > 0),
+        pre_gate(gradients[3].numel() > 0),
+        post_gate(gradients[4].numel() > 0) {}
+
+  bool correlation() const { return kernel || skip; }
+  bool of_z() const { return u || pre_gate; }
+  bool needs_z() const { return correlation() || post_gate; }
+  bool needs_h() const { return correlation() || of_z(); }
 };
 
-// With a name, nvcc forgets the default arguments, which no template argument may have.
-using FftConvSignature = decltype(fft_conv);
-
-// Gradients of fft_conv from grad (like u in shape and dtype, any strides): {u, kernel, skip, pre_gate,
-// post_gate}, contiguous, each with its input's shape and dtype. needs_grad selects them in that order; one
-// that is not selected, or whose argument is absent, comes back as an empty tensor of shape [0] in its
-// would-be dtype (u's for u and gates, kernel's for kernel and skip). Not differentiable: a second derivative
-// raises.
-using FftConvGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-FftConvGradients fft_conv_backward(const FftConvBackwardArguments& arguments);
-using FftConvBackward = detail::Backward<FftConvGradients, FftConvSignature, std::array<bool, 5>>::type;
-
-namespace detail {
-
-// Every kernel (CPU, CUDA, Meta) calls these first, so that checks also run under inference_mode.
-void check_fft_conv_arguments(const FftConvArguments& arguments);
-void check_fft_conv_backward_arguments(const FftConvBackwardArguments& arguments);
-
-}  // namespace detail
 }  // namespace hyenarec

@@ -5,15 +5,11 @@
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/fft_irfft.h>
 #include <ATen/ops/fft_rfft.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
-#include <torch/library.h>
 
-#include "../common/argument_checks.h"
-#include "../common/channels_last.h"
 #include "../common/cpu/tensors.h"
 #include "arguments.h"
 #include "cpu.h"
@@ -66,7 +62,6 @@ at::Tensor kernel_spectrum(const Plan& plan, const FftConvArguments& arguments) 
 }
 
 at::Tensor fft_conv_cpu(const FftConvArguments& arguments) {
-  detail::check_fft_conv_arguments(arguments);
   const auto& u = arguments.u;
   detail::check_cpu_activation_type({"fft_conv", "u", u});
   auto out = at::empty(u.sizes(), u.options());
@@ -93,26 +88,6 @@ at::Tensor fft_conv_cpu(const FftConvArguments& arguments) {
   return out;
 }
 
-// What backward is to compute, and what it needs for that. With z = pre u, y = kernel * z + skip z,
-// out = post y and h = post grad:
-//   d/dpost = grad y,  d/dz = the correlation of kernel and h,  d/du = pre d/dz,  d/dpre = u d/dz,
-//   d/dkernel[lag] = sum_{b, t} z[t - lag] h[t],  d/dskip = the same at lag 0.
-struct Wanted {
-  bool u, kernel, skip, pre_gate, post_gate;
-
-  explicit Wanted(const FftConvBackwardArguments& arguments)
-      : u(arguments.needs_grad[0]),
-        kernel(arguments.needs_grad[1]),
-        skip(arguments.needs_grad[2] && arguments.forward.skip),
-        pre_gate(arguments.needs_grad[3] && arguments.forward.pre_gate),
-        post_gate(arguments.needs_grad[4] && arguments.forward.post_gate) {}
-
-  bool correlation() const { return kernel || skip; }
-  bool of_z() const { return u || pre_gate; }
-  bool needs_z() const { return correlation() || post_gate; }
-  bool needs_h() const { return correlation() || of_z(); }
-};
-
 // The backward pass of tiles of scalar_t.
 template <typename scalar_t>
 struct BackwardTiles {
@@ -120,7 +95,7 @@ struct BackwardTiles {
   using memory = memory_t<scalar_t>;
 
   const Plan& plan;
-  const Wanted& wanted;
+  const FftConvWanted& wanted;
   Rows<const memory> grad, u, pre_gate, post_gate;
   at::Tensor spectrum;  // of the kernel
   Rows<memory> u_grad, pre_grad, post_grad;
@@ -165,17 +140,13 @@ at::Tensor correlation(const Plan& plan, const at::Tensor& sums) {
   return inverse_fft(sums.select(0, 0), plan.size);
 }
 
-FftConvGradients fft_conv_backward_cpu(const FftConvBackwardArguments& arguments) {
-  detail::check_fft_conv_backward_arguments(arguments);
+Tensors<5> fft_conv_backward_cpu(const FftConvBackwardArguments& arguments) {
   const auto& [u, kernel, skip, pre_gate, post_gate] = arguments.forward;
   detail::check_cpu_activation_type({"fft_conv_backward", "u", u});
-  const Wanted wanted(arguments);
-  auto u_grad = detail::empty_gradient(wanted.u, u), pre_grad = detail::empty_gradient(wanted.pre_gate, u);
-  auto post_grad = detail::empty_gradient(wanted.post_gate, u);
-  auto kernel_grad = at::zeros(wanted.kernel ? kernel.sizes() : at::IntArrayRef({0}), kernel.options());
-  auto skip_grad = at::zeros({wanted.skip ? kernel.size(0) : 0}, kernel.options());
-  if (u.numel() == 0 || !(wanted.needs_z() || wanted.needs_h()))
-    return {u_grad, kernel_grad, skip_grad, pre_grad, post_grad};
+  const auto gradients = detail::empty_gradients(arguments.forward, arguments.needs_grad);
+  for (int i : {1, 2}) gradients[i].zero_();  // lags beyond the sequence have no gradient
+  const FftConvWanted wanted(gradients);
+  if (u.numel() == 0 || !(wanted.needs_z() || wanted.needs_h())) return std::tuple_cat(gradients);
 
   const auto plan = plan_of(arguments.forward);
   const auto output_grad = readable(arguments.grad), input = readable(u);
@@ -194,24 +165,24 @@ FftConvGradients fft_conv_backward_cpu(const FftConvBackwardArguments& arguments
         rows_of<scalar_t>(pre),
         rows_of<scalar_t>(post),
         spectrum,
-        rows_of_result<scalar_t>(u_grad),
-        rows_of_result<scalar_t>(pre_grad),
-        rows_of_result<scalar_t>(post_grad),
+        rows_of_result<scalar_t>(gradients[0]),
+        rows_of_result<scalar_t>(gradients[3]),
+        rows_of_result<scalar_t>(gradients[4]),
         sums};
     for_each_tile<compute_t>(plan, wanted.needs_z() + wanted.needs_h(), tiles);
     if (!wanted.correlation()) return;
     const auto lag_sums = correlation<compute_t>(plan, sums);
-    if (wanted.kernel) kernel_grad.narrow(1, 0, plan.lags).copy_(lag_sums.narrow(1, 0, plan.lags));
-    if (wanted.skip) skip_grad.copy_(lag_sums.select(1, 0));
+    if (wanted.kernel) gradients[1].narrow(1, 0, plan.lags).copy_(lag_sums.narrow(1, 0, plan.lags));
+    if (wanted.skip) gradients[2].copy_(lag_sums.select(1, 0));
   });
-  return {u_grad, kernel_grad, skip_grad, pre_grad, post_grad};
+  return std::tuple_cat(gradients);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
-  m.impl("fft_conv", detail::unpacked<FftConvSignature, fft_conv_cpu>);
-  m.impl("fft_conv_backward", detail::unpacked<FftConvBackward, fft_conv_backward_cpu>);
+  m.impl("fft_conv", detail::checked<fft_conv_cpu>);
+  m.impl("fft_conv_backward", detail::checked<fft_conv_backward_cpu>);
 }
 
 }  // namespace hyenarec

@@ -1,16 +1,13 @@
 // fft_conv on CUDA: cuFFT between the kernels of fft_conv.cuh. The batch (and, for very long sequences, the
 // channels) is cut so that the buffers below stay within a limit.
 #include <ATen/Dispatch.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <string>
 
-#include "../common/argument_checks.h"
 #include "../common/channels_last.h"
 #include "../common/cuda/launch.cuh"
 #include "arguments.h"
@@ -176,7 +173,6 @@ void for_each_part(const Geometry& geometry, const Start& start, const Run& run,
 }
 
 at::Tensor fft_conv_cuda(const FftConvArguments& arguments) {
-  detail::check_fft_conv_arguments(arguments);
   const auto& u = arguments.u;
   const c10::cuda::CUDAGuard guard(u.device());
   auto out = at::empty(u.sizes(), u.options());
@@ -201,80 +197,57 @@ at::Tensor fft_conv_cuda(const FftConvArguments& arguments) {
   return out;
 }
 
-// Which gradients are wanted, and which products they need.
-struct WantedGradients {
-  bool input, kernel, skip, pre_gate, post_gate;
-
-  explicit WantedGradients(const FftConvBackwardArguments& arguments)
-      : input(arguments.needs_grad[0]),
-        kernel(arguments.needs_grad[1]),
-        skip(arguments.needs_grad[2] && arguments.forward.skip),
-        pre_gate(arguments.needs_grad[3] && arguments.forward.pre_gate),
-        post_gate(arguments.needs_grad[4] && arguments.forward.post_gate) {}
-
-  bool correlate() const { return input || pre_gate; }
-  bool reduce() const { return kernel || skip; }
-  bool convolve() const { return post_gate; }
-  bool needs_z() const { return reduce() || convolve(); }
-  bool needs_y() const { return reduce() || correlate(); }
-};
-
-FftConvGradients fft_conv_backward_cuda(const FftConvBackwardArguments& arguments) {
-  detail::check_fft_conv_backward_arguments(arguments);
+Tensors<5> fft_conv_backward_cuda(const FftConvBackwardArguments& arguments) {
   const auto& [u, kernel, skip, pre_gate, post_gate] = arguments.forward;
   const c10::cuda::CUDAGuard guard(u.device());
-  const WantedGradients wanted(arguments);
-  auto grad_u = detail::empty_gradient(wanted.input, u);
-  auto grad_pre = detail::empty_gradient(wanted.pre_gate, u);
-  auto grad_post = detail::empty_gradient(wanted.post_gate, u);
-  // Zeros: lags beyond the sequence don't matter.
-  auto grad_kernel = detail::empty_gradient(wanted.kernel, kernel).zero_();
-  auto grad_skip = detail::empty_gradient(wanted.skip, skip.value_or(kernel)).zero_();
-  if (u.numel() == 0 || !(wanted.needs_z() || wanted.needs_y()))
-    return {grad_u, grad_kernel, grad_skip, grad_pre, grad_post};
+  const auto gradients = detail::empty_gradients(arguments.forward, arguments.needs_grad);
+  for (int i : {1, 2}) gradients[i].zero_();  // lags beyond the sequence have no gradient
+  const FftConvWanted wanted(gradients);
+  if (u.numel() == 0 || !(wanted.needs_z() || wanted.needs_h())) return std::tuple_cat(gradients);
 
   const Source input(u), output(arguments.grad), pre(pre_gate), post(post_gate), none(std::nullopt);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "fft_conv_backward", [&] {
-    const int64_t buffers = 1 + wanted.needs_z() + wanted.needs_y();
+    const int64_t buffers = 1 + wanted.needs_z() + wanted.needs_h();
     const Geometry geometry(arguments.forward, buffers, sizeof(accumulate_t<scalar_t>));
     const Transformer<scalar_t> fft(geometry, kernel.options());
     at::Tensor weight, grad_weight;
     for_each_part(
         geometry,
         [&](const Part& range) {
-          if (wanted.convolve() || wanted.correlate()) weight = fft.kernel_spectrum(arguments.forward, range);
-          if (wanted.reduce()) grad_weight = fft.empty(range.channels);
+          if (wanted.post_gate || wanted.of_z()) weight = fft.kernel_spectrum(arguments.forward, range);
+          if (wanted.correlation()) grad_weight = fft.empty(range.channels);
         },
         [&](const Part& part) {
           at::Tensor z, y;
           if (wanted.needs_z()) z = fft.spectrum(input, pre, part);
-          if (wanted.needs_y()) y = fft.spectrum(output, post, part);
+          if (wanted.needs_h()) y = fft.spectrum(output, post, part);
           const bool accumulate = part.first_batch > 0;
           fft.product(
-              {wanted.convolve(), wanted.correlate(), wanted.reduce(), accumulate}, part, weight, z, y,
+              {wanted.post_gate, wanted.of_z(), wanted.correlation(), accumulate}, part, weight, z, y,
               grad_weight);
-          if (wanted.correlate()) fft.unpack(y, part, pre, grad_u, input, grad_pre);
-          if (wanted.convolve()) fft.unpack(z, part, output, grad_post, none, at::Tensor());
+          if (wanted.of_z()) fft.unpack(y, part, pre, gradients[0], input, gradients[3]);
+          if (wanted.post_gate) fft.unpack(z, part, output, gradients[4], none, at::Tensor());
         },
         [&](const Part& range) {
-          if (!wanted.reduce()) return;
+          if (!wanted.correlation()) return;
           fft.transform(grad_weight, false);
           if (wanted.kernel)
-            grad_kernel.narrow(0, range.first_channel, range.channels)
+            gradients[1]
+                .narrow(0, range.first_channel, range.channels)
                 .narrow(1, 0, geometry.lags)
                 .copy_(grad_weight.narrow(1, 0, geometry.lags));
           if (wanted.skip)
-            grad_skip.narrow(0, range.first_channel, range.channels).copy_(grad_weight.select(1, 0));
+            gradients[2].narrow(0, range.first_channel, range.channels).copy_(grad_weight.select(1, 0));
         });
   });
-  return {grad_u, grad_kernel, grad_skip, grad_pre, grad_post};
+  return std::tuple_cat(gradients);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  m.impl("fft_conv", detail::unpacked<FftConvSignature, fft_conv_cuda>);
-  m.impl("fft_conv_backward", detail::unpacked<FftConvBackward, fft_conv_backward_cuda>);
+  m.impl("fft_conv", detail::checked<fft_conv_cuda>);
+  m.impl("fft_conv_backward", detail::checked<fft_conv_backward_cuda>);
 }
 
 }  // namespace hyenarec

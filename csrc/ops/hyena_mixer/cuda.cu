@@ -1,10 +1,7 @@
 // hyena_mixer on CUDA: the launches of ../legendre_scan/cuda/scan.cuh around the HyenaMixerIO of cuda.cuh.
 #include <ATen/Dispatch.h>
-#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <torch/library.h>
 
-#include "../common/argument_checks.h"
 #include "../legendre_scan/cuda/scan.cuh"
 #include "arguments.h"
 #include "cuda.cuh"
@@ -56,7 +53,6 @@ ScanCall<T, is_fast> scan_call(
 
 at::Tensor hyena_mixer_cuda(const HyenaMixerArguments& arguments) {
   constexpr const char* op = "hyena_mixer";
-  detail::check_hyena_mixer_arguments(arguments);
   const at::Tensor& x = arguments.x;
   const c10::cuda::CUDAGuard guard(x.device());
   auto sizes = x.sizes().vec();
@@ -87,40 +83,24 @@ void split_sums(
   if (grad_bias.numel() > 0) grad_bias.view({3, channels}).copy_(parts.select(1, -1));
 }
 
-// The gradients that launch() fills, each [0] if it isn't wanted.
-struct Results {
-  at::Tensor x, weight, bias, coeffs, decay, skip;
-
-  explicit Results(const HyenaMixerBackwardArguments& arguments) {
-    const auto& [grad, forward, needs_grad, states] = arguments;
-    x = detail::empty_gradient(needs_grad[0], forward.x);
-    weight = detail::empty_gradient(needs_grad[1], forward.short_weight);
-    bias = detail::empty_gradient(
-        needs_grad[2] && forward.short_bias, forward.short_bias.value_or(forward.decay));
-    coeffs = detail::empty_gradient(needs_grad[3], forward.coeffs);
-    decay = detail::empty_gradient(needs_grad[4], forward.decay);
-    skip = detail::empty_gradient(needs_grad[5], forward.skip);
-  }
-  HyenaMixerGradients all() const { return {x, weight, bias, coeffs, decay, skip}; }
-};
-
-HyenaMixerGradients hyena_mixer_backward_cuda(const HyenaMixerBackwardArguments& arguments) {
+Tensors<6> hyena_mixer_backward_cuda(const HyenaMixerBackwardArguments& arguments) {
   constexpr const char* op = "hyena_mixer_backward";
-  detail::check_hyena_mixer_backward_arguments(arguments);
   const auto& [grad, forward, needs_grad, states] = arguments;
   const at::Tensor& x = forward.x;
   const c10::cuda::CUDAGuard guard(x.device());
-  Results grads(arguments);
+  const auto gradients = detail::empty_gradients(forward, needs_grad);
+  const auto& [grad_x, grad_weight, grad_bias, grad_coeffs, grad_decay, grad_skip] = gradients;
   if (x.numel() == 0) {
-    for (auto* parameter : {&grads.weight, &grads.bias, &grads.coeffs, &grads.decay, &grads.skip})
-      parameter->zero_();
-    return grads.all();
+    for (const auto& parameter : {grad_weight, grad_bias, grad_coeffs, grad_decay, grad_skip})
+      parameter.zero_();
+    return std::tuple_cat(gradients);
   }
-  const bool needs_x = needs_grad[0], needs_filter = grads.weight.numel() + grads.bias.numel() > 0;
+  const bool needs_x = grad_x.numel() > 0, needs_filter = grad_weight.numel() + grad_bias.numel() > 0;
   const bool needs_parts = needs_x || needs_filter;  // the gradients of q, k and v
   const GradientMask wanted{
-      needs_parts, needs_parts, needs_filter || needs_grad[3] || needs_grad[4] || needs_grad[5]};
-  if (!wanted.any()) return grads.all();
+      needs_parts, needs_parts,
+      needs_filter || grad_coeffs.numel() + grad_decay.numel() + grad_skip.numel() > 0};
+  if (!wanted.any()) return std::tuple_cat(gradients);
 
   const RowSequences sequences(op, x, forward.offsets);
   const Inputs inputs(forward);
@@ -132,24 +112,24 @@ HyenaMixerGradients hyena_mixer_backward_cuda(const HyenaMixerBackwardArguments&
       auto call = scan_call<T, is_fast()>(op, sequences, forward);
       auto io = inputs.io<scalar_t, taps()>();
       io.grad = output.data<scalar_t>();
-      io.grad_x = result_rows<scalar_t>(grads.x);
+      io.grad_x = result_rows<scalar_t>(gradients[0]);
       const bool has_edges = call.work().segments > 1;
       const auto edges = has_edges ? call.segment_scratch(6 * IO::kHalo) : at::Tensor();
       io.edges = has_edges ? edges.template mutable_data_ptr<T>() : nullptr;
       io.edge_pitch = call.pitch();
-      const auto sums = call.backward(io, wanted, {grads.coeffs, grads.decay, grads.skip, {}}).io_sums;
+      const auto sums = call.backward(io, wanted, {gradients[3], gradients[4], gradients[5], {}}).io_sums;
       if (has_edges && needs_x) launch(call.shape(), hyena_mixer_join<scalar_t, taps()>, call.work(), io);
-      if (needs_filter) split_sums(sums, inputs.channels, grads.weight, grads.bias);
+      if (needs_filter) split_sums(sums, inputs.channels, gradients[1], gradients[2]);
     });
   });
-  return grads.all();
+  return std::tuple_cat(gradients);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  m.impl("hyena_mixer", detail::unpacked<HyenaMixerSignature, hyena_mixer_cuda>);
-  m.impl("hyena_mixer_backward", detail::unpacked<HyenaMixerBackward, hyena_mixer_backward_cuda>);
+  m.impl("hyena_mixer", detail::checked<hyena_mixer_cuda>);
+  m.impl("hyena_mixer_backward", detail::checked<hyena_mixer_backward_cuda>);
 }
 
 }  // namespace hyenarec

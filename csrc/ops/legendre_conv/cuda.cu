@@ -1,11 +1,8 @@
 // legendre_conv on CUDA: the launches of ../legendre_scan/cuda/scan.cuh around the LegendreConvIO of
 // cuda.cuh.
 #include <ATen/Dispatch.h>
-#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <torch/library.h>
 
-#include "../common/argument_checks.h"
 #include "../legendre_scan/cuda/scan.cuh"
 #include "arguments.h"
 #include "cuda.cuh"
@@ -38,7 +35,6 @@ ScanCall<accumulate_t<scalar_t>> scan_call(
 
 at::Tensor legendre_conv_cuda(const LegendreConvArguments& arguments) {
   constexpr const char* op = "legendre_conv";
-  detail::check_legendre_conv_arguments(arguments);
   const at::Tensor& u = arguments.u;
   const c10::cuda::CUDAGuard guard(u.device());
   auto out = at::empty(u.sizes(), u.options());
@@ -55,28 +51,21 @@ at::Tensor legendre_conv_cuda(const LegendreConvArguments& arguments) {
   return out;
 }
 
-LegendreConvGradients legendre_conv_backward_cuda(const LegendreConvBackwardArguments& arguments) {
+Tensors<6> legendre_conv_backward_cuda(const LegendreConvBackwardArguments& arguments) {
   constexpr const char* op = "legendre_conv_backward";
-  detail::check_legendre_conv_backward_arguments(arguments);
   const auto& [grad, forward, needs_grad, states] = arguments;
   const at::Tensor& u = forward.u;
   const c10::cuda::CUDAGuard guard(u.device());
-  const bool needs_skip = needs_grad[3] && forward.skip;
-  auto grad_u = detail::empty_gradient(needs_grad[0], u);
-  auto grad_pre = detail::empty_gradient(needs_grad[4] && forward.pre_gate, u);
-  auto grad_post = detail::empty_gradient(needs_grad[5] && forward.post_gate, u);
-  auto grad_coeffs = detail::empty_gradient(needs_grad[1], forward.coeffs);
-  auto grad_decay = detail::empty_gradient(needs_grad[2], forward.decay);
-  auto grad_skip = detail::empty_gradient(needs_skip, forward.decay);
-  const LegendreConvGradients all{grad_u, grad_coeffs, grad_decay, grad_skip, grad_pre, grad_post};
+  const auto gradients = detail::empty_gradients(forward, needs_grad);
+  const auto& [grad_u, grad_coeffs, grad_decay, grad_skip, grad_pre, grad_post] = gradients;
   if (u.numel() == 0) {
-    for (auto* parameter : {&grad_coeffs, &grad_decay, &grad_skip}) parameter->zero_();
-    return all;
+    for (const auto& parameter : {grad_coeffs, grad_decay, grad_skip}) parameter.zero_();
+    return std::tuple_cat(gradients);
   }
   const GradientMask wanted{
       grad_u.numel() + grad_pre.numel() > 0, grad_post.numel() > 0,
-      needs_grad[1] || needs_grad[2] || needs_skip};
-  if (!wanted.any()) return all;
+      grad_coeffs.numel() + grad_decay.numel() + grad_skip.numel() > 0};
+  if (!wanted.any()) return std::tuple_cat(gradients);
 
   const RowSequences sequences(op, u, forward.offsets);
   const Inputs inputs(forward);
@@ -85,19 +74,19 @@ LegendreConvGradients legendre_conv_backward_cuda(const LegendreConvBackwardArgu
     auto call = scan_call<scalar_t>(op, sequences, forward);
     auto io = inputs.io<scalar_t>();
     io.grad = output.data<scalar_t>();
-    io.grad_u = result_rows<scalar_t>(grad_u);
-    io.grad_pre = result_rows<scalar_t>(grad_pre);
-    io.grad_post = result_rows<scalar_t>(grad_post);
-    call.backward(io, wanted, {grad_coeffs, grad_decay, grad_skip, {}});
+    io.grad_u = result_rows<scalar_t>(gradients[0]);
+    io.grad_pre = result_rows<scalar_t>(gradients[4]);
+    io.grad_post = result_rows<scalar_t>(gradients[5]);
+    call.backward(io, wanted, {gradients[1], gradients[2], gradients[3], {}});
   });
-  return all;
+  return std::tuple_cat(gradients);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  m.impl("legendre_conv", detail::unpacked<LegendreConvSignature, legendre_conv_cuda>);
-  m.impl("legendre_conv_backward", detail::unpacked<LegendreConvBackward, legendre_conv_backward_cuda>);
+  m.impl("legendre_conv", detail::checked<legendre_conv_cuda>);
+  m.impl("legendre_conv_backward", detail::checked<legendre_conv_backward_cuda>);
 }
 
 }  // namespace hyenarec

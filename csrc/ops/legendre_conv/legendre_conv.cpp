@@ -1,10 +1,5 @@
 #include "legendre_conv.h"
 
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
-#include "../common/argument_checks.h"
-#include "../legendre_scan/cpu/saved_states.h"
 #include "arguments.h"
 
 namespace hyenarec {
@@ -13,27 +8,12 @@ at::Tensor legendre_conv(
     const at::Tensor& u, const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon,
     const OptionalTensor& skip, const OptionalTensor& pre_gate, const OptionalTensor& post_gate,
     const OptionalTensor& offsets) {
-  static const auto op = detail::find_operator<LegendreConvSignature>("legendre_conv");
-  return op.call(u, coeffs, decay, std::move(horizon), skip, pre_gate, post_gate, offsets);
+  return detail::dispatch<"legendre_conv", at::Tensor, LegendreConvArguments>(
+      {u, coeffs, decay, std::move(horizon), skip, pre_gate, post_gate, offsets});
 }
 
-std::tuple<at::Tensor, at::Tensor> legendre_conv_with_states(const LegendreConvArguments& arguments) {
-  static const auto op = detail::find_operator<LegendreConvWithStates>("legendre_conv_with_states");
-  return arguments.apply([](const auto&... each) { return op.call(each...); });
-}
-
-LegendreConvGradients legendre_conv_backward(const LegendreConvBackwardArguments& arguments) {
-  static const auto op = detail::find_operator<LegendreConvBackward>("legendre_conv_backward");
-  return arguments.forward.apply([&](const auto&... each) {
-    return op.call(arguments.grad, each..., arguments.needs_grad, arguments.states);
-  });
-}
-
-namespace detail {
-namespace {
-
-void check_arguments(const char* op, const LegendreConvArguments& arguments) {
-  const auto& [u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets] = arguments;
+void LegendreConvArguments::check(const char* op) const {
+  using namespace detail;
   const Argument u_argument{op, "u", u};
   check_activation_type(u_argument);
   check_sequences(u_argument, offsets, "[B, L, D]", "[total, D]");
@@ -47,48 +27,11 @@ void check_arguments(const char* op, const LegendreConvArguments& arguments) {
   if (post_gate) check_like({op, "post_gate", *post_gate}, u_argument);
 }
 
-}  // namespace
-
-void check_legendre_conv_arguments(const LegendreConvArguments& arguments) {
-  check_arguments("legendre_conv", arguments);
+void LegendreConvArguments::check_backward(const at::Tensor& grad) const {
+  const char* op = kBackward;
+  check(op);
+  detail::check_like({op, "grad", grad}, {op, "u", u});
 }
-
-void check_legendre_conv_backward_arguments(const LegendreConvBackwardArguments& arguments) {
-  const char* op = "legendre_conv_backward";
-  const auto& [grad, forward, needs_grad, states] = arguments;
-  check_arguments(op, forward);
-  check_like({op, "grad", grad}, {op, "u", forward.u});
-  if (states) check_legendre_states(op, *states, forward.u, forward.coeffs, forward.horizon, forward.offsets);
-}
-
-}  // namespace detail
-
-namespace {
-
-at::Tensor legendre_conv_meta(const LegendreConvArguments& arguments) {
-  detail::check_legendre_conv_arguments(arguments);
-  return at::empty_symint(arguments.u.sym_sizes(), arguments.u.options());
-}
-
-std::tuple<at::Tensor, at::Tensor> legendre_conv_with_states_meta(const LegendreConvArguments& arguments) {
-  const auto& [u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets] = arguments;
-  return {legendre_conv_meta(arguments), detail::empty_legendre_states(u, coeffs, horizon, offsets)};
-}
-
-LegendreConvGradients legendre_conv_backward_meta(const LegendreConvBackwardArguments& arguments) {
-  detail::check_legendre_conv_backward_arguments(arguments);
-  const auto& [u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets] = arguments.forward;
-  const auto& needs_grad = arguments.needs_grad;
-  return {
-      detail::empty_gradient(needs_grad[0], u),
-      detail::empty_gradient(needs_grad[1], coeffs),
-      detail::empty_gradient(needs_grad[2], decay),
-      detail::empty_gradient(needs_grad[3] && skip, decay),
-      detail::empty_gradient(needs_grad[4] && pre_gate, u),
-      detail::empty_gradient(needs_grad[5] && post_gate, u)};
-}
-
-}  // namespace
 
 TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
   m.def(
@@ -103,11 +46,18 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
+static at::Tensor legendre_conv_meta(const LegendreConvArguments& arguments) {
+  return at::empty_symint(arguments.u.sym_sizes(), arguments.u.options());
+}
+static Tensors<2> legendre_conv_with_states_meta(const LegendreConvArguments& arguments) {
+  const auto& [u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets] = arguments;
+  return {legendre_conv_meta(arguments), detail::empty_legendre_states(u, coeffs, horizon, offsets)};
+}
+
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  m.impl("legendre_conv", detail::unpacked<LegendreConvSignature, legendre_conv_meta>);
-  m.impl(
-      "legendre_conv_with_states", detail::unpacked<LegendreConvWithStates, legendre_conv_with_states_meta>);
-  m.impl("legendre_conv_backward", detail::unpacked<LegendreConvBackward, legendre_conv_backward_meta>);
+  m.impl("legendre_conv", detail::checked<legendre_conv_meta>);
+  m.impl("legendre_conv_with_states", detail::checked<legendre_conv_with_states_meta>);
+  m.impl("legendre_conv_backward", detail::checked<detail::meta_gradients<LegendreConvBackwardArguments>>);
 }
 
 }  // namespace hyenarec

@@ -1,25 +1,24 @@
-// The operator behind legendre_kernel, and the checks of their arguments.
+// The arguments of legendre_kernel, the operator behind it, and the checks of both.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <c10/core/SymInt.h>
-
-#include <tuple>
+#include "../common/operators.h"
+#include "legendre_kernel.h"
 
 namespace hyenarec {
 
-// Gradients of legendre_kernel from grad [D, length] (any strides): {coeffs [D, N], decay [D]}, contiguous.
-// Not differentiable: a second derivative raises.
-std::tuple<at::Tensor, at::Tensor> legendre_kernel_backward(
-    const at::Tensor& grad, const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon);
+struct LegendreKernelArguments {
+  const at::Tensor &coeffs, &decay;
+  c10::SymInt horizon, length;
 
-namespace detail {
+  auto each() const { return std::tie(coeffs, decay, horizon, length); }
+  void check(const char* op = "legendre_kernel") const;
+  void check_backward(const at::Tensor& grad) const;
+};
 
-// Every kernel (CPU, CUDA, Meta) calls these first, so that checks also run under inference_mode.
-void check_legendre_kernel_arguments(
-    const at::Tensor& coeffs, const at::Tensor& decay, const c10::SymInt& horizon, const c10::SymInt& length);
-void check_legendre_kernel_backward_arguments(
-    const at::Tensor& grad, const at::Tensor& coeffs, const at::Tensor& decay, const c10::SymInt& horizon);
+// Gradients from grad [D, length] (any strides): {coeffs, decay}, see detail::empty_gradients. Not
+// differentiable: a second derivative raises.
+using LegendreKernelBackwardArguments = detail::BackwardArguments<LegendreKernelArguments, 2>;
+constexpr auto legendre_kernel_backward =
+    detail::dispatch<"legendre_kernel_backward", Tensors<2>, LegendreKernelBackwardArguments>;
 
-}  // namespace detail
 }  // namespace hyenarec

@@ -1,60 +1,59 @@
 // legendre_kernel on the CPU: channels shared among torch's threads.
+#include "cpu.h"
+
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
-#include "../common/argument_checks.h"
 #include "arguments.h"
-#include "cpu.h"
 
 namespace hyenarec {
 namespace {
 
 using cpu::legendre_kernel::kChannelGrain, cpu::legendre_kernel::Parameters;
 
-at::Tensor legendre_kernel_cpu(
-    const at::Tensor& coeffs, const at::Tensor& decay, int64_t horizon, int64_t length) {
-  detail::check_legendre_kernel_arguments(coeffs, decay, horizon, length);
+at::Tensor legendre_kernel_cpu(const LegendreKernelArguments& arguments) {
+  const auto& [coeffs, decay, horizon, length] = arguments;
   detail::check_decay_values("legendre_kernel", decay);
   const auto rows = coeffs.contiguous(), rates = decay.contiguous();
-  auto out = at::empty({coeffs.size(0), length}, coeffs.options());
+  auto out = at::empty({coeffs.size(0), length.expect_int()}, coeffs.options());
   AT_DISPATCH_FLOATING_TYPES(coeffs.scalar_type(), "legendre_kernel", [&] {
     const Parameters<scalar_t> parameters{
-        rows.const_data_ptr<scalar_t>(), rates.const_data_ptr<scalar_t>(), coeffs.size(1), horizon, length};
+        rows.const_data_ptr<scalar_t>(), rates.const_data_ptr<scalar_t>(), rows.size(1),
+        arguments.horizon.expect_int(), out.size(1)};
     auto* out_data = out.mutable_data_ptr<scalar_t>();
-    at::parallel_for(0, coeffs.size(0), kChannelGrain, [&](int64_t first, int64_t last) {
+    at::parallel_for(0, rows.size(0), kChannelGrain, [&](int64_t first, int64_t last) {
       cpu::legendre_kernel::forward(parameters, first, last, out_data);
     });
   });
   return out;
 }
 
-std::tuple<at::Tensor, at::Tensor> legendre_kernel_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& coeffs, const at::Tensor& decay, int64_t horizon) {
-  detail::check_legendre_kernel_backward_arguments(grad, coeffs, decay, horizon);
+Tensors<2> legendre_kernel_backward_cpu(const LegendreKernelBackwardArguments& arguments) {
+  const auto& [coeffs, decay, horizon, length] = arguments.forward;
   detail::check_decay_values("legendre_kernel_backward", decay);
-  const auto grads = grad.contiguous(), rows = coeffs.contiguous(), rates = decay.contiguous();
-  auto coeffs_grad = at::empty(coeffs.sizes(), coeffs.options());
-  auto decay_grad = at::empty(decay.sizes(), decay.options());
+  const auto grads = arguments.grad.contiguous(), rows = coeffs.contiguous(), rates = decay.contiguous();
+  const auto gradients = detail::empty_gradients(arguments.forward, arguments.needs_grad);
   AT_DISPATCH_FLOATING_TYPES(coeffs.scalar_type(), "legendre_kernel_backward", [&] {
     const Parameters<scalar_t> parameters{
-        rows.const_data_ptr<scalar_t>(), rates.const_data_ptr<scalar_t>(), coeffs.size(1), horizon,
-        grad.size(1)};
+        rows.const_data_ptr<scalar_t>(), rates.const_data_ptr<scalar_t>(), rows.size(1),
+        arguments.forward.horizon.expect_int(), grads.size(1)};
     const auto* grad_data = grads.const_data_ptr<scalar_t>();
-    auto* coeffs_grad_data = coeffs_grad.mutable_data_ptr<scalar_t>();
-    auto* decay_grad_data = decay_grad.mutable_data_ptr<scalar_t>();
-    at::parallel_for(0, coeffs.size(0), kChannelGrain, [&](int64_t first, int64_t last) {
-      cpu::legendre_kernel::backward(grad_data, parameters, first, last, coeffs_grad_data, decay_grad_data);
+    const auto data = [&](int i) {
+      return arguments.needs_grad[i] ? gradients[i].mutable_data_ptr<scalar_t>() : nullptr;
+    };
+    auto *coeffs_grad = data(0), *decay_grad = data(1);
+    at::parallel_for(0, rows.size(0), kChannelGrain, [&](int64_t first, int64_t last) {
+      cpu::legendre_kernel::backward(grad_data, parameters, first, last, coeffs_grad, decay_grad);
     });
   });
-  return {coeffs_grad, decay_grad};
+  return std::tuple_cat(gradients);
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
-  m.impl("legendre_kernel", hyenarec::legendre_kernel_cpu);
-  m.impl("legendre_kernel_backward", hyenarec::legendre_kernel_backward_cpu);
+  m.impl("legendre_kernel", detail::checked<legendre_kernel_cpu>);
+  m.impl("legendre_kernel_backward", detail::checked<legendre_kernel_backward_cpu>);
 }
+
+}  // namespace hyenarec

@@ -111,7 +111,7 @@ void forward(
 }
 
 // d/dcoeffs[n] = sum_lag w P_n and d/ddecay = -sum_lag lag w sum_n coeffs[n] P_n, where w = grad exp(-decay
-// lag), for the channels [first_channel, last_channel). grad is [D, length].
+// lag), for the channels [first_channel, last_channel), each unless it is nullptr. grad is [D, length].
 template <typename scalar_t>
 void backward(
     const scalar_t* grad, const Parameters<scalar_t>& parameters, int64_t first_channel, int64_t last_channel,
@@ -142,8 +142,8 @@ void backward(
       }
     }
   });
-  std::copy(moments.begin(), moments.end(), coeffs_grad + first_channel * num_coeffs);
-  std::copy(lag_moments.begin(), lag_moments.end(), decay_grad + first_channel);
+  if (coeffs_grad) std::copy(moments.begin(), moments.end(), coeffs_grad + first_channel * num_coeffs);
+  if (decay_grad) std::copy(lag_moments.begin(), lag_moments.end(), decay_grad + first_channel);
 }
 
 }  // namespace hyenarec::cpu::legendre_kernel

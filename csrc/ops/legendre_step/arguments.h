@@ -1,4 +1,4 @@
-// Checks and conversions that the kernels of legendre_step share.
+// The arguments of legendre_step and legendre_step_weights, and what their kernels share.
 #pragma once
 
 #include "../common/operators.h"
@@ -6,24 +6,35 @@
 #include "sizes.h"
 
 namespace hyenarec {
+
+struct LegendreStepWeightsArguments {
+  const at::Tensor &coeffs, &decay;
+  c10::SymInt horizon;
+  const OptionalTensor& skip;
+
+  auto each() const { return std::tie(coeffs, decay, horizon, skip); }
+  void check() const;
+};
+
+struct LegendreStepArguments {
+  at::Tensor& state;
+  const at::Tensor &u, &position, &weights;
+  c10::SymInt horizon;
+  const OptionalTensor &pre_gate, &post_gate;
+
+  auto each() const { return std::tie(state, u, position, weights, horizon, pre_gate, post_gate); }
+  void check() const;
+  // From the numbers of rows of state and weights.
+  LegendreStepSizes sizes() const;
+};
+
 namespace detail {
 
-// Every kernel (CPU, CUDA, Meta) calls these first, so that checks also run under inference_mode.
-void check_legendre_step_weights_arguments(
-    const at::Tensor& coeffs, const at::Tensor& decay, const c10::SymInt& horizon,
-    const std::optional<at::Tensor>& skip);
-LegendreStepSizes check_legendre_step_arguments(
-    const at::Tensor& state, const at::Tensor& u, const at::Tensor& position, const at::Tensor& weights,
-    const c10::SymInt& horizon, const std::optional<at::Tensor>& pre_gate,
-    const std::optional<at::Tensor>& post_gate);
-
 // An activation or gate as [B, L, D] with channels side by side; undefined if absent.
-at::Tensor legendre_step_events(const std::optional<at::Tensor>& tensor);
+at::Tensor legendre_step_events(const OptionalTensor& tensor);
 
 // The numbers of legendre_step_weights, on any device.
-at::Tensor make_legendre_step_weights(
-    const at::Tensor& coeffs, const at::Tensor& decay, int64_t horizon,
-    const std::optional<at::Tensor>& skip);
+at::Tensor make_legendre_step_weights(const LegendreStepWeightsArguments& arguments);
 
 }  // namespace detail
 }  // namespace hyenarec

@@ -3,12 +3,9 @@
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
 
-#include "../common/argument_checks.h"
 #include "../common/cpu/tensors.h"
 #include "arguments.h"
 
@@ -27,11 +24,10 @@ void check_positions(const at::Tensor& positions, int64_t length, int64_t horizo
   }
 }
 
-at::Tensor legendre_step_cpu(
-    at::Tensor& state, const at::Tensor& u, const at::Tensor& position, const at::Tensor& weights,
-    int64_t horizon, const std::optional<at::Tensor>& pre_gate, const std::optional<at::Tensor>& post_gate) {
-  const auto sizes =
-      detail::check_legendre_step_arguments(state, u, position, weights, horizon, pre_gate, post_gate);
+at::Tensor legendre_step_cpu(const LegendreStepArguments& arguments) {
+  const auto& [state, u, position, weights, sym_horizon, pre_gate, post_gate] = arguments;
+  const auto sizes = arguments.sizes();
+  const int64_t horizon = sym_horizon.expect_int();
   detail::check_cpu_activation_type({"legendre_step", "u", u});
   const auto events = detail::legendre_step_events(u);
   const auto pre_gates = detail::legendre_step_events(pre_gate);
@@ -52,7 +48,7 @@ at::Tensor legendre_step_cpu(
                post = rows_of<scalar_t>(post_gates);
     auto* out_data = reinterpret_cast<memory_t<scalar_t>*>(out.mutable_data_ptr<scalar_t>());
     const auto* first_positions = positions.const_data_ptr<int64_t>();
-    auto* states = state.mutable_data_ptr<param_t>();
+    auto* states = arguments.state.mutable_data_ptr<param_t>();
     at::parallel_for(0, u.size(0), grain, [&](int64_t first, int64_t last) {
       step::step_streams(call, first, last, length, first_positions, in, pre, post, states, out_data);
     });
@@ -60,24 +56,21 @@ at::Tensor legendre_step_cpu(
   return out;
 }
 
-at::Tensor legendre_step_weights_cpu(
-    const at::Tensor& coeffs, const at::Tensor& decay, int64_t horizon,
-    const std::optional<at::Tensor>& skip) {
-  detail::check_legendre_step_weights_arguments(coeffs, decay, horizon, skip);
-  detail::check_decay_values("legendre_step_weights", decay);
-  const int64_t num_coeffs = coeffs.size(1);
-  AT_DISPATCH_FLOATING_TYPES(coeffs.scalar_type(), "legendre_step_weights", [&] {
+at::Tensor legendre_step_weights_cpu(const LegendreStepWeightsArguments& arguments) {
+  detail::check_decay_values("legendre_step_weights", arguments.decay);
+  const int64_t num_coeffs = arguments.coeffs.size(1), horizon = arguments.horizon.expect_int();
+  AT_DISPATCH_FLOATING_TYPES(arguments.coeffs.scalar_type(), "legendre_step_weights", [&] {
     if (num_coeffs > 0)
       legendre_tables<scalar_t>(horizon, legendre_chunk_length(num_coeffs), num_coeffs, horizon);
   });
-  return detail::make_legendre_step_weights(coeffs, decay, horizon, skip);
+  return detail::make_legendre_step_weights(arguments);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
-  m.impl("legendre_step_weights", legendre_step_weights_cpu);
-  m.impl("legendre_step", legendre_step_cpu);
+  m.impl("legendre_step_weights", detail::checked<legendre_step_weights_cpu>);
+  m.impl("legendre_step", detail::checked<legendre_step_cpu>);
 }
 
 }  // namespace hyenarec

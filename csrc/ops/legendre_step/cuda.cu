@@ -1,9 +1,7 @@
 // legendre_step on CUDA: one launch. It neither waits nor allocates anything but its result, so a CUDA graph
 // may hold it.
 #include <ATen/Dispatch.h>
-#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <torch/library.h>
 
 #include "../common/cuda/launch.cuh"
 #include "../legendre_scan/cuda/device_tables.h"
@@ -42,11 +40,10 @@ Activation<const scalar_t> data_of(const at::Tensor& events) {
   return {events.const_data_ptr<scalar_t>(), events.stride(0), events.stride(1)};
 }
 
-at::Tensor legendre_step_cuda(
-    at::Tensor& state, const at::Tensor& u, const at::Tensor& position, const at::Tensor& weights,
-    int64_t horizon, const std::optional<at::Tensor>& pre_gate, const std::optional<at::Tensor>& post_gate) {
-  const auto [num_coeffs, chunk] =
-      detail::check_legendre_step_arguments(state, u, position, weights, horizon, pre_gate, post_gate);
+at::Tensor legendre_step_cuda(const LegendreStepArguments& arguments) {
+  const auto& [state, u, position, weights, sym_horizon, pre_gate, post_gate] = arguments;
+  const auto [num_coeffs, chunk] = arguments.sizes();
+  const int64_t horizon = sym_horizon.expect_int();
   const c10::cuda::CUDAGuard guard(u.device());
   auto out = at::empty(u.sizes(), u.options());
   if (out.numel() == 0) return out;
@@ -64,25 +61,23 @@ at::Tensor legendre_step_cuda(
         legendre_step_shape<T>(work), legendre_step_forward<scalar_t>, work,
         tables ? data_of<T>(*tables, horizon, work.num_coeffs) : ScanTables<T>{}, rows.const_data_ptr<T>(),
         positions.const_data_ptr<int64_t>(), data_of<scalar_t>(events), data_of<scalar_t>(pre),
-        data_of<scalar_t>(post), state.mutable_data_ptr<T>(), out.mutable_data_ptr<scalar_t>());
+        data_of<scalar_t>(post), arguments.state.mutable_data_ptr<T>(), out.mutable_data_ptr<scalar_t>());
   });
   return out;
 }
 
-at::Tensor legendre_step_weights_cuda(
-    const at::Tensor& coeffs, const at::Tensor& decay, int64_t horizon,
-    const std::optional<at::Tensor>& skip) {
-  detail::check_legendre_step_weights_arguments(coeffs, decay, horizon, skip);
+at::Tensor legendre_step_weights_cuda(const LegendreStepWeightsArguments& arguments) {
+  const at::Tensor& coeffs = arguments.coeffs;
   const c10::cuda::CUDAGuard guard(coeffs.device());
-  if (coeffs.size(1) > 0) step_tables(coeffs, horizon, coeffs.size(1));
-  return detail::make_legendre_step_weights(coeffs, decay, horizon, skip);
+  if (coeffs.size(1) > 0) step_tables(coeffs, arguments.horizon.expect_int(), coeffs.size(1));
+  return detail::make_legendre_step_weights(arguments);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  m.impl("legendre_step_weights", legendre_step_weights_cuda);
-  m.impl("legendre_step", legendre_step_cuda);
+  m.impl("legendre_step_weights", detail::checked<legendre_step_weights_cuda>);
+  m.impl("legendre_step", detail::checked<legendre_step_cuda>);
 }
 
 }  // namespace hyenarec

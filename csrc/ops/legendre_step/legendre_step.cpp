@@ -2,15 +2,12 @@
 
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/outer.h>
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <limits>
 
-#include "../common/argument_checks.h"
 #include "../common/channels_last.h"
 #include "../legendre_kernel/legendre_kernel.h"
 #include "../legendre_scan/tables.h"
@@ -20,47 +17,41 @@ namespace hyenarec {
 
 at::Tensor legendre_step_weights(
     const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon, const OptionalTensor& skip) {
-  static const auto op = detail::find_operator<decltype(legendre_step_weights)>("legendre_step_weights");
-  return op.call(coeffs, decay, std::move(horizon), skip);
-}
-
-at::Tensor legendre_step_state(const at::Tensor& coeffs, c10::SymInt batch) {
-  static const auto op = detail::find_operator<decltype(legendre_step_state)>("legendre_step_state");
-  return op.call(coeffs, std::move(batch));
+  return detail::dispatch<"legendre_step_weights", at::Tensor, LegendreStepWeightsArguments>(
+      {coeffs, decay, std::move(horizon), skip});
 }
 
 at::Tensor legendre_step(
     at::Tensor& state, const at::Tensor& u, const at::Tensor& position, const at::Tensor& weights,
     c10::SymInt horizon, const OptionalTensor& pre_gate, const OptionalTensor& post_gate) {
-  static const auto op = detail::find_operator<decltype(legendre_step)>("legendre_step");
-  return op.call(state, u, position, weights, std::move(horizon), pre_gate, post_gate);
+  return detail::dispatch<"legendre_step", at::Tensor, LegendreStepArguments>(
+      {state, u, position, weights, std::move(horizon), pre_gate, post_gate});
 }
 
-namespace detail {
-
-void check_legendre_step_weights_arguments(
-    const at::Tensor& coeffs, const at::Tensor& decay, const c10::SymInt& horizon,
-    const OptionalTensor& skip) {
-  const char* op = "legendre_step_weights";
-  const Argument coeffs_argument{op, "coeffs", coeffs};
-  const auto type = coeffs.scalar_type();
-  TORCH_CHECK(
-      type == c10::kFloat || type == c10::kDouble, op, ": coeffs must be float32 or float64, got ", type);
-  check_rank(coeffs_argument, 2, "[D, N]");
-  const auto check_channels = [&](const Argument& argument) {
-    check_rank(argument, 1, "[D]");
-    check_size(argument, 0, coeffs.sym_size(0), "[D]", "D");
-    check_type(argument, type, "like coeffs");
-    check_device(argument, coeffs_argument);
-  };
-  check_channels({op, "decay", decay});
-  if (skip) check_channels({op, "skip", *skip});
-  check_horizon(op, horizon);
+// The same on every device.
+at::Tensor legendre_step_state(const at::Tensor& coeffs, c10::SymInt batch) {
+  const char* op = "legendre_step_state";
+  detail::check_rank({op, "coeffs", coeffs}, 2, "[D, N]");
+  TORCH_SYM_CHECK(batch.sym_ge(0), op, ": batch must be at least 0, got ", batch);
+  const int64_t num_coeffs = coeffs.sym_size(1).guard_int(__FILE__, __LINE__);
+  return at::zeros_symint(
+      {std::move(batch), num_coeffs + legendre_chunk_length(num_coeffs), coeffs.sym_size(0)},
+      coeffs.options());
 }
 
-LegendreStepSizes check_legendre_step_arguments(
-    const at::Tensor& state, const at::Tensor& u, const at::Tensor& position, const at::Tensor& weights,
-    const c10::SymInt& horizon, const OptionalTensor& pre_gate, const OptionalTensor& post_gate) {
+void LegendreStepWeightsArguments::check() const {
+  detail::check_kernel_parameters("legendre_step_weights", coeffs, decay, skip, horizon);
+}
+
+LegendreStepSizes LegendreStepArguments::sizes() const {
+  const int64_t state_rows = state.sym_size(1).guard_int(__FILE__, __LINE__);
+  const int64_t weight_rows = weights.sym_size(0).guard_int(__FILE__, __LINE__);
+  const int64_t chunk = weight_rows - state_rows - 2;
+  return {state_rows - chunk, chunk};
+}
+
+void LegendreStepArguments::check() const {
+  using namespace detail;
   const char* op = "legendre_step";
   const Argument u_argument{op, "u", u};
   check_activation_type(u_argument);
@@ -84,30 +75,28 @@ LegendreStepSizes check_legendre_step_arguments(
   check_type(state_argument, type, "beside this u");
   check_device(state_argument, u_argument);
   TORCH_CHECK(state.is_contiguous(), op, ": state must be contiguous, got strides ", state.sym_strides());
-
-  const int64_t state_rows = state.sym_size(1).guard_int(__FILE__, __LINE__);
-  const int64_t weight_rows = weights.sym_size(0).guard_int(__FILE__, __LINE__);
-  const int64_t chunk = weight_rows - state_rows - 2;
-  const int64_t num_coeffs = state_rows - chunk;
+  const auto [num_coeffs, chunk] = sizes();
   TORCH_CHECK(
       num_coeffs >= 0 && chunk == legendre_chunk_length(num_coeffs), op,
       ": state and weights must be made by "
       "legendre_step_state and legendre_step_weights for the same number of coefficients, got ",
-      state_rows, " and ", weight_rows, " rows");
+      state.sym_size(1), " and ", weights.sym_size(0), " rows");
 
   check_horizon(op, horizon);
   if (pre_gate) check_like({op, "pre_gate", *pre_gate}, u_argument);
   if (post_gate) check_like({op, "post_gate", *post_gate}, u_argument);
-  return {num_coeffs, chunk};
 }
+
+namespace detail {
 
 at::Tensor legendre_step_events(const OptionalTensor& tensor) {
   if (!tensor) return {};
   return with_unit_channel_stride(tensor->dim() == 2 ? tensor->unsqueeze(1) : *tensor);
 }
 
-at::Tensor make_legendre_step_weights(
-    const at::Tensor& coeffs, const at::Tensor& decay, int64_t horizon, const OptionalTensor& skip) {
+at::Tensor make_legendre_step_weights(const LegendreStepWeightsArguments& arguments) {
+  const auto& [coeffs, decay, sym_horizon, skip] = arguments;
+  const int64_t horizon = sym_horizon.expect_int();
   const int64_t chunk = legendre_chunk_length(coeffs.size(1));
   const int64_t lags = std::min(chunk, horizon);
   auto near = at::zeros({chunk, coeffs.size(0)}, coeffs.options());
@@ -128,50 +117,27 @@ at::Tensor make_legendre_step_weights(
 
 }  // namespace detail
 
-namespace {
-
-at::Tensor legendre_step_weights_meta(
-    const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon, const OptionalTensor& skip) {
-  detail::check_legendre_step_weights_arguments(coeffs, decay, horizon, skip);
-  const int64_t num_coeffs = coeffs.sym_size(1).guard_int(__FILE__, __LINE__);
-  return at::empty_symint(
-      {num_coeffs + 2 * legendre_chunk_length(num_coeffs) + 2, coeffs.sym_size(0)}, coeffs.options());
-}
-
-at::Tensor legendre_step_state_composite(const at::Tensor& coeffs, c10::SymInt batch) {
-  const char* op = "legendre_step_state";
-  detail::check_rank({op, "coeffs", coeffs}, 2, "[D, N]");
-  TORCH_SYM_CHECK(batch.sym_ge(0), op, ": batch must be at least 0, got ", batch);
-  const int64_t num_coeffs = coeffs.sym_size(1).guard_int(__FILE__, __LINE__);
-  return at::zeros_symint(
-      {std::move(batch), num_coeffs + legendre_chunk_length(num_coeffs), coeffs.sym_size(0)},
-      coeffs.options());
-}
-
-at::Tensor legendre_step_meta(
-    at::Tensor& state, const at::Tensor& u, const at::Tensor& position, const at::Tensor& weights,
-    c10::SymInt horizon, const OptionalTensor& pre_gate, const OptionalTensor& post_gate) {
-  detail::check_legendre_step_arguments(state, u, position, weights, horizon, pre_gate, post_gate);
-  return at::empty_symint(u.sym_sizes(), u.options());
-}
-
-}  // namespace
-
 TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
   m.def("legendre_step_weights(Tensor coeffs, Tensor decay, SymInt horizon, Tensor? skip=None) -> Tensor");
-  m.def("legendre_step_state(Tensor coeffs, SymInt batch) -> Tensor");
+  m.def("legendre_step_state(Tensor coeffs, SymInt batch) -> Tensor", legendre_step_state);
   m.def(
       "legendre_step(Tensor(a!) state, Tensor u, Tensor position, Tensor weights, SymInt horizon, Tensor? "
       "pre_gate=None, Tensor? post_gate=None) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(hyenarec, CompositeImplicitAutograd, m) {
-  m.impl("legendre_step_state", legendre_step_state_composite);
+static at::Tensor legendre_step_weights_meta(const LegendreStepWeightsArguments& arguments) {
+  const at::Tensor& coeffs = arguments.coeffs;
+  const int64_t num_coeffs = coeffs.sym_size(1).guard_int(__FILE__, __LINE__);
+  return at::empty_symint(
+      {num_coeffs + 2 * legendre_chunk_length(num_coeffs) + 2, coeffs.sym_size(0)}, coeffs.options());
+}
+static at::Tensor legendre_step_meta(const LegendreStepArguments& arguments) {
+  return at::empty_symint(arguments.u.sym_sizes(), arguments.u.options());
 }
 
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  m.impl("legendre_step_weights", legendre_step_weights_meta);
-  m.impl("legendre_step", legendre_step_meta);
+  m.impl("legendre_step_weights", detail::checked<legendre_step_weights_meta>);
+  m.impl("legendre_step", detail::checked<legendre_step_meta>);
 }
 
 }  // namespace hyenarec

@@ -1,19 +1,9 @@
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/grad_mode.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
+#include "../common/autograd.h"
 
-#include <string>
-
-#include "../common/needed_gradients.h"
 #include "arguments.h"
 
 namespace hyenarec {
 namespace {
-
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
 // What is saved: the arguments, then the gradients of the losses' sum where the forward pass computed them.
 enum Saved { kHidden, kWeight, kBias, kTarget, kCandidates, kLogQ, kGradients };
@@ -32,8 +22,8 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
   static at::Tensor forward(AutogradContext* ctx, const auto&... each) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const ForwardArguments arguments{each...};
-    const auto& [losses_arguments, reduction] = arguments.all;
-    const auto& [hidden, weight, bias, target, candidates, log_q, label_smoothing] = losses_arguments;
+    const auto& [losses, reduction] = arguments.all;
+    const auto& [hidden, weight, bias, target, candidates, log_q, label_smoothing] = losses;
     ctx->saved_data["label_smoothing"] = label_smoothing;
     ctx->saved_data["reduction"] = std::string(reduction);
     variable_list saved{
@@ -45,14 +35,13 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
         log_q.value_or(at::Tensor())};
     if (reduction == "none") {
       ctx->save_for_backward(saved);
-      return losses_arguments.apply(
-          [&](const auto&... losses) { return linear_cross_entropy(losses..., arguments.all.reduction); });
+      return std::apply(linear_cross_entropy, arguments.all.each());
     }
-    const auto [losses, of_hidden, of_weight, of_bias] =
-        linear_cross_entropy_with_gradients({losses_arguments, arguments.needs_grad});
+    const auto [values, of_hidden, of_weight, of_bias] =
+        linear_cross_entropy_with_gradients({losses, arguments.needs_grad});
     saved.insert(saved.end(), {of_hidden, of_weight, of_bias});
     ctx->save_for_backward(saved);
-    return detail::reduce_losses(losses, target, reduction);
+    return detail::reduce_losses(values, target, reduction);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -84,7 +73,7 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
 };
 
 at::Tensor linear_cross_entropy_autograd(const LinearCrossEntropyArguments& arguments) {
-  detail::check_reduction(arguments.reduction);
+  arguments.check();
   const auto& [hidden, weight, bias, target, candidates, log_q, label_smoothing] = arguments.losses;
   const bool enabled = at::GradMode::is_enabled();
   TORCH_CHECK(
@@ -93,19 +82,15 @@ at::Tensor linear_cross_entropy_autograd(const LinearCrossEntropyArguments& argu
   const std::array<bool, 3> needs_grad{
       enabled && hidden.requires_grad(), enabled && weight.requires_grad(),
       enabled && bias && bias->requires_grad()};
-  return arguments.losses.apply([&](const auto&... losses) {
-    return LinearCrossEntropy::apply(losses..., arguments.reduction, needs_grad);
-  });
+  return std::apply(
+      [&](const auto&... each) { return LinearCrossEntropy::apply(each..., needs_grad); }, arguments.each());
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  m.impl(
-      "linear_cross_entropy",
-      detail::unpacked<decltype(linear_cross_entropy), linear_cross_entropy_autograd>);
+  m.impl("linear_cross_entropy", detail::unchecked<linear_cross_entropy_autograd>);
   m.impl("linear_cross_entropy_with_gradients", torch::autograd::autogradNotImplementedFallback());
-  // Second derivatives raise: "derivative for hyenarec::linear_cross_entropy_backward is not implemented".
   m.impl("linear_cross_entropy_backward", torch::autograd::autogradNotImplementedFallback());
 }
 

@@ -3,11 +3,8 @@
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
-#include <torch/library.h>
 
-#include "../common/argument_checks.h"
 #include "../common/cpu/tensors.h"
 #include "arguments.h"
 #include "cpu.h"
@@ -145,14 +142,9 @@ class CpuTiles {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
-  using detail::cross_entropy_backward;
-  using detail::unpacked, detail::cross_entropy_with_gradients;
-  m.impl(
-      "linear_cross_entropy_with_gradients",
-      detail::unpacked<LinearCrossEntropyWithGradients, cross_entropy_with_gradients<CpuTiles>>);
-  m.impl(
-      "linear_cross_entropy_backward",
-      detail::unpacked<LinearCrossEntropyBackward, cross_entropy_backward<CpuTiles>>);
+  using namespace detail;
+  m.impl("linear_cross_entropy_with_gradients", checked<cross_entropy_with_gradients<CpuTiles>>);
+  m.impl("linear_cross_entropy_backward", checked<cross_entropy_backward<CpuTiles>>);
 }
 
 }  // namespace hyenarec

@@ -5,11 +5,9 @@
 #include <ATen/ops/index_put.h>
 #include <ATen/ops/mm.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <torch/library.h>
 
 #include <limits>
 
-#include "../common/argument_checks.h"
 #include "../common/cuda/launch.cuh"
 #include "arguments.h"
 #include "cuda.cuh"
@@ -99,14 +97,9 @@ class CudaTiles {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  using detail::cross_entropy_backward;
-  using detail::unpacked, detail::cross_entropy_with_gradients;
-  m.impl(
-      "linear_cross_entropy_with_gradients",
-      detail::unpacked<LinearCrossEntropyWithGradients, cross_entropy_with_gradients<CudaTiles>>);
-  m.impl(
-      "linear_cross_entropy_backward",
-      detail::unpacked<LinearCrossEntropyBackward, cross_entropy_backward<CudaTiles>>);
+  using namespace detail;
+  m.impl("linear_cross_entropy_with_gradients", checked<cross_entropy_with_gradients<CudaTiles>>);
+  m.impl("linear_cross_entropy_backward", checked<cross_entropy_backward<CudaTiles>>);
 }
 
 }  // namespace hyenarec

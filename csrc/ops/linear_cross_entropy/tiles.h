@@ -2,17 +2,12 @@
 // by torch around the backend's softmax. The gradients come out of the same walk.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
-#include <array>
-#include <optional>
 
-#include "../common/argument_checks.h"
 #include "arguments.h"
 
 namespace hyenarec::detail {
@@ -162,8 +157,7 @@ class CrossEntropyWalk {
 // The kernels of linear_cross_entropy_with_gradients and linear_cross_entropy_backward. A backend is made for
 // a call, of its arguments, whose values it may check.
 template <typename Backend>
-LossesAndGradients cross_entropy_with_gradients(const CrossEntropyGradientArguments& arguments) {
-  check_cross_entropy_arguments(arguments.losses);
+Tensors<4> cross_entropy_with_gradients(const CrossEntropyGradientArguments& arguments) {
   Backend backend(arguments.losses);
   const OptionalTensor no_row_weight;
   const auto result = CrossEntropyWalk(backend, arguments.losses, no_row_weight, arguments.needs_grad).run();
@@ -171,15 +165,14 @@ LossesAndGradients cross_entropy_with_gradients(const CrossEntropyGradientArgume
 }
 
 template <typename Backend>
-LinearCrossEntropyGradients cross_entropy_backward(const CrossEntropyBackwardArguments& arguments) {
-  check_cross_entropy_backward_arguments(arguments);
-  Backend backend(arguments.losses);
+Tensors<3> cross_entropy_backward(const CrossEntropyBackwardArguments& arguments) {
+  const auto& forward = arguments.forward;
+  Backend backend(forward);
   const OptionalTensor row_weight = arguments.grad.contiguous();
-  const auto result = CrossEntropyWalk(backend, arguments.losses, row_weight, arguments.needs_grad).run();
-  const auto& [hidden, weight, bias, target, candidates, log_q, label_smoothing] = arguments.losses;
+  const auto result = CrossEntropyWalk(backend, forward, row_weight, arguments.needs_grad).run();
   return {
-      result.hidden, result.weight.to(weight.scalar_type()),
-      result.bias.to(bias.value_or(weight).scalar_type())};
+      result.hidden, result.weight.to(forward.weight.scalar_type()),
+      result.bias.to(forward.bias.value_or(forward.weight).scalar_type())};
 }
 
 }  // namespace hyenarec::detail

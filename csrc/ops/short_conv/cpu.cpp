@@ -2,14 +2,10 @@
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include <algorithm>
 
-#include "../common/argument_checks.h"
-#include "../common/channels_last.h"
 #include "../common/cpu/tensors.h"
 #include "arguments.h"
 #include "cpu.h"
@@ -19,10 +15,8 @@ namespace {
 
 using cpu::short_conv::Filter, cpu::short_conv::rows_per_block;
 
-at::Tensor short_conv_cpu(
-    const at::Tensor& u, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-    const std::optional<at::Tensor>& offsets) {
-  detail::check_short_conv_arguments(u, weight, bias, offsets);
+at::Tensor short_conv_cpu(const ShortConvArguments& arguments) {
+  const auto& [u, weight, bias, offsets] = arguments;
   detail::check_cpu_activation_type({"short_conv", "u", u});
   const auto starts = contiguous_or_undefined(offsets);
   const auto sequences = make_sequences("short_conv", u, starts);
@@ -55,48 +49,46 @@ void over_blocks(int64_t blocks, int64_t block_rows, int64_t rows, const Run& ru
   });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& u, const at::Tensor& weight,
-    const std::optional<at::Tensor>& offsets, std::array<bool, 3> needs_grad) {
-  detail::check_short_conv_backward_arguments(grad, u, weight, offsets);
+Tensors<3> short_conv_backward_cpu(const ShortConvBackwardArguments& arguments) {
+  const auto& [grad, forward, needs_grad] = arguments;
+  const auto& [u, weight, bias, offsets] = forward;
   detail::check_cpu_activation_type({"short_conv_backward", "u", u});
   const auto starts = contiguous_or_undefined(offsets);
   const auto sequences = make_sequences("short_conv_backward", u, starts);
-  const bool needs_sums = needs_grad[1] || needs_grad[2];
-  auto u_grad = detail::empty_gradient(needs_grad[0], u);
-  auto weight_grad = detail::empty_gradient(needs_grad[1], weight);
-  auto bias_grad = detail::empty_gradient(needs_grad[2], weight.select(1, 0));
+  const auto gradients = detail::empty_gradients(forward, needs_grad);
+  const bool needs_u = gradients[0].numel() > 0;
+  const bool needs_weight = gradients[1].numel() > 0, needs_bias = gradients[2].numel() > 0;
 
   const int64_t channels = weight.size(0), width = weight.size(1);
   const auto output_grad = with_unit_channel_stride(grad), input = with_unit_channel_stride(u);
   const auto taps = weight.t().contiguous(), no_bias = at::zeros({channels}, weight.options());
   // One partial sum for each block of rows, added up in order: the same numbers on any number of threads.
   const int64_t block_rows = rows_per_block(channels);
-  const int64_t blocks =
-      u.numel() == 0 || !(needs_grad[0] || needs_sums) ? 0 : at::divup(sequences.rows, block_rows);
+  const int64_t blocks = needs_u || needs_weight || needs_bias ? at::divup(sequences.rows, block_rows) : 0;
   const auto partial = at::zeros({blocks, width + 1, channels}, weight.options());
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, u.scalar_type(), "short_conv_backward", [&] {
     using param_t = at::opmath_type<scalar_t>;
     const Filter<param_t> filter{
         taps.const_data_ptr<param_t>(), no_bias.const_data_ptr<param_t>(), width, channels};
     const auto g = rows_of<scalar_t>(output_grad), x = rows_of<scalar_t>(input);
-    const auto to = rows_of_result<scalar_t>(u_grad);
+    const auto to = rows_of_result<scalar_t>(gradients[0]);
     auto* sums = partial.mutable_data_ptr<param_t>();
     over_blocks(blocks, block_rows, sequences.rows, [&](int64_t block, int64_t first, int64_t last) {
-      auto* of_block = needs_sums ? sums + block * (width + 1) * channels : nullptr;
+      auto* of_block = needs_weight || needs_bias ? sums + block * (width + 1) * channels : nullptr;
       cpu::short_conv::backward(sequences, filter, g, x, to, of_block, first, last);
     });
     cpu::short_conv::add_up(
-        sums, blocks, width, channels, needs_grad[1] ? weight_grad.mutable_data_ptr<param_t>() : nullptr,
-        needs_grad[2] ? bias_grad.mutable_data_ptr<param_t>() : nullptr);
+        sums, blocks, width, channels, needs_weight ? gradients[1].mutable_data_ptr<param_t>() : nullptr,
+        needs_bias ? gradients[2].mutable_data_ptr<param_t>() : nullptr);
   });
-  return {u_grad, weight_grad, bias_grad};
+  return std::tuple_cat(gradients);
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CPU, m) {
-  m.impl("short_conv", hyenarec::short_conv_cpu);
-  m.impl("short_conv_backward", hyenarec::short_conv_backward_cpu);
+  m.impl("short_conv", detail::checked<short_conv_cpu>);
+  m.impl("short_conv_backward", detail::checked<short_conv_backward_cpu>);
 }
+
+}  // namespace hyenarec

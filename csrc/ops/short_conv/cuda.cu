@@ -1,9 +1,7 @@
 // short_conv on CUDA: one launch forward; backward one that writes grad_u and sums the parameters' gradients
 // by groups of rows, which torch adds up in a fixed order: no atomics, deterministic.
 #include <ATen/Dispatch.h>
-#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <torch/library.h>
 
 #include "../common/cuda/launch.cuh"
 #include "../common/cuda/rows.h"
@@ -44,10 +42,8 @@ void choose(bool vectors, int64_t width, const Run& run) {
   }
 }
 
-at::Tensor short_conv_cuda(
-    const at::Tensor& u, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-    const std::optional<at::Tensor>& offsets) {
-  detail::check_short_conv_arguments(u, weight, bias, offsets);
+at::Tensor short_conv_cuda(const ShortConvArguments& arguments) {
+  const auto& [u, weight, bias, offsets] = arguments;
   const c10::cuda::CUDAGuard guard(u.device());
   auto out = at::empty(u.sizes(), u.options());
   if (out.numel() == 0) return out;
@@ -72,18 +68,19 @@ at::Tensor short_conv_cuda(
   return out;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_cuda(
-    const at::Tensor& grad, const at::Tensor& u, const at::Tensor& weight,
-    const std::optional<at::Tensor>& offsets, std::array<bool, 3> needs_grad) {
-  detail::check_short_conv_backward_arguments(grad, u, weight, offsets);
+Tensors<3> short_conv_backward_cuda(const ShortConvBackwardArguments& arguments) {
+  const auto& [grad, forward, needs_grad] = arguments;
+  const auto& [u, weight, bias, offsets] = forward;
   const c10::cuda::CUDAGuard guard(u.device());
   const int64_t channels = u.size(-1), width = weight.size(1);
-  auto grad_u = detail::empty_gradient(needs_grad[0], u);
-  auto grad_weight = detail::empty_gradient(needs_grad[1], weight);
-  auto grad_bias = detail::empty_gradient(needs_grad[2], weight.select(1, 0));
-  if (u.numel() == 0) return {grad_u, grad_weight.zero_(), grad_bias.zero_()};
-  const bool needs_sums = needs_grad[1] || needs_grad[2];
-  if (!(needs_grad[0] || needs_sums)) return {grad_u, grad_weight, grad_bias};
+  const auto gradients = detail::empty_gradients(forward, needs_grad);
+  const bool needs_u = gradients[0].numel() > 0;
+  const bool needs_weight = gradients[1].numel() > 0, needs_bias = gradients[2].numel() > 0;
+  if (u.numel() == 0) {
+    for (int i : {1, 2}) gradients[i].zero_();
+    return std::tuple_cat(gradients);
+  }
+  if (!(needs_u || needs_weight || needs_bias)) return std::tuple_cat(gradients);
 
   const Rows input(u), output(grad);
   const auto taps = weight.contiguous();
@@ -99,20 +96,21 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_backward_cuda(
           shape.launch, short_conv_backward<scalar_t, vector(), tap_count()>, rows, channels, width,
           shape.channel_tiles, shape.run, output.tensor.const_data_ptr<scalar_t>(), output.stride,
           input.tensor.const_data_ptr<scalar_t>(), input.stride, taps.const_data_ptr<param_t>(),
-          needs_grad[0] ? grad_u.mutable_data_ptr<scalar_t>() : nullptr, partial.mutable_data_ptr<param_t>());
-      if (!needs_sums) return;
+          needs_u ? gradients[0].mutable_data_ptr<scalar_t>() : nullptr, partial.mutable_data_ptr<param_t>());
+      if (!(needs_weight || needs_bias)) return;
       const auto sums = partial.sum(0, /*keepdim=*/false, at::kDouble);
-      if (needs_grad[1]) grad_weight.copy_(sums.narrow(0, 0, width).t());
-      if (needs_grad[2]) grad_bias.copy_(sums[width]);
+      if (needs_weight) gradients[1].copy_(sums.narrow(0, 0, width).t());
+      if (needs_bias) gradients[2].copy_(sums[width]);
     });
   });
-  return {grad_u, grad_weight, grad_bias};
+  return std::tuple_cat(gradients);
 }
 
 }  // namespace
-}  // namespace hyenarec
 
 TORCH_LIBRARY_IMPL(hyenarec, CUDA, m) {
-  m.impl("short_conv", hyenarec::short_conv_cuda);
-  m.impl("short_conv_backward", hyenarec::short_conv_backward_cuda);
+  m.impl("short_conv", detail::checked<short_conv_cuda>);
+  m.impl("short_conv_backward", detail::checked<short_conv_backward_cuda>);
 }
+
+}  // namespace hyenarec

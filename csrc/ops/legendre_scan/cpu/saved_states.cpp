@@ -1,10 +1,5 @@
 #include "saved_states.h"
 
-#include <ATen/ops/empty.h>
-
-#include <array>
-
-#include "../../common/argument_checks.h"
 #include "segment_tables.h"
 
 namespace hyenarec::detail {
@@ -14,7 +9,7 @@ using Shape = std::array<c10::SymInt, 3>;
 
 Shape shape_of_states(
     const at::Tensor& activations, const at::Tensor& coeffs, const c10::SymInt& horizon,
-    const std::optional<at::Tensor>& offsets) {
+    const OptionalTensor& offsets) {
   // All without a branch, which would fix sizes that are symbols to what they are now: a chunk of
   // legendre_chunk_length(N) events, the shortest segments that a horizon can have (they get longer with it),
   // ...
@@ -32,13 +27,13 @@ Shape shape_of_states(
 
 at::Tensor empty_legendre_states(
     const at::Tensor& activations, const at::Tensor& coeffs, const c10::SymInt& horizon,
-    const std::optional<at::Tensor>& offsets) {
+    const OptionalTensor& offsets) {
   return at::empty_symint(shape_of_states(activations, coeffs, horizon, offsets), coeffs.options());
 }
 
 void check_legendre_states(
     const char* op, const at::Tensor& states, const at::Tensor& activations, const at::Tensor& coeffs,
-    const c10::SymInt& horizon, const std::optional<at::Tensor>& offsets) {
+    const c10::SymInt& horizon, const OptionalTensor& offsets) {
   const Argument argument{op, "states", states};
   check_rank(argument, 3, "[rows, N, D]");
   const Shape shape = shape_of_states(activations, coeffs, horizon, offsets);

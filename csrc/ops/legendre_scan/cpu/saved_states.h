@@ -4,10 +4,7 @@
 // its own.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <c10/core/SymInt.h>
-
-#include <optional>
+#include "../../common/operators.h"
 
 namespace hyenarec::detail {
 
@@ -16,11 +13,29 @@ namespace hyenarec::detail {
 // values of horizon and offsets: two, and one for each 256 events (N <= 9) or 512 events.
 at::Tensor empty_legendre_states(
     const at::Tensor& activations, const at::Tensor& coeffs, const c10::SymInt& horizon,
-    const std::optional<at::Tensor>& offsets);
+    const OptionalTensor& offsets);
 
 // Throws unless `states` could be what empty_legendre_states gave.
 void check_legendre_states(
     const char* op, const at::Tensor& states, const at::Tensor& activations, const at::Tensor& coeffs,
-    const c10::SymInt& horizon, const std::optional<at::Tensor>& offsets);
+    const c10::SymInt& horizon, const OptionalTensor& offsets);
+
+// BackwardArguments of an operator that scans, and the states that its forward pass on a CPU saved, if it did.
+template <typename Forward>
+struct ScanBackwardArguments {
+  const at::Tensor& grad;
+  Forward forward;
+  std::array<bool, 6> needs_grad;
+  const OptionalTensor& states;
+
+  auto each() const { return std::tuple_cat(std::tie(grad), forward.each(), std::tie(needs_grad, states)); }
+  void check() const {
+    forward.check_backward(grad);
+    if (states)
+      check_legendre_states(
+          Forward::kBackward, *states, std::get<0>(forward.each()), forward.coeffs, forward.horizon,
+          forward.offsets);
+  }
+};
 
 }  // namespace hyenarec::detail

@@ -1,0 +1,156 @@
+// The CPU kernels of the operators that scan, legendre_conv and hyena_mixer: from tensors to a ScanCall and
+// back.
+#pragma once
+
+#include <ATen/Dispatch.h>
+#include <ATen/OpMathType.h>
+
+#include <vector>
+
+#include "../../common/cpu/tensors.h"
+#include "../../common/operators.h"
+#include "result_writer.h"
+#include "saved_states.h"
+#include "scan.h"
+
+namespace hyenarec::scan {
+
+// A gradient's memory; nullptr if it is [0], not wanted, though it may be that of a parameter without
+// numbers.
+template <typename compute_t>
+compute_t* gradient_of(const at::Tensor& gradient) {
+  return gradient.numel() > 0 ? gradient.mutable_data_ptr<compute_t>() : nullptr;
+}
+
+// What go_past_cache asks of a contiguous result [.., channels].
+inline Result result_of(const at::Tensor& tensor) {
+  if (tensor.numel() == 0) return {nullptr, 0, 0};
+  return {
+      tensor.const_data_ptr(), static_cast<int64_t>(tensor.nbytes()),
+      tensor.size(-1) * static_cast<int64_t>(tensor.element_size())};
+}
+
+// States of ScanCall::forward and backward; undefined: none.
+template <typename compute_t>
+States<compute_t> states_of(const at::Tensor& states) {
+  if (!states.defined()) return {};
+  return {static_cast<compute_t*>(states.data_ptr()), states.size(0)};
+}
+
+// `Inputs` holds a call's activations and the operator's own parameters. It has
+//
+//   Arguments, BackwardArguments          the operator's
+//   kName, kActivation                    for messages
+//   kFirstParameter                       where coeffs stands among the gradients, before decay and skip
+//   Inputs(arguments), output_sizes()
+//   rows<scalar_t>(sequences)             what a ScanIO reads, to which the kernels add out or grad
+//   add_gradients<scalar_t>(rows, gradients)
+//                                         and where activations' gradients go; returns go_past_cache's answer
+//   wanted(gradients)                     which gradients of the scan's input and output these need
+//   make_io<V>(rows, chunk, task, sums)   the ScanIO of a task; sums is nullptr in a forward pass
+//   sum_rows(rows)                        of a task's sums for the gradients of the operator's own parameters
+//   finish(call, sums, rows, gradients)   what becomes of these sums
+template <typename Inputs>
+class ScanKernels {
+ public:
+  using Arguments = typename Inputs::Arguments;
+  using BackwardArguments = typename Inputs::BackwardArguments;
+
+  static at::Tensor forward(const Arguments& arguments) { return run(arguments, {}); }
+
+  static Tensors<2> forward_with_states(const Arguments& arguments) {
+    const auto states = detail::empty_legendre_states(
+        std::get<0>(arguments.each()), arguments.coeffs, arguments.horizon, arguments.offsets);
+    return {run(arguments, states), states};
+  }
+
+  static Tensors<6> backward(const BackwardArguments& arguments) {
+    const auto& [grad, forward, needs_grad, given_states] = arguments;
+    const ScanKernels kernels(Arguments::kBackward, forward);
+    const auto output_grad = readable(grad);
+    const auto gradients = detail::empty_gradients(forward, needs_grad);
+    const auto* of_parameters = &gradients[Inputs::kFirstParameter];
+    GradientMask wanted = Inputs::wanted(gradients);
+    for (int i = 0; i < 3; ++i) wanted.parameters = wanted.parameters || of_parameters[i].numel() > 0;
+    auto states = given_states ? given_states->contiguous() : at::Tensor();
+    kernels.dispatch([&](auto zero) {
+      using scalar_t = decltype(zero);
+      using compute_t = at::opmath_type<scalar_t>;
+      auto rows = kernels.inputs_.template rows<scalar_t>(kernels.sequences_);
+      rows.grad = rows_of<scalar_t>(output_grad);
+      rows.past_cache = Inputs::template add_gradients<scalar_t>(rows, gradients);
+      auto call = kernels.template call<compute_t>();
+      if (!states.defined() && call.reads_states(wanted)) states = std::get<1>(forward_with_states(forward));
+      auto sums = call.make_sums(Inputs::sum_rows(rows));
+      call.backward(
+          wanted, states_of<const compute_t>(states),
+          {gradient_of<compute_t>(of_parameters[0]), gradient_of<compute_t>(of_parameters[1]),
+           gradient_of<compute_t>(of_parameters[2])},
+          [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
+            return Inputs::template make_io<decltype(lanes)>(rows, call.chunk(), task, &sums);
+          });
+      Inputs::finish(call, sums, rows, gradients);
+    });
+    return std::tuple_cat(gradients);
+  }
+
+ private:
+  ScanKernels(const char* op, const Arguments& arguments)
+      : inputs_(arguments),
+        activation_(std::get<0>(arguments.each())),
+        offsets_(contiguous_or_undefined(arguments.offsets)),
+        coeffs_(arguments.coeffs.contiguous()),
+        decay_(arguments.decay.contiguous()),
+        skip_(contiguous_or_undefined(arguments.skip)),
+        horizon_(arguments.horizon.expect_int()) {
+    detail::check_cpu_activation_type({op, Inputs::kActivation, activation_});
+    detail::check_decay_values(op, decay_);
+    sequences_ = make_sequences(op, activation_, offsets_, horizon_);
+  }
+
+  // `states` takes what the backward pass needs; undefined: nothing will.
+  static at::Tensor run(const Arguments& arguments, const at::Tensor& states) {
+    const ScanKernels kernels(Inputs::kName, arguments);
+    const auto out = at::empty(kernels.inputs_.output_sizes(), kernels.activation_.options());
+    if (out.numel() == 0) {
+      if (states.defined()) states.zero_();
+      return out;
+    }
+    kernels.dispatch([&](auto zero) {
+      using scalar_t = decltype(zero);
+      using compute_t = at::opmath_type<scalar_t>;
+      auto rows = kernels.inputs_.template rows<scalar_t>(kernels.sequences_);
+      rows.out = rows_of_result<scalar_t>(out);
+      rows.past_cache = go_past_cache({result_of(out)});
+      auto call = kernels.template call<compute_t>();
+      call.forward(states_of<compute_t>(states), [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
+        return Inputs::template make_io<decltype(lanes)>(rows, call.chunk(), task, nullptr);
+      });
+    });
+    return out;
+  }
+
+  // Calls run(scalar_t{}) with the type of the activations.
+  template <typename Run>
+  void dispatch(const Run& run) const {
+    AT_DISPATCH_FLOATING_TYPES_AND(
+        at::kBFloat16, activation_.scalar_type(), Inputs::kName, [&] { run(scalar_t{}); });
+  }
+
+  template <typename compute_t>
+  ScanCall<compute_t> call() const {
+    return {
+        all_threads(),
+        sequences_,
+        {coeffs_.size(0), coeffs_.size(1), coeffs_.const_data_ptr<compute_t>(),
+         decay_.const_data_ptr<compute_t>(), skip_.defined() ? skip_.const_data_ptr<compute_t>() : nullptr,
+         horizon_}};
+  }
+
+  const Inputs inputs_;
+  const at::Tensor activation_, offsets_, coeffs_, decay_, skip_;
+  const int64_t horizon_;
+  Sequences sequences_;
+};
+
+}  // namespace hyenarec::scan

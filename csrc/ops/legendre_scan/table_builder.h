@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -135,13 +136,9 @@ class LegendreTableBuilder {
   LegendreTables<scalar_t> tables() const { return {horizon_, chunk_, n_, degrees_, {}, {}, {}, {}}; }
 
   void fill_basis(LegendreTables<scalar_t>& tables) const {
-    tables.basis.resize(n_ * chunk_);
-    std::vector<double> values(n_);
-    for (int64_t j = 0; j < chunk_; ++j) {
-      fill_polynomials(chunk_at(0).place(static_cast<double>(j)), n_, values.data());
-      for (int64_t k = 0; k < n_; ++k) tables.basis[k * chunk_ + j] = static_cast<scalar_t>(values[k]);
-    }
-    tables.basis_by_column = transposed(tables.basis, n_, chunk_);
+    const auto values = values_of(chunk_at(0), times(0, chunk_));
+    tables.basis_by_column.assign(values.begin(), values.end());
+    tables.basis = transposed(tables.basis_by_column, chunk_, n_);
   }
 
   // Appends the chunks of a history of `length` events. With `starts_empty` the first of them has no state to
@@ -166,18 +163,16 @@ class LegendreTableBuilder {
 
   // The polynomials of the horizon at its first `count` events, [N, count]; past its end, those at the end.
   std::vector<double> first_values(int64_t count) const {
-    std::vector<double> times;
-    for (int64_t t = 0; t < count; ++t) times.push_back(static_cast<double>(std::min(t, horizon_ - 1)));
-    return transposed(values_of(from(0), times), count, n_);
+    auto at = times(0, count);
+    for (double& time : at) time = std::min(time, static_cast<double>(horizon_ - 1));
+    return transposed(values_of(from(0), at), count, n_);
   }
 
   // After fill_chunks, for the chunk that the horizon cuts; the first one has no state to evaluate.
   void fill_tail(LegendreTables<scalar_t>& tables) const {
     const int64_t start = tables.reach() - chunk_;
     if (start <= 0 || tables.reach() <= horizon_) return;
-    std::vector<double> times;
-    for (int64_t t = start; t < horizon_; ++t) times.push_back(static_cast<double>(t));
-    const auto values = values_of(from(start), times);
+    const auto values = values_of(from(start), times(start, horizon_));
     tables.tail.assign(values.begin(), values.end());
   }
 
@@ -200,6 +195,11 @@ class LegendreTableBuilder {
     for (size_t i = 0; i < times.size(); ++i)
       fill_polynomials(interval.place(times[i]), n_, values.data() + i * n_);
     return values;
+  }
+  static std::vector<double> times(int64_t begin, int64_t end) {
+    std::vector<double> result(end - begin);
+    std::iota(result.begin(), result.end(), static_cast<double>(begin));
+    return result;
   }
   Interval from(int64_t start) const { return events(start, horizon_); }
   Interval chunk_at(int64_t start) const { return events(start, start + chunk_); }

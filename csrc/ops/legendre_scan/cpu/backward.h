@@ -15,6 +15,7 @@ namespace hyenarec::scan {
 // Chunks of sequences whose sums are added up in the activations' precision before they are flushed.
 constexpr int64_t kMaxUnflushed = 4;
 
+// What the sweeps over a task share.
 template <typename V, typename IO>
 struct BackwardTask {
   const Scan<V>& scan;

@@ -86,11 +86,9 @@ class ScanCall {
       const int64_t row = arguments_.num_coeffs * arguments_.channels;
       std::fill(saved.data + saved.rows * row, saved.data + states.rows * row, compute_t(0));
     }
-    for_each_task([&]<typename V>(const Scan<V>& scan, const Task& task, Scratch& scratch)
-                      HYENAREC_INLINE_LAMBDA {
-                        auto io = make_io(V{}, task);
-                        forward_task(scan, task, saved, io, scratch);
-                      });
+    for_each_task(
+        make_io, [&](const auto& scan, const Task& task, auto& io, Scratch& scratch)
+                     HYENAREC_INLINE_LAMBDA { forward_task(scan, task, saved, io, scratch); });
   }
 
   template <typename MakeIO>
@@ -99,11 +97,10 @@ class ScanCall {
       const ParameterGradients<compute_t>& gradients, const MakeIO& make_io) {
     const auto saved = saved_states(states.data);
     auto sums = make_sums(GradientLayout(contractions_).count);
-    for_each_task([&]<typename V>(const Scan<V>& scan, const Task& task, Scratch& scratch)
-                      HYENAREC_INLINE_LAMBDA {
-                        auto io = make_io(V{}, task);
-                        BackwardTask<V, decltype(io)>{scan, task, wanted, io, scratch, sums}.run(saved);
-                      });
+    for_each_task(
+        make_io, [&](const auto& scan, const Task& task, auto& io, Scratch& scratch) HYENAREC_INLINE_LAMBDA {
+          BackwardTask{scan, task, wanted, io, scratch, sums}.run(saved);
+        });
     if (wanted.parameters) store_gradients(sums, gradients);
   }
 
@@ -168,10 +165,10 @@ class ScanCall {
     return width;
   }
 
-  // Calls run(Scan, task, scratch). Tasks are numbered by group first: those of the longest sequences come
-  // first.
-  template <typename Run>
-  void for_each_task(const Run& run) {
+  // Calls run(scan, task, io, scratch). Tasks are numbered by group first: those of the longest sequences
+  // come first.
+  template <typename MakeIO, typename Run>
+  void for_each_task(const MakeIO& make_io, const Run& run) {
     const int64_t tiles = (vectors_ + vectors_per_task_ - 1) / vectors_per_task_;
     run_tasks<Scratch>(threads_, groups() * tiles, [&](int64_t index, Scratch& scratch) {
       const int64_t group = index / tiles, first = index % tiles * vectors_per_task_;
@@ -181,7 +178,8 @@ class ScanCall {
       simd::run_with_widest_vectors([&](auto bytes) HYENAREC_INLINE_LAMBDA {
         using V = simd::Vector<compute_t, bytes() / sizeof(compute_t)>;
         const Scan<V> scan{*tables_, contractions_, reinterpret_cast<const V*>(parameters_at(first))};
-        run(scan, task, scratch);
+        auto io = make_io(V{}, task);
+        run(scan, task, io, scratch);
       });
     });
   }

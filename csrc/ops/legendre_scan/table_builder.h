@@ -96,14 +96,6 @@ inline Scale row_maxima(const std::vector<double>& matrix, const Scale& scale) {
   return maxima;
 }
 
-// Number of leading rows whose followers are all together below `tolerance`.
-inline int64_t significant(const Scale& row_maxima, double tolerance) {
-  double rest = 0.0;
-  int64_t count = static_cast<int64_t>(row_maxima.size());
-  while (count > 0 && (rest += row_maxima[count - 1]) <= tolerance) --count;
-  return count;
-}
-
 // The first `rows` rows of a matrix [n, n], without what exactness makes zero below the diagonal.
 template <typename scalar_t>
 std::vector<scalar_t> upper_rows(const std::vector<double>& matrix, int64_t rows, int64_t n) {
@@ -118,8 +110,14 @@ std::vector<scalar_t> upper_rows(const std::vector<double>& matrix, int64_t rows
 template <typename scalar_t>
 class LegendreTableBuilder {
  public:
-  // Terms are dropped where they are below so much of a number that is 1.
+  // Number of leading terms whose followers are all together below so much of a number that is 1.
   static constexpr double kTolerance = std::numeric_limits<scalar_t>::epsilon() / 8.0;
+  static int64_t count(const Scale& scale) {
+    double rest = 0.0;
+    int64_t count = static_cast<int64_t>(scale.size());
+    while (count > 0 && (rest += scale[count - 1]) <= kTolerance) --count;
+    return count;
+  }
 
   // `kernel` is the scale of the kernels' coefficients, state(R) that of a state, [N], when R events of the
   // horizon are left.
@@ -203,8 +201,6 @@ class LegendreTableBuilder {
   }
   Interval from(int64_t start) const { return events(start, horizon_); }
   Interval chunk_at(int64_t start) const { return events(start, start + chunk_); }
-
-  static int64_t count(const Scale& scale) { return significant(scale, kTolerance); }
 
   void fill_local(int64_t start, LegendreChunk<scalar_t>& chunk) const {
     const auto matrix = restricted(from(start), chunk_at(start));

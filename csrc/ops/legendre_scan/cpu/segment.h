@@ -31,8 +31,9 @@ struct ScanStep {
   const Scan<V>& scan;
   const ScanPart<LaneOf<V>>& part;
   int64_t index;  // in the part
-  int64_t begin, end;
+  int64_t begin;
   bool has_past;  // whether something happened before
+  int64_t end = begin + part.tables->chunk;
 
   HYENAREC_INLINE const LegendreTables<LaneOf<V>>& tables() const { return *part.tables; }
   HYENAREC_INLINE const LegendreChunk<LaneOf<V>>& constants() const { return tables().chunks[index]; }
@@ -51,25 +52,20 @@ struct ScanStep {
   }
 };
 
+// A segment and its chunks.
 template <typename V>
 struct Segment : ScanStep<V> {
   bool is_cut;
   const ScanPart<LaneOf<V>>& within;
 
   HYENAREC_INLINE Segment(const Scan<V>& scan, int64_t at)
-      : ScanStep<V>{scan,
-                    scan.contractions.between,
-                    at,
-                    at * scan.tables.segment,
-                    (at + 1) * scan.tables.segment,
-                    at > 0},
+      : ScanStep<V>{scan, scan.contractions.between, at, at * scan.tables.segment, at > 0},
         is_cut(scan.tables.is_cut(at)),
         within(scan.contractions.within(is_cut)) {}
 
   HYENAREC_INLINE int64_t chunks() const { return static_cast<int64_t>(within.tables->chunks.size()); }
   HYENAREC_INLINE ScanStep<V> chunk(int64_t i) const {
-    const int64_t start = this->begin + i * within.tables->chunk;
-    return {this->scan, within, i, start, start + within.tables->chunk, this->has_past || i > 0};
+    return {this->scan, within, i, this->begin + i * within.tables->chunk, this->has_past || i > 0};
   }
   // How many moments of chunk i are needed: for the next chunk's state, and for the segment's moments, even
   // where no sequence goes on to another segment. Their number must not depend on the batch, because rounding
@@ -82,25 +78,18 @@ struct Segment : ScanStep<V> {
   HYENAREC_INLINE const Gather<LaneOf<V>>& gather(int64_t i) const { return this->scan.tables.gather[i]; }
 };
 
-// Whether the state is evaluated at each of the first `rows` events of a chunk by itself instead of on the
-// chunk as a whole: at a sequence's end, where that is less work, and at the horizon's end, where the chunk's
-// interval would reach beyond the state's and its polynomials would explode.
-template <typename V>
-HYENAREC_INLINE bool is_direct(const ScanStep<V>& chunk, int64_t rows) {
-  const int64_t events = chunk.events();
-  const int64_t local = chunk.constants().num_local, state = chunk.constants().num_state;
-  if (!chunk.has_past) return false;
-  if ((chunk.index + 1) * events > chunk.tables().horizon) return true;
-  return padded(rows) * state < local * (2 * state - local + 1) / 2 + events / 2 * local;
-}
-
-// The basis at a chunk's first `rows` events and the rest of their block if they are evaluated directly, else
-// nullptr.
+// Where the state is evaluated at each of a chunk's first `rows` events by itself, their basis and that of the
+// rest of their block; nullptr where it is evaluated on the chunk as a whole. By itself at a sequence's end,
+// where that is less work, and at the horizon's end, where the chunk's interval would reach beyond the state's
+// and its polynomials would explode.
 template <typename V>
 HYENAREC_INLINE const LaneOf<V>* direct_basis(const ScanStep<V>& chunk, int64_t rows, LaneOf<V>* memory) {
-  if (!is_direct(chunk, rows)) return nullptr;
+  const int64_t local = chunk.constants().num_local, state = chunk.constants().num_state;
   const int64_t remaining = chunk.tables().horizon - chunk.index * chunk.events();
-  fill_basis(remaining, padded(rows), chunk.constants().num_state, memory);
+  const bool is_less_work =
+      padded(rows) * state < local * (2 * state - local + 1) / 2 + chunk.events() / 2 * local;
+  if (!chunk.has_past || (remaining >= chunk.events() && !is_less_work)) return nullptr;
+  fill_basis(remaining, padded(rows), state, memory);
   return memory;
 }
 

@@ -34,7 +34,7 @@ HYENAREC_INLINE void in_runs_backwards(int64_t count, const Visit& visit) {
 // For each of a few members, the sums of a run of numbers: they stay in registers.
 template <typename V, int members, int run>
 struct RunSums {
-  V of[members][run] = {};
+  V of[members][run];
 
   // Of the numbers that lie at `first` in each member's row.
   HYENAREC_INLINE void load(const StridedRows<const V>& rows, int64_t first) {
@@ -78,7 +78,7 @@ HYENAREC_INLINE void contract(
     const StridedRows<V>& contracted) {
   for (int64_t q = 0; q < shape.moments; ++q) {
     in_runs(shape.in_row(q), [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
-      RunSums<V, members, run()> sums;
+      RunSums<V, members, run()> sums{};
       for (int64_t n = first + q; n < shape.degrees; ++n, transfer += run()) sums.add(transfer, coeffs, n);
       sums.store(contracted, q * shape.width + first);
     });
@@ -113,7 +113,7 @@ template <int members, int run, typename V>
 HYENAREC_INLINE void change_run(
     const LaneOf<V>* matrix, int64_t pitch, int64_t first, int64_t begin, int64_t end, const V& step,
     const StridedRows<V>& states) {
-  RunSums<V, members, run> change;
+  RunSums<V, members, run> change{};
   const LaneOf<V>* row = matrix + begin * pitch + first;
   for (int64_t j = begin; j < end; ++j, row += pitch) change.add(row, states, j);
   for (int m = 0; m < members; ++m) {
@@ -162,7 +162,7 @@ HYENAREC_INLINE void transfer_moments(
     const StridedRows<V>& moments, const StridedRows<V>& states) {
   in_runs<2>(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
     in_runs(shape.width, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
-      RunSums<V, size(), run()> sums;
+      RunSums<V, size(), run()> sums{};
       for (int64_t q = 0; q < shape.in_column(first); ++q) {
         const int64_t at = q * shape.width + first;
         for (int i = 0; i < run() && member == 0; ++i) __builtin_prefetch(next + at + i);

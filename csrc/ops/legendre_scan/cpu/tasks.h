@@ -145,12 +145,7 @@ struct SavedStates {
 
 // Rows of one chunk for each vector of a task, vector after vector.
 template <typename V>
-struct Tile {
-  V* data;
-  int64_t pitch;
-
-  HYENAREC_INLINE V* of(int64_t vector) const { return data + vector * pitch; }
-};
+using Tile = StridedRows<V>;
 
 // Buffers for one chunk of one sequence, on the stack: they stay in the cache.
 template <typename V>

@@ -78,10 +78,10 @@ struct Segment : ScanStep<V> {
   HYENAREC_INLINE const Gather<LaneOf<V>>& gather(int64_t i) const { return this->scan.tables.gather[i]; }
 };
 
-// Where the state is evaluated at each of a chunk's first `rows` events by itself, their basis and that of the
-// rest of their block; nullptr where it is evaluated on the chunk as a whole. By itself at a sequence's end,
-// where that is less work, and at the horizon's end, where the chunk's interval would reach beyond the state's
-// and its polynomials would explode.
+// Where the state is evaluated at each of a chunk's first `rows` events by itself, their basis and that of
+// the rest of their block; nullptr where it is evaluated on the chunk as a whole. By itself at a sequence's
+// end, where that is less work, and at the horizon's end, where the chunk's interval would reach beyond the
+// state's and its polynomials would explode.
 template <typename V>
 HYENAREC_INLINE const LaneOf<V>* direct_basis(const ScanStep<V>& chunk, int64_t rows, LaneOf<V>* memory) {
   const int64_t local = chunk.constants().num_local, state = chunk.constants().num_state;

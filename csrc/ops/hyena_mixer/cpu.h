@@ -4,11 +4,10 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <initializer_list>
 
 #include "../common/cpu/rows.h"
-#include "../legendre_scan/cpu/result_writer.h"
 #include "../legendre_scan/cpu/scan.h"
+#include "../legendre_scan/cpu/task_rows.h"
 #include "../short_conv/max_width.h"
 
 namespace hyenarec {
@@ -51,7 +50,7 @@ class HyenaMixerIO {
       scan::Sums* sums)
       : mixer_(mixer),
         task_(task),
-        writer_(mixer.past_cache, task.vectors),
+        rows_(mixer.sequences, task, mixer.past_cache),
         sums_(sums),
         reach_(mixer.width - 1) {
     scan::for_each_vector<V>(task, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
@@ -65,15 +64,8 @@ class HyenaMixerIO {
       }
     });
     const int64_t pitch = kHistory + chunk + scan::kBlock;
-    const int64_t carried = sums ? kParts * task.group.longer_than(chunk) * task.vectors * kHistory : 0;
-    const int64_t tiles = sums ? (2 * kParts + 2) * scan::kMaxVectors : 2 * scan::kMaxVectors + kParts;
-    const int64_t room = tiles * pitch + carried;
-    V* next = memory_.get<V>(room);
-    for (int64_t i = 0; i < room; ++i) next[i] = V{};
     const auto take = [&](int64_t vectors) {
-      const Tile rows{next + kHistory, vectors > 1 ? pitch : 0};
-      next += vectors * pitch;
-      return rows;
+      return Tile{memory_.zeros<V>(vectors * pitch) + kHistory, vectors > 1 ? pitch : 0};
     };
     for (const int64_t part : {kKey, kValue}) events_[part] = take(scan::kMaxVectors);
     // A forward pass is done with a vector's filtered events, and with keys and values, before it needs room
@@ -83,61 +75,51 @@ class HyenaMixerIO {
     if (!sums) return;
     grad_ = take(scan::kMaxVectors);
     gradient_ = take(scan::kMaxVectors);
-    carries_ = next;
+    carries_ = memory_.zeros<V>(kParts * task.group.longer_than(chunk) * task.vectors * kHistory);
   }
 
   // z = k v
   HYENAREC_INLINE void load_input(int64_t s, int64_t begin, int64_t rows, const Tile& z) {
     load_events(kKey, s, begin, rows);
     load_events(kValue, s, begin, rows);
-    for (int64_t v = 0; v < task_.vectors; ++v) {
-      const V* const keys = filter(kKey, v, rows);
-      const V* const values = filter(kValue, v, rows);
-      for (int64_t t = 0; t < rows; ++t) z.of(v)[t] = keys[t] * values[t];
-    }
+    for (int64_t v = 0; v < task_.vectors; ++v)
+      multiply(filter(kKey, v, rows), filter(kValue, v, rows), rows, z.of(v));
   }
   // out = q y
   HYENAREC_INLINE void store_output(int64_t s, int64_t begin, int64_t rows, const Tile& y) {
     load_events(kQuery, s, begin, rows);
-    for (int64_t v = 0; v < task_.vectors; ++v) {
-      const V* const queries = filter(kQuery, v, rows);
-      for (int64_t t = 0; t < rows; ++t) y.of(v)[t] *= queries[t];
-    }
-    store_rows(y, row(mixer_.out, s, begin, 0), mixer_.out.row_stride, rows);
+    for (int64_t v = 0; v < task_.vectors; ++v) multiply(y.of(v), filter(kQuery, v, rows), rows, y.of(v));
+    rows_.store(y, {}, mixer_.out, s, begin, rows);
   }
   // dy = q dout
   HYENAREC_INLINE void load_output_grad(int64_t s, int64_t begin, int64_t rows, const Tile& dy) {
     load_events(kQuery, s, begin, rows);
-    load_rows(row(mixer_.grad, s, begin, 0), mixer_.grad.row_stride, 0, rows, grad_);
-    for (int64_t v = 0; v < task_.vectors; ++v) {
-      const V* const queries = filter(kQuery, v, rows);
-      for (int64_t t = 0; t < rows; ++t) dy.of(v)[t] = grad_.of(v)[t] * queries[t];
-    }
+    rows_.load(mixer_.grad, {}, s, begin, 0, rows, grad_);
+    for (int64_t v = 0; v < task_.vectors; ++v)
+      multiply(grad_.of(v), filter(kQuery, v, rows), rows, dy.of(v));
   }
   // dq = y dout
   HYENAREC_INLINE void store_gate_grad(int64_t s, int64_t begin, int64_t rows, const Tile& y) {
     for (int64_t v = 0; v < task_.vectors; ++v) {
       V* const dq = gradient_.of(v);
-      for (int64_t t = 0; t < rows; ++t) dq[t] = grad_.of(v)[t] * y.of(v)[t];
+      multiply(grad_.of(v), y.of(v), rows, dq);
       take_part_grad(kQuery, s, v, begin, rows, dq);
     }
-    store_x_grad(kQuery, s, begin, rows);
+    rows_.store(filtered_[kQuery], {}, part_of(mixer_.x_grad, kQuery), s, begin, rows);
   }
   // dk = v dz, dv = k dz
   HYENAREC_INLINE void store_input_grad(int64_t s, int64_t begin, int64_t rows, const Tile& dz) {
     for (int64_t v = 0; v < task_.vectors; ++v) {
-      // Both factors are needed before filter_transposed overwrites the first.
+      // Both factors are needed before take_part_grad overwrites the first.
       V* const dk = gradient_.of(v);
       V* const dv = grad_.of(v);
-      for (int64_t t = 0; t < rows; ++t) {
-        dk[t] = dz.of(v)[t] * filtered_[kValue].of(v)[t];
-        dv[t] = dz.of(v)[t] * filtered_[kKey].of(v)[t];
-      }
+      multiply(dz.of(v), filtered_[kValue].of(v), rows, dk);
+      multiply(dz.of(v), filtered_[kKey].of(v), rows, dv);
       take_part_grad(kKey, s, v, begin, rows, dk);
       take_part_grad(kValue, s, v, begin, rows, dv);
     }
-    store_x_grad(kKey, s, begin, rows);
-    store_x_grad(kValue, s, begin, rows);
+    for (const int64_t part : {kKey, kValue})
+      rows_.store(filtered_[part], {}, part_of(mixer_.x_grad, part), s, begin, rows);
   }
   // Adds the chunk's partial sums to the task's.
   HYENAREC_INLINE void end_chunk() {
@@ -149,75 +131,54 @@ class HyenaMixerIO {
     }
   }
   HYENAREC_INLINE void watch_inputs(int64_t s, int64_t begin, scan::LookAhead& ahead) const {
-    watch_events({kKey, kValue}, s, begin, ahead);
+    rows_.watch(s, begin, ahead, part_of(mixer_.x, kKey), part_of(mixer_.x, kValue));
   }
   HYENAREC_INLINE void watch_forward(int64_t s, int64_t begin, scan::LookAhead& ahead) const {
-    watch_events({kKey, kValue, kQuery}, s, begin, ahead);
-    writer_.watch(row(mixer_.out, s, begin, 0), mixer_.out.row_stride * kBytes, row_bytes(), ahead);
+    watch_inputs(s, begin, ahead);
+    rows_.watch(s, begin, ahead, part_of(mixer_.x, kQuery), mixer_.out);
   }
   HYENAREC_INLINE void watch_backward(int64_t s, int64_t begin, scan::LookAhead& ahead) const {
-    watch_events({kKey, kValue, kQuery}, s, begin, ahead);
-    ahead.read(row(mixer_.grad, s, begin, 0), mixer_.grad.row_stride * kBytes, row_bytes());
-    for (int64_t part = 0; mixer_.x_grad.data && part < kParts; ++part)
-      writer_.watch(
-          row(mixer_.x_grad, s, begin, part), mixer_.x_grad.row_stride * kBytes, row_bytes(), ahead);
+    watch_inputs(s, begin, ahead);
+    rows_.watch(s, begin, ahead, part_of(mixer_.x, kQuery), mixer_.grad);
+    for (int64_t part = 0; part < kParts; ++part) rows_.watch(s, begin, ahead, part_of(mixer_.x_grad, part));
   }
 
  private:
-  static constexpr int64_t kBytes = sizeof(scalar_t);
-
-  HYENAREC_INLINE int64_t row_bytes() const { return task_.vectors * simd::kLanes<V> * kBytes; }
-  HYENAREC_INLINE void watch_events(
-      std::initializer_list<int64_t> parts, int64_t s, int64_t begin, scan::LookAhead& ahead) const {
-    for (const int64_t part : parts)
-      ahead.read(row(mixer_.x, s, begin, part), mixer_.x.row_stride * kBytes, row_bytes());
+  template <typename value_t>
+  HYENAREC_INLINE Rows<value_t> part_of(const Rows<value_t>& x, int64_t part) const {
+    return x.from_channel(part * mixer_.channels);
   }
-
-  template <typename pointer_t>
-  HYENAREC_INLINE pointer_t* row(const Rows<pointer_t>& a, int64_t s, int64_t t, int64_t part) const {
-    const int64_t column = part * mixer_.channels + scan::first_channel<V>(task_, 0);
-    return a.row(mixer_.sequences, task_.group.sequences[s], t) + column;
+  static HYENAREC_INLINE void multiply(const V* a, const V* b, int64_t rows, V* product) {
+    for (int64_t t = 0; t < rows; ++t) product[t] = a[t] * b[t];
   }
   HYENAREC_INLINE V* carry_of(int64_t part, int64_t s, int64_t v) const {
     return carries_ + ((s * task_.vectors + v) * kParts + part) * kHistory;
   }
-  HYENAREC_INLINE void load_rows(
-      const scalar_t* from, int64_t stride, int64_t first, int64_t rows, const Tile& to) const {
-    for (int64_t t = first; t < rows; ++t) {
-      scan::for_each_vector<V>(task_, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
-        to.of(v)[t] = simd::load_first<V>(from + t * stride + v * simd::kLanes<V>, channels);
-      });
-    }
-  }
-
-  HYENAREC_INLINE void store_rows(const Tile& from, scalar_t* to, int64_t stride, int64_t rows) const {
-    for (int64_t t = 0; t < rows; ++t, to += stride) {
-      scan::for_each_vector<V>(task_, [&](int64_t v, int64_t channels) HYENAREC_INLINE_LAMBDA {
-        writer_.write(from.of(v)[t], to + v * simd::kLanes<V>, channels);
-      });
-    }
-  }
-
   // A part's rows of x, behind those that its first taps reach; zero where there are none.
   HYENAREC_INLINE void load_events(int64_t part, int64_t s, int64_t begin, int64_t rows) const {
     const Tile& events = events_[part];
     const int64_t earlier = std::min(reach_, begin);
-    load_rows(row(mixer_.x, s, begin, part), mixer_.x.row_stride, -earlier, rows, events);
+    rows_.load(part_of(mixer_.x, part), {}, s, begin, -earlier, rows, events);
     for (int64_t v = 0; v < task_.vectors; ++v) {
-      for (int64_t t = -reach_; t < -earlier; ++t) events.of(v)[t] = V{};
-      scan::clear_rest(events.of(v), rows, scan::padded(rows));
+      scan::clear(events.of(v), -reach_, -earlier);
+      scan::clear(events.of(v), rows, scan::padded(rows));
     }
   }
   // filtered[t] = bias + sum_w taps[w] x[t - w]
   HYENAREC_INLINE const V* filter(int64_t part, int64_t v, int64_t rows) const {
-    const V* const events = events_[part].of(v);
+    return add_taps<-1>(part, v, filters_[v].biases[part], events_[part].of(v), rows);
+  }
+  // filtered[t] = start + sum_w taps[w] from[t + direction w]
+  template <int direction>
+  HYENAREC_INLINE const V* add_taps(
+      int64_t part, int64_t v, const V& start, const V* from, int64_t rows) const {
     V* const to = filtered_[part].of(v);
     for (int64_t first = 0; first < rows; first += scan::kBlock) {
       V sums[scan::kBlock];
-      for (V& sum : sums) sum = filters_[v].biases[part];
+      for (V& sum : sums) sum = start;
       for (int64_t w = 0; w < mixer_.width; ++w) {
         const V tap = filters_[v].taps[part][w];
-        for (int64_t i = 0; i < scan::kBlock; ++i) sums[i] += tap * events[first + i - w];
+        for (int64_t i = 0; i < scan::kBlock; ++i) sums[i] += tap * from[first + i + direction * w];
       }
       for (int64_t i = 0; i < scan::kBlock; ++i) to[first + i] = sums[i];
     }
@@ -229,50 +190,27 @@ class HyenaMixerIO {
     const V* const events = events_[part].of(v);
     V* const partial_sums = filters_[v].partial_sums[part];
     const int64_t end = scan::padded(rows);
-    for (int64_t w = 0; w < mixer_.width; ++w) {
-      V sums[4] = {};
-      for (int64_t t = 0; t < end; t += 4) {
-        for (int64_t i = 0; i < 4; ++i) sums[i] += d[t + i] * events[t + i - w];
-      }
-      partial_sums[w] += (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    }
-    V sums[4] = {};
-    for (int64_t t = 0; t < end; t += 4) {
-      for (int64_t i = 0; i < 4; ++i) sums[i] += d[t + i];
-    }
-    partial_sums[mixer_.width] += (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  }
-
-  // The gradient of x at as many rows, sum_w taps[w] d[t + w], in place of the part's filtered events.
-  HYENAREC_INLINE void filter_transposed(int64_t part, int64_t v, const V* d, int64_t rows) const {
-    V* const to = filtered_[part].of(v);
-    for (int64_t first = 0; first < rows; first += scan::kBlock) {
-      V sums[scan::kBlock] = {};
-      for (int64_t w = 0; w < mixer_.width; ++w) {
-        const V tap = filters_[v].taps[part][w];
-        for (int64_t i = 0; i < scan::kBlock; ++i) sums[i] += tap * d[first + i + w];
-      }
-      for (int64_t i = 0; i < scan::kBlock; ++i) to[first + i] = sums[i];
-    }
-  }
-  HYENAREC_INLINE void store_x_grad(int64_t part, int64_t s, int64_t begin, int64_t rows) const {
-    if (!mixer_.x_grad.data) return;
-    store_rows(filtered_[part], row(mixer_.x_grad, s, begin, part), mixer_.x_grad.row_stride, rows);
+    for (int64_t w = 0; w < mixer_.width; ++w)
+      partial_sums[w] +=
+          scan::sum_over<V>(end, [&](int64_t t) HYENAREC_INLINE_LAMBDA { return d[t] * events[t - w]; });
+    partial_sums[mixer_.width] +=
+        scan::sum_over<V>(end, [&](int64_t t) HYENAREC_INLINE_LAMBDA { return d[t]; });
   }
 
   // From the gradient d of a part's filtered events.
   HYENAREC_INLINE void take_part_grad(int64_t part, int64_t s, int64_t v, int64_t begin, int64_t rows, V* d) {
-    scan::clear_rest(d, rows, scan::padded(rows) + scan::kBlock);
+    scan::clear(d, rows, scan::padded(rows) + scan::kBlock);
     add_tap_products(part, v, d, rows);
     const bool ends = begin + rows == task_.group.lengths[s];
     if (!ends) std::copy_n(carry_of(part, s, v), reach_, d + rows);  // of the chunk behind this one
     if (begin > 0) std::copy_n(d, reach_, carry_of(part, s, v));
-    filter_transposed(part, v, d, rows);
+    // The gradient of x, in place of the part's filtered events.
+    add_taps<1>(part, v, V{}, d, rows);
   }
 
   const HyenaMixerRows<scalar_t, compute_t>& mixer_;
   const scan::Task& task_;
-  const scan::ResultWriter<V, scalar_t> writer_;
+  const scan::TaskRows<V, scalar_t> rows_;
   scan::Sums* const sums_;
   const int64_t reach_;  // events that the short convolution reaches back
   ShortFilter<V> filters_[scan::kMaxVectors];

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -95,14 +96,6 @@ inline Scale row_maxima(const std::vector<double>& matrix, const Scale& scale) {
   return maxima;
 }
 
-// Number of leading rows whose followers are all together below `tolerance`.
-inline int64_t significant(const Scale& row_maxima, double tolerance) {
-  double rest = 0.0;
-  int64_t count = static_cast<int64_t>(row_maxima.size());
-  while (count > 0 && (rest += row_maxima[count - 1]) <= tolerance) --count;
-  return count;
-}
-
 // The first `rows` rows of a matrix [n, n], without what exactness makes zero below the diagonal.
 template <typename scalar_t>
 std::vector<scalar_t> upper_rows(const std::vector<double>& matrix, int64_t rows, int64_t n) {
@@ -117,8 +110,14 @@ std::vector<scalar_t> upper_rows(const std::vector<double>& matrix, int64_t rows
 template <typename scalar_t>
 class LegendreTableBuilder {
  public:
-  // Terms are dropped where they are below so much of a number that is 1.
+  // Number of leading terms whose followers are all together below so much of a number that is 1.
   static constexpr double kTolerance = std::numeric_limits<scalar_t>::epsilon() / 8.0;
+  static int64_t count(const Scale& scale) {
+    double rest = 0.0;
+    int64_t count = static_cast<int64_t>(scale.size());
+    while (count > 0 && (rest += scale[count - 1]) <= kTolerance) --count;
+    return count;
+  }
 
   // `kernel` is the scale of the kernels' coefficients, state(R) that of a state, [N], when R events of the
   // horizon are left.
@@ -135,13 +134,9 @@ class LegendreTableBuilder {
   LegendreTables<scalar_t> tables() const { return {horizon_, chunk_, n_, degrees_, {}, {}, {}, {}}; }
 
   void fill_basis(LegendreTables<scalar_t>& tables) const {
-    tables.basis.resize(n_ * chunk_);
-    std::vector<double> values(n_);
-    for (int64_t j = 0; j < chunk_; ++j) {
-      fill_polynomials(chunk_at(0).place(static_cast<double>(j)), n_, values.data());
-      for (int64_t k = 0; k < n_; ++k) tables.basis[k * chunk_ + j] = static_cast<scalar_t>(values[k]);
-    }
-    tables.basis_by_column = transposed(tables.basis, n_, chunk_);
+    const auto values = values_of(chunk_at(0), times(0, chunk_));
+    tables.basis_by_column.assign(values.begin(), values.end());
+    tables.basis = transposed(tables.basis_by_column, chunk_, n_);
   }
 
   // Appends the chunks of a history of `length` events. With `starts_empty` the first of them has no state to
@@ -166,18 +161,16 @@ class LegendreTableBuilder {
 
   // The polynomials of the horizon at its first `count` events, [N, count]; past its end, those at the end.
   std::vector<double> first_values(int64_t count) const {
-    std::vector<double> times;
-    for (int64_t t = 0; t < count; ++t) times.push_back(static_cast<double>(std::min(t, horizon_ - 1)));
-    return transposed(values_of(from(0), times), count, n_);
+    auto at = times(0, count);
+    for (double& time : at) time = std::min(time, static_cast<double>(horizon_ - 1));
+    return transposed(values_of(from(0), at), count, n_);
   }
 
   // After fill_chunks, for the chunk that the horizon cuts; the first one has no state to evaluate.
   void fill_tail(LegendreTables<scalar_t>& tables) const {
     const int64_t start = tables.reach() - chunk_;
     if (start <= 0 || tables.reach() <= horizon_) return;
-    std::vector<double> times;
-    for (int64_t t = start; t < horizon_; ++t) times.push_back(static_cast<double>(t));
-    const auto values = values_of(from(start), times);
+    const auto values = values_of(from(start), times(start, horizon_));
     tables.tail.assign(values.begin(), values.end());
   }
 
@@ -201,10 +194,13 @@ class LegendreTableBuilder {
       fill_polynomials(interval.place(times[i]), n_, values.data() + i * n_);
     return values;
   }
+  static std::vector<double> times(int64_t begin, int64_t end) {
+    std::vector<double> result(end - begin);
+    std::iota(result.begin(), result.end(), static_cast<double>(begin));
+    return result;
+  }
   Interval from(int64_t start) const { return events(start, horizon_); }
   Interval chunk_at(int64_t start) const { return events(start, start + chunk_); }
-
-  static int64_t count(const Scale& scale) { return significant(scale, kTolerance); }
 
   void fill_local(int64_t start, LegendreChunk<scalar_t>& chunk) const {
     const auto matrix = restricted(from(start), chunk_at(start));

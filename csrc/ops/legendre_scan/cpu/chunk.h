@@ -20,19 +20,19 @@ constexpr int64_t kZerosBefore = kBlock;
 // Events of the longest chunk.
 constexpr int64_t kMaxChunk = std::max(kShortChunk, kLongChunk);
 static_assert(kShortChunk % kBlock == 0 && kLongChunk % kBlock == 0, "chunks are computed in whole blocks");
-static_assert(
-    kShortChunk / 2 % 4 == 0 && kLongChunk / 2 % 4 == 0, "`take_moments` sums half a chunk by fours");
 
 using simd::LaneOf;
 
-// Calls visit(integral constant size, first) for the runs of for_each_run: a run's sums stay in registers.
-template <typename Visit>
-HYENAREC_INLINE void in_runs(int64_t count, const Visit& visit) {
-  int64_t first = 0;
-  for (; first + 8 <= count; first += 8) visit(std::integral_constant<int, 8>{}, first);
-  if (first + 4 <= count) visit(std::integral_constant<int, 4>{}, first), first += 4;
-  if (first + 2 <= count) visit(std::integral_constant<int, 2>{}, first), first += 2;
-  if (first < count) visit(std::integral_constant<int, 1>{}, first);
+// Calls visit(integral constant size, first) for runs as those of for_each_run, the longest of `size`: what
+// belongs to a run stays in registers. Each shorter one comes at most once, which the compiler must be told.
+template <int size = 8, bool once = false, typename Visit>
+HYENAREC_INLINE void in_runs(int64_t count, const Visit& visit, int64_t first = 0) {
+  while (first + size <= count) {
+    visit(std::integral_constant<int, size>{}, first);
+    first += size;
+    if (once) break;
+  }
+  if constexpr (size > 1) in_runs<size / 2, true>(count, visit, first);
 }
 
 // The outputs [first, first + size) of `add_near`, four inputs at a time: a lag's weight is loaded once for
@@ -65,8 +65,9 @@ HYENAREC_INLINE void add_near_block(const V* kernel, const V* z, V* y, int64_t f
   for (int i = 0; i < size; ++i) y[direction * (first + i)] = sums[i];
 }
 
-template <int direction, typename V>
-HYENAREC_INLINE void add_near_blocks(const V* kernel, const V* z, V* y, int64_t rows) {
+// y[t] += sum_{s <= t} kernel[t - s] z[s] for t < rows, a multiple of kBlock.
+template <int direction = 1, typename V>
+HYENAREC_INLINE void add_near(const V* kernel, const V* z, V* y, int64_t rows) {
   int64_t first = 0;
   if constexpr (sizeof(V) == 64) {  // 32 registers: enough for sixteen sums
     for (; first + 2 * kBlock <= rows; first += 2 * kBlock)
@@ -75,16 +76,10 @@ HYENAREC_INLINE void add_near_blocks(const V* kernel, const V* z, V* y, int64_t 
   for (; first < rows; first += kBlock) add_near_block<kBlock, direction>(kernel, z, y, first);
 }
 
-// y[t] += sum_{s <= t} kernel[t - s] z[s] for t < rows, a multiple of kBlock.
-template <typename V>
-HYENAREC_INLINE void add_near(const V* kernel, const V* z, V* y, int64_t rows) {
-  add_near_blocks<1>(kernel, z, y, rows);
-}
-
 // dz[s] += sum_{s <= t < rows} kernel[t - s] dy[t]: its transposed, the same walked backwards.
 template <typename V>
 HYENAREC_INLINE void add_near_backward(const V* kernel, const V* dy, V* dz, int64_t rows) {
-  add_near_blocks<-1>(kernel, dy + rows - 1, dz + rows - 1, rows);
+  add_near<-1>(kernel, dy + rows - 1, dz + rows - 1, rows);
 }
 
 // dkernel[lag] += sum_t dy[t] z[t - lag] for lag < rows, with z[-kZerosBefore .. -1] = 0.
@@ -107,15 +102,15 @@ HYENAREC_INLINE void add_near_kernel_grads(const V* dy, const V* z, V* dkernel, 
   }
 }
 
-// sum_t weight(t) a[t] b[t] for t < count, in four sums that don't wait for each other.
-template <typename V, typename Weight>
-HYENAREC_INLINE V weighted_product(const V* a, const V* b, int64_t count, const Weight& weight) {
+// sum_t term(t) for t < count, in four sums that don't wait for each other.
+template <typename V, typename Term>
+HYENAREC_INLINE V sum_over(int64_t count, const Term& term) {
   V sums[4] = {};
   int64_t t = 0;
   for (; t + 4 <= count; t += 4) {
-    for (int i = 0; i < 4; ++i) sums[i] += weight(t + i) * a[t + i] * b[t + i];
+    for (int i = 0; i < 4; ++i) sums[i] += term(t + i);
   }
-  for (; t < count; ++t) sums[0] += weight(t) * a[t] * b[t];
+  for (; t < count; ++t) sums[0] += term(t);
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
@@ -157,10 +152,11 @@ HYENAREC_INLINE void add_transposed_upper(
 // symmetric about its middle and odd ones antisymmetric, so two events share one sum of each.
 template <typename V>
 HYENAREC_INLINE void evaluate(
-    const LaneOf<V>* basis, int64_t chunk, int64_t terms, const V* local, const V* weight, V* y) {
+    const LegendreTables<LaneOf<V>>& tables, int64_t terms, const V* local, const V* weight, V* y) {
+  const int64_t chunk = tables.chunk;
   in_runs(chunk / 2, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
     V even[run()] = {}, odd[run()] = {};
-    const LaneOf<V>* row = basis + first;
+    const LaneOf<V>* row = tables.basis.data() + first;
     for (int64_t k = 0; k + 1 < terms; k += 2, row += 2 * chunk) {
       const V a = local[k], b = local[k + 1];
       for (int j = 0; j < run(); ++j) even[j] += row[j] * a;
@@ -178,13 +174,14 @@ HYENAREC_INLINE void evaluate(
   });
 }
 
-// moments[k] = sum_j basis[k][j] weight[j] z[j] for k < terms, the transposed of `evaluate`, with the basis
-// [num_coeffs, chunk] given by column. `folded` is room for `chunk` vectors.
+// moments[k] = sum_j basis[k][j] weight[j] z[j] for k < terms, the transposed of `evaluate`. `folded` is room
+// for a chunk's vectors.
 template <typename V>
 HYENAREC_INLINE void take_moments(
-    const LaneOf<V>* by_column, int64_t num_coeffs, int64_t chunk, int64_t terms, const V* z, const V* weight,
-    V* folded, V* moments) {
-  const int64_t half = chunk / 2;
+    const LegendreTables<LaneOf<V>>& tables, int64_t terms, const V* z, const V* weight, V* folded,
+    V* moments) {
+  const LaneOf<V>* const by_column = tables.basis_by_column.data();
+  const int64_t num_coeffs = tables.num_coeffs, chunk = tables.chunk, half = chunk / 2;
   V* const sums_of_pairs = folded;
   V* const differences = folded + half;
   for (int64_t t = 0; t < half; ++t) {
@@ -206,12 +203,9 @@ HYENAREC_INLINE void take_moments(
     }
   });
   if (terms % 2 == 1) {
-    V sums[4] = {};  // chunk / 2 is a multiple of 4
     const LaneOf<V>* column = by_column + terms - 1;
-    for (int64_t t = 0; t < half; t += 4) {
-      for (int i = 0; i < 4; ++i) sums[i] += column[(t + i) * num_coeffs] * sums_of_pairs[t + i];
-    }
-    moments[terms - 1] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    moments[terms - 1] = sum_over<V>(
+        half, [&](int64_t t) HYENAREC_INLINE_LAMBDA { return column[t * num_coeffs] * sums_of_pairs[t]; });
   }
 }
 
@@ -268,8 +262,8 @@ HYENAREC_INLINE void evaluate_directly_backward(
 }
 
 template <typename V>
-HYENAREC_INLINE void clear_rest(V* values, int64_t rows, int64_t chunk) {
-  for (int64_t t = rows; t < chunk; ++t) values[t] = V{};
+HYENAREC_INLINE void clear(V* values, int64_t first, int64_t end) {
+  for (int64_t t = first; t < end; ++t) values[t] = V{};
 }
 
 // Rows up to the end of their last block.

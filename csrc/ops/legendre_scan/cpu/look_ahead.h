@@ -32,22 +32,20 @@ class LookAhead {
     writes_[num_writes_++] = {static_cast<const char*>(first), stride, bytes};
     look_up_pages(first, stride);
   }
+  // `bytes` bytes that will be read, some of them with each row.
+  HYENAREC_INLINE void read_array(const void* first, int64_t bytes) {
+    if (left_ == 0) return;
+    const int64_t bytes_per_row = (bytes + left_ - 1) / left_;
+    read(first, bytes_per_row, bytes_per_row);
+  }
   HYENAREC_INLINE void written_past_cache(const void* first, int64_t stride) const {
     look_up_pages(first, stride);
   }
 
   HYENAREC_INLINE void fetch() {
     for (int64_t row = 0; row < rows_per_call_ && left_ > 0; ++row, --left_) {
-      for (int i = 0; i < num_reads_; ++i) {
-        Rows& rows = reads_[i];
-        for (int64_t byte = 0; byte < rows.bytes; byte += kLine) __builtin_prefetch(rows.next + byte, 0);
-        rows.next += rows.stride;
-      }
-      for (int i = 0; i < num_writes_; ++i) {
-        Rows& rows = writes_[i];
-        for (int64_t byte = 0; byte < rows.bytes; byte += kLine) __builtin_prefetch(rows.next + byte, 1);
-        rows.next += rows.stride;
-      }
+      for (int i = 0; i < num_reads_; ++i) fetch_next<0>(reads_[i]);
+      for (int i = 0; i < num_writes_; ++i) fetch_next<1>(writes_[i]);
     }
   }
 
@@ -66,6 +64,13 @@ class LookAhead {
     const char* next;
     int64_t stride, bytes;
   };
+
+  template <int for_writing>
+  static HYENAREC_INLINE void fetch_next(Rows& rows) {
+    for (int64_t byte = 0; byte < rows.bytes; byte += kLine)
+      __builtin_prefetch(rows.next + byte, for_writing);
+    rows.next += rows.stride;
+  }
 
   Rows reads_[kMax] = {}, writes_[kMax] = {};
   int num_reads_ = 0, num_writes_ = 0;

@@ -15,19 +15,12 @@
 
 namespace hyenarec::scan {
 
-// What all tasks of one call share.
+// A call's parameters: coeffs [D, N], decay [D], skip [D] or nullptr.
 template <typename compute_t>
-struct Problem {
-  std::shared_ptr<const SegmentTables<compute_t>> tables;
-  int64_t channels;
-  const compute_t* coeffs;  // [D, N]
-  const compute_t* decay;   // [D]
-  const compute_t* skip;    // [D], or nullptr
-  int64_t longest;          // events of the longest sequence
-  std::vector<Group> groups;
-
-  int64_t num_coeffs() const { return tables->num_coeffs; }
-  int64_t chunk() const { return tables->chunk; }
+struct ScanArguments {
+  int64_t channels, num_coeffs;
+  const compute_t *coeffs, *decay, *skip;
+  int64_t horizon;
 };
 
 // A channel's kernel at the first lags in double, as a polynomial and the decay that multiplies it.
@@ -36,14 +29,15 @@ struct NearKernel {
   double decay_from_start[kMaxChunk + 1];
 
   template <typename compute_t>
-  NearKernel(const Problem<compute_t>& problem, int64_t channel) {
-    const int64_t chunk = problem.chunk(), n = problem.num_coeffs();
-    const double* basis = problem.tables->basis.data();
+  NearKernel(
+      const SegmentTables<compute_t>& tables, const ScanArguments<compute_t>& arguments, int64_t channel) {
+    const int64_t chunk = tables.chunk, n = tables.num_coeffs;
     for (int64_t k = 0; k < n; ++k) {
-      const double coefficient = problem.coeffs[channel * n + k];
-      for (int64_t lag = 0; lag < chunk; ++lag) polynomial[lag] += coefficient * basis[k * chunk + lag];
+      const double coefficient = arguments.coeffs[channel * n + k];
+      for (int64_t lag = 0; lag < chunk; ++lag)
+        polynomial[lag] += coefficient * tables.basis[k * chunk + lag];
     }
-    const double one_step = std::exp(-static_cast<double>(problem.decay[channel]));
+    const double one_step = std::exp(-static_cast<double>(arguments.decay[channel]));
     decay_from_start[0] = 1.0;
     for (int64_t lag = 1; lag <= chunk; ++lag) decay_from_start[lag] = one_step * decay_from_start[lag - 1];
   }
@@ -57,6 +51,7 @@ struct ScanPart {
   const LegendreTables<compute_t>* tables;
   // [num_degrees, N]: its coefficients from the call's; nullptr: they are the same.
   const std::vector<double>* restriction;
+  int64_t first_sum;          // where the gradients of its coefficients begin, see GradientLayout
   std::vector<int64_t> rows;  // [chunk]: where its contraction begins
 
   int64_t num_degrees() const { return tables->num_degrees; }
@@ -94,9 +89,9 @@ struct Contractions {
   int64_t rows = 0;
 
   explicit Contractions(const SegmentTables<compute_t>& tables, int64_t longest)
-      : whole{&tables.whole.tables, &tables.whole.restriction, {}},
-        cut{&tables.cut.tables, &tables.cut.restriction, {}},
-        between{&tables.between, nullptr, {}} {
+      : whole{&tables.whole.tables, &tables.whole.restriction, 0, {}},
+        cut{&tables.cut.tables, &tables.cut.restriction, whole.num_degrees(), {}},
+        between{&tables.between, nullptr, cut.first_sum + cut.num_degrees(), {}} {
     const int64_t in_segment = std::min(longest, tables.segment);
     const int64_t last_begin = longest > 0 ? (longest - 1) / tables.segment * tables.segment : 0;
     add(in_segment, whole);
@@ -117,36 +112,33 @@ struct Contractions {
   }
 };
 
+// Rows of a ScanParameters before its contractions.
+inline int64_t plain_parameter_rows(int64_t chunk) { return 3 * chunk + 2; }
+
 // What a vector of channels needs at every event: rows of lanes.
 template <typename V>
 struct ScanParameters {
-  const V* near;                  // [C] the kernel at the first lags, skip added to lag 0
-  const V* decay_from_start;      // [C] exp(-decay j)
-  const V* decay_to_end;          // [C] exp(-decay (C - j))
-  const V* chunk_decay_change;    // [1] expm1(-decay C)
-  const V* segment_decay_change;  // [1] expm1(-decay S)
-  const V* contracted;            // as Contractions says
+  const V* near;  // [C] the kernel at the first lags, skip added to lag 0
+  int64_t chunk;
 
-  ScanParameters(const V* rows, int64_t chunk)
-      : near(rows),
-        decay_from_start(near + chunk),
-        decay_to_end(decay_from_start + chunk),
-        chunk_decay_change(decay_to_end + chunk),
-        segment_decay_change(chunk_decay_change + 1),
-        contracted(segment_decay_change + 1) {}
+  // Behind it: [C] exp(-decay j), [C] exp(-decay (C - j)), [1] expm1(-decay C), [1] expm1(-decay S), and what
+  // Contractions says.
+  HYENAREC_INLINE const V* decay_from_start() const { return near + chunk; }
+  HYENAREC_INLINE const V* decay_to_end() const { return near + 2 * chunk; }
+  HYENAREC_INLINE const V& chunk_decay_change() const { return near[3 * chunk]; }
+  HYENAREC_INLINE const V& segment_decay_change() const { return near[3 * chunk + 1]; }
+  HYENAREC_INLINE const V* contracted() const { return near + plain_parameter_rows(chunk); }
 };
-
-// Rows of a ScanParameters before its contractions.
-inline int64_t plain_parameter_rows(int64_t chunk) { return 3 * chunk + 2; }
 
 // Writes those rows for the channels [first, first + count); absent channels are 0.
 template <typename compute_t>
 void fill_plain_parameters(
-    const Problem<compute_t>& problem, int64_t first, int64_t count, int64_t lanes, compute_t* rows) {
-  const int64_t chunk = problem.chunk();
+    const SegmentTables<compute_t>& tables, const ScanArguments<compute_t>& arguments, int64_t first,
+    int64_t count, int64_t lanes, compute_t* rows) {
+  const int64_t chunk = tables.chunk;
   std::fill_n(rows, plain_parameter_rows(chunk) * lanes, compute_t(0));
   for (int64_t lane = 0; lane < count; ++lane) {
-    const NearKernel kernel(problem, first + lane);
+    const NearKernel kernel(tables, arguments, first + lane);
     compute_t* to = rows + lane;
     // Numbers far below rounding become zero: denormal ones, in which fast decays end, would take the
     // processor ten times as long.
@@ -156,25 +148,25 @@ void fill_plain_parameters(
       *to = std::abs(value) < kSmallest ? compute_t(0) : static_cast<compute_t>(value);
       to += lanes;
     };
-    const double skip = problem.skip ? problem.skip[first + lane] : 0.0;
-    const double decay = problem.decay[first + lane];
+    const double skip = arguments.skip ? arguments.skip[first + lane] : 0.0;
+    const double decay = arguments.decay[first + lane];
     put(kernel.polynomial[0] + skip);
     for (int64_t lag = 1; lag < chunk; ++lag) put(kernel.polynomial[lag] * kernel.decay_from_start[lag]);
     for (int64_t j = 0; j < chunk; ++j) put(kernel.decay_from_start[j]);
     for (int64_t j = 0; j < chunk; ++j) put(kernel.decay_from_start[chunk - j]);
     put(std::expm1(-decay * static_cast<double>(chunk)));
-    put(std::expm1(-decay * static_cast<double>(problem.tables->segment)));
+    put(std::expm1(-decay * static_cast<double>(tables.segment)));
   }
 }
 
 // Writes a part's coefficients for the channels [first, first + count); absent channels are 0.
 template <typename compute_t>
 void fill_coefficients(
-    const Problem<compute_t>& problem, const ScanPart<compute_t>& part, int64_t first, int64_t count,
+    const ScanArguments<compute_t>& arguments, const ScanPart<compute_t>& part, int64_t first, int64_t count,
     int64_t lanes, compute_t* rows) {
   std::fill_n(rows, part.num_degrees() * lanes, compute_t(0));
   for (int64_t lane = 0; lane < count; ++lane) {
-    const compute_t* coeffs = problem.coeffs + (first + lane) * problem.num_coeffs();
+    const compute_t* coeffs = arguments.coeffs + (first + lane) * arguments.num_coeffs;
     for (int64_t k = 0; k < part.num_degrees(); ++k)
       rows[k * lanes + lane] = static_cast<compute_t>(part.coefficient(coeffs, k));
   }

@@ -1,14 +1,5 @@
-// The Legendre scan on the CPU. Start reading here; docs/scan.md explains the method. No torch in this
-// folder's headers but scan_tensors.h.
-//
-//   scan.h                 ScanCall: prepares the parameters, runs the tasks, adds up gradients
-//   tasks.h                cuts a call into tasks: a few sequences by a few vectors of channels
-//   segment_tables.h       the constants of both levels of the scan
-//   parameters.h           what a call's parameters make of them
-//   forward.h, backward.h  a task from its first chunk to its last and back
-//   stages.h               their stages, each directly above its backward stage
-//   segment.h, memory.h    what the stages work on
-//   chunk.h, state.h       the arithmetic of the stages on vectors
+// The Legendre scan on the CPU. Start reading here; docs/scan.md explains the method and says which step is
+// where. No torch in this folder's headers but scan_tensors.h.
 //
 // An operator says where the scan's inputs come from and where its results go: its ScanIO. The members are
 // called for a chunk of one sequence, given by its index `s` in the task, and for all vectors of the task:
@@ -29,6 +20,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "../../common/cpu/threads.h"
@@ -37,15 +29,7 @@
 
 namespace hyenarec::scan {
 
-// A call's parameters: coeffs [D, N], decay [D], skip [D] or nullptr.
-template <typename compute_t>
-struct ScanArguments {
-  int64_t channels, num_coeffs;
-  const compute_t *coeffs, *decay, *skip;
-  int64_t horizon;
-};
-
-// Where their gradients go; nullptr: not wanted.
+// Where the gradients of a call's parameters go; nullptr: not wanted.
 template <typename compute_t>
 struct ParameterGradients {
   compute_t *coeffs, *decay, *skip;
@@ -58,16 +42,6 @@ struct States {
   int64_t rows = 0;
 };
 
-// Sums over tasks, as rows of a vector's lanes, all zero at first: [group][vector][rows, lanes].
-struct Sums {
-  std::vector<double> values;
-  int64_t vectors, rows, lanes;
-
-  double* of(const Task& task, int64_t v) {
-    return values.data() + (task.group_index * vectors + task.first_vector + v) * rows * lanes;
-  }
-};
-
 // One call. What `arguments` and `sequences` point to outlives it.
 template <typename compute_t>
 class ScanCall {
@@ -75,37 +49,32 @@ class ScanCall {
   ScanCall(const Threads& threads, const Sequences& sequences, const ScanArguments<compute_t>& arguments)
       : threads_(threads),
         sequences_(sequences),
-        problem_{
-            segment_tables<compute_t>(
-                arguments.horizon, legendre_chunk_length(arguments.num_coeffs), arguments.num_coeffs,
-                sequences.longest()),
-            arguments.channels,
-            arguments.coeffs,
-            arguments.decay,
-            arguments.skip,
-            sequences.longest(),
-            make_groups(sequences)},
-        contractions_(*problem_.tables, problem_.longest),
+        arguments_(arguments),
+        longest_(sequences.longest()),
+        tables_(segment_tables<compute_t>(
+            arguments.horizon, legendre_chunk_length(arguments.num_coeffs), arguments.num_coeffs, longest_)),
+        groups_(make_groups(sequences)),
+        contractions_(*tables_, longest_),
         lanes_(simd::widest_vector_bytes() / sizeof(compute_t)),
-        vectors_((problem_.channels + lanes_ - 1) / lanes_),
-        vectors_per_task_(choose_vectors_per_task()) {
-    parameters_ = parameter_memory_.get<compute_t>(vectors_ * parameter_rows() * lanes_);
+        vectors_((arguments.channels + lanes_ - 1) / lanes_),
+        vectors_per_task_(choose_vectors_per_task()),
+        parameters_(parameter_memory_.get<compute_t>(vectors_ * parameter_rows() * lanes_)) {
     run_tasks<Scratch>(threads_, (vectors_ + 1) / 2, [&](int64_t pair, Scratch& scratch) {
       simd::run_with_widest_vectors([&](auto bytes) HYENAREC_INLINE_LAMBDA {
         using V = simd::Vector<compute_t, bytes() / sizeof(compute_t)>;
-        if (2 * pair + 1 < vectors_)
-          fill_parameters<2, V>(2 * pair, scratch);
-        else
-          fill_parameters<1, V>(2 * pair, scratch);
+        const int64_t first = 2 * pair;
+        in_runs<2>(std::min<int64_t>(vectors_ - first, 2), [&](auto size, int64_t) HYENAREC_INLINE_LAMBDA {
+          fill_parameters<size(), V>(first, scratch);
+        });
       });
     });
   }
 
-  int64_t chunk() const { return problem_.chunk(); }
+  int64_t chunk() const { return tables_->chunk; }
 
   // Whether a backward pass reads saved states.
   bool reads_states(const GradientMask& wanted) const {
-    return wanted.needs_states() && problem_.longest > problem_.tables->segment;
+    return wanted.needs_states() && longest_ > tables_->segment;
   }
 
   // make_io(V{}, task) gives the ScanIO of a task. `states` takes what a backward pass will need, if it has
@@ -114,15 +83,12 @@ class ScanCall {
   void forward(const States<compute_t>& states, const MakeIO& make_io) {
     const auto saved = saved_states(states.data);
     if (saved.data) {  // leave no row undefined
-      const int64_t row = problem_.num_coeffs() * problem_.channels;
+      const int64_t row = arguments_.num_coeffs * arguments_.channels;
       std::fill(saved.data + saved.rows * row, saved.data + states.rows * row, compute_t(0));
     }
-    for_each_task([&](auto lanes, const Task& task, Scratch& scratch) HYENAREC_INLINE_LAMBDA {
-      using V = decltype(lanes);
-      auto io = make_io(lanes, task);
-      const TaskParameters<V> parameters(*this, task);
-      forward_task<V>({*problem_.tables, contractions_, parameters.of_vector}, task, saved, io, scratch);
-    });
+    for_each_task(
+        make_io, [&](const auto& scan, const Task& task, auto& io, Scratch& scratch)
+                     HYENAREC_INLINE_LAMBDA { forward_task(scan, task, saved, io, scratch); });
   }
 
   template <typename MakeIO>
@@ -130,17 +96,11 @@ class ScanCall {
       const GradientMask& wanted, const States<const compute_t>& states,
       const ParameterGradients<compute_t>& gradients, const MakeIO& make_io) {
     const auto saved = saved_states(states.data);
-    auto sums = make_sums(GradientLayout(*problem_.tables).count);
-    for_each_task([&](auto lanes, const Task& task, Scratch& scratch) HYENAREC_INLINE_LAMBDA {
-      using V = decltype(lanes);
-      auto io = make_io(lanes, task);
-      const TaskParameters<V> parameters(*this, task);
-      double* sums_of_vector[kMaxVectors];
-      for (int64_t v = 0; v < task.vectors; ++v) sums_of_vector[v] = sums.of(task, v);
-      backward_task<V>(
-          {*problem_.tables, contractions_, parameters.of_vector}, task, wanted, saved, io, scratch,
-          sums_of_vector);
-    });
+    auto sums = make_sums(GradientLayout(contractions_).count);
+    for_each_task(
+        make_io, [&](const auto& scan, const Task& task, auto& io, Scratch& scratch) HYENAREC_INLINE_LAMBDA {
+          BackwardTask{scan, task, wanted, io, scratch, sums}.run(saved);
+        });
     if (wanted.parameters) store_gradients(sums, gradients);
   }
 
@@ -151,70 +111,50 @@ class ScanCall {
   std::vector<double> total(const Sums& sums, int64_t channel) const {
     std::vector<double> total(sums.rows, 0.0);
     for (int64_t group = 0; group < groups(); ++group) {
-      const double* from =
-          sums.values.data() + (group * vectors_ + channel / lanes_) * sums.rows * lanes_ + channel % lanes_;
+      const double* from = sums.values.data() + sums.start(group, channel / lanes_) + channel % lanes_;
       for (int64_t row = 0; row < sums.rows; ++row) total[row] += from[row * lanes_];
     }
     return total;
   }
 
  private:
-  // Those of a task's vectors. Vectors that the task doesn't have get the last one's.
-  template <typename V>
-  struct TaskParameters {
-    ScanParameters<V> of_vector[kMaxVectors];
-
-    TaskParameters(const ScanCall& call, const Task& task)
-        : of_vector{of(call, task, 0), of(call, task, 1), of(call, task, 2), of(call, task, 3)} {}
-    static ScanParameters<V> of(const ScanCall& call, const Task& task, int64_t v) {
-      const int64_t vector = task.first_vector + std::min(v, task.vectors - 1);
-      return {reinterpret_cast<const V*>(call.parameters_at(vector)), call.problem_.chunk()};
-    }
-  };
-
   // As they lie behind `data`; none without, or with N = 0.
   template <typename value_t>
   SavedStates<value_t> saved_states(value_t* data) const {
-    SavedStates<value_t> saved;
-    if (!data) return saved;
-    saved.data = data;
-    saved.num_coeffs = problem_.num_coeffs();
-    saved.channels = problem_.channels;
-    for (int64_t s = 0; s < sequences_.count; ++s) {
+    SavedStates<value_t> saved{data, arguments_.num_coeffs, arguments_.channels, 0, {}};
+    for (int64_t s = 0; data && s < sequences_.count; ++s) {
       saved.first_row.push_back(saved.rows);
-      saved.rows += std::max<int64_t>(sequences_.size(s) - 1, 0) / problem_.tables->segment;
+      saved.rows += std::max<int64_t>(sequences_.size(s) - 1, 0) / tables_->segment;
     }
     return saved;
   }
 
-  int64_t groups() const { return static_cast<int64_t>(problem_.groups.size()); }
-  int64_t parameter_rows() const { return plain_parameter_rows(problem_.chunk()) + contractions_.rows; }
+  int64_t groups() const { return static_cast<int64_t>(groups_.size()); }
+  int64_t parameter_rows() const { return plain_parameter_rows(chunk()) + contractions_.rows; }
   compute_t* parameters_at(int64_t vector) const { return parameters_ + vector * parameter_rows() * lanes_; }
+  int64_t channels_of(int64_t vector) const {
+    return std::min(lanes_, arguments_.channels - vector * lanes_);
+  }
 
   // All parameters of `size` neighbouring vectors.
   template <int size, typename V>
   HYENAREC_INLINE void fill_parameters(int64_t vector, Scratch& scratch) {
-    const int64_t contracted = plain_parameter_rows(problem_.chunk()) * lanes_;
-    const auto channels_of = [&](int m) {
-      return std::min(lanes_, problem_.channels - (vector + m) * lanes_);
-    };
-    for (int m = 0; m < size; ++m)
-      fill_plain_parameters(
-          problem_, (vector + m) * lanes_, channels_of(m), lanes_, parameters_at(vector + m));
+    for (int64_t v = vector; v < vector + size; ++v)
+      fill_plain_parameters(*tables_, arguments_, v * lanes_, channels_of(v), lanes_, parameters_at(v));
+    V* const contracted = reinterpret_cast<V*>(parameters_at(vector)) + plain_parameter_rows(chunk());
     for (const auto* part : contractions_.parts()) {
       if (part->count() == 0) continue;
       const int64_t degrees = part->num_degrees();
-      auto* const coeffs = scratch.get<V>(size * degrees);
+      scratch.restart();
+      V* const coeffs = scratch.get<V>(size * degrees);
       for (int m = 0; m < size; ++m)
         fill_coefficients(
-            problem_, *part, (vector + m) * lanes_, channels_of(m), lanes_,
+            arguments_, *part, (vector + m) * lanes_, channels_of(vector + m), lanes_,
             reinterpret_cast<compute_t*>(coeffs + m * degrees));
-      for (int64_t i = 0; i < part->count(); ++i) {
-        V* const to = reinterpret_cast<V*>(parameters_at(vector) + contracted) + part->rows[i];
+      for (int64_t i = 0; i < part->count(); ++i)
         contract<size, V>(
             part->tables->chunks[i].transfer.data(), part->shape(i), {coeffs, degrees},
-            {to, parameter_rows()});
-      }
+            {contracted + part->rows[i], parameter_rows()});
     }
   }
 
@@ -225,32 +165,36 @@ class ScanCall {
     return width;
   }
 
-  // Tasks are numbered by group first: those of the longest sequences come first.
-  template <typename Run>
-  void for_each_task(const Run& run) {
+  // Calls run(scan, task, io, scratch). Tasks are numbered by group first: those of the longest sequences
+  // come first.
+  template <typename MakeIO, typename Run>
+  void for_each_task(const MakeIO& make_io, const Run& run) {
     const int64_t tiles = (vectors_ + vectors_per_task_ - 1) / vectors_per_task_;
     run_tasks<Scratch>(threads_, groups() * tiles, [&](int64_t index, Scratch& scratch) {
       const int64_t group = index / tiles, first = index % tiles * vectors_per_task_;
       const int64_t vectors = std::min(vectors_per_task_, vectors_ - first);
-      const int64_t last_channels = std::min(lanes_, problem_.channels - (first + vectors - 1) * lanes_);
-      const Task task{problem_.groups[group], group, first, vectors, last_channels};
+      const Task task{groups_[group], group, first, vectors, channels_of(first + vectors - 1)};
+      scratch.restart();
       simd::run_with_widest_vectors([&](auto bytes) HYENAREC_INLINE_LAMBDA {
-        run(simd::Vector<compute_t, bytes() / sizeof(compute_t)>{}, task, scratch);
+        using V = simd::Vector<compute_t, bytes() / sizeof(compute_t)>;
+        const Scan<V> scan{*tables_, contractions_, reinterpret_cast<const V*>(parameters_at(first))};
+        auto io = make_io(V{}, task);
+        run(scan, task, io, scratch);
       });
     });
   }
 
   // Carries the sums over all tasks to the parameters.
   void store_gradients(const Sums& sums, const ParameterGradients<compute_t>& gradients) const {
-    const GradientLayout layout(*problem_.tables);
-    const int64_t n = problem_.num_coeffs();
+    const GradientLayout layout(contractions_);
+    const int64_t n = arguments_.num_coeffs;
     std::vector<double> coeffs(n);
-    for (int64_t d = 0; d < problem_.channels; ++d) {
+    for (int64_t d = 0; d < arguments_.channels; ++d) {
       const auto total = this->total(sums, d);
       const double* lags = total.data() + layout.lags;
-      const NearKernel kernel(problem_, d);
+      const NearKernel kernel(*tables_, arguments_, d);
       double decay = total[layout.far_decay];
-      for (int64_t lag = 0; lag < problem_.chunk(); ++lag)
+      for (int64_t lag = 0; lag < chunk(); ++lag)
         decay -= static_cast<double>(lag) * kernel.decay_from_start[lag] * kernel.polynomial[lag] * lags[lag];
       find_coefficient_gradients(kernel, total.data(), layout, coeffs.data());
       if (gradients.coeffs) std::copy(coeffs.begin(), coeffs.end(), gradients.coeffs + d * n);
@@ -263,27 +207,28 @@ class ScanCall {
   // contractions.
   void find_coefficient_gradients(
       const NearKernel& kernel, const double* total, const GradientLayout& layout, double* coeffs) const {
-    const int64_t chunk = problem_.chunk();
     const double* lags = total + layout.lags;
-    for (int64_t k = 0; k < problem_.num_coeffs(); ++k) {
+    for (int64_t k = 0; k < arguments_.num_coeffs; ++k) {
       coeffs[k] = 0.0;
-      for (int64_t lag = 0; lag < chunk; ++lag)
-        coeffs[k] += problem_.tables->basis[k * chunk + lag] * kernel.decay_from_start[lag] * lags[lag];
+      for (int64_t lag = 0; lag < chunk(); ++lag)
+        coeffs[k] += tables_->basis[k * chunk() + lag] * kernel.decay_from_start[lag] * lags[lag];
     }
-    const auto parts = contractions_.parts();
-    for (size_t part = 0; part < parts.size(); ++part)
-      parts[part]->add_coefficient_grads(total + layout.part(part), coeffs);
+    for (const auto* part : contractions_.parts())
+      part->add_coefficient_grads(total + part->first_sum, coeffs);
   }
 
   const Threads threads_;
   const Sequences sequences_;
-  const Problem<compute_t> problem_;
+  const ScanArguments<compute_t> arguments_;
+  const int64_t longest_;  // events of the longest sequence
+  const std::shared_ptr<const SegmentTables<compute_t>> tables_;
+  const std::vector<Group> groups_;
   const Contractions<compute_t> contractions_;
   const int64_t lanes_;
   const int64_t vectors_;
   const int64_t vectors_per_task_;
   Scratch parameter_memory_;
-  compute_t* parameters_ = nullptr;
+  compute_t* const parameters_;
 };
 
 }  // namespace hyenarec::scan

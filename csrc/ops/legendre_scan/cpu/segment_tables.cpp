@@ -36,10 +36,6 @@ class SegmentTablesBuilder {
   }
 
  private:
-  static int64_t significant(const Scale& scale) {
-    return detail::significant(scale, LegendreTableBuilder<scalar_t>::kTolerance);
-  }
-
   // The kernel's coefficients on its first lags from those on all.
   std::vector<double> first_lags(int64_t lags) const {
     return between_.restricted(detail::events(0, horizon_), detail::events(0, lags));
@@ -50,7 +46,7 @@ class SegmentTablesBuilder {
 
   void fill_within(int64_t size, WithinSegment<scalar_t>& within) const {
     Scale kernel = window_scale(size);
-    kernel.resize(significant(kernel));
+    kernel.resize(LegendreTableBuilder<scalar_t>::count(kernel));
     within.restriction = first_lags(size);
     within.restriction.resize(kernel.size() * n_);
     const LegendreTableBuilder<scalar_t> builder(
@@ -65,7 +61,7 @@ class SegmentTablesBuilder {
     for (int64_t start = 0; start < segment_; start += chunk_) {
       const auto matrix =
           between_.restricted(detail::events(0, segment_), detail::events(start, start + chunk_));
-      const int64_t moments = significant(detail::row_maxima(matrix, scale));
+      const int64_t moments = LegendreTableBuilder<scalar_t>::count(detail::row_maxima(matrix, scale));
       auto kept = detail::upper_rows<scalar_t>(matrix, moments, n_);
       auto by_column = detail::transposed(kept, moments, n_);
       tables.gather.push_back({moments, std::move(kept), std::move(by_column)});

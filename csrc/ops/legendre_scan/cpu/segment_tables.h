@@ -1,19 +1,12 @@
-// Constants of the Legendre scan on the CPU, which walks time on two levels. See ../tables.h for the scan
-// itself. No torch here.
+// Constants of the Legendre scan on the CPU, which walks time on two levels, as docs/scan.md says. See
+// ../tables.h for the scan itself. No torch here.
 //
-// With chunks alone a long horizon has hundreds of different tables, each to be contracted with every call's
-// coefficients. So time is cut into segments of S events, and these into chunks:
-//
-//   within   Inside a segment only the kernel's first S lags count: they are a kernel with the horizon S,
-//            its polynomial restricted, and all segments share one scan's tables.
-//   between  What is carried from segment to segment is a state on the whole horizon: a scan with
-//            segments for its chunks. A segment begins with that state restricted to the segment; it ends
-//            with its moments, gathered from its chunks'.
-//
-// So there are S / C + T / S contractions instead of T / C, and a state adds up as many chunks and segments.
-// Besides, a state consists of windows of the kernel: where R events of the horizon are left, of windows of R
-// lags. Their coefficients fall with the degree, the faster the shorter R is beside T. Those below rounding
-// are dropped (in float32, 9 of 17 coefficients are left for T = 16,384 and R = 512).
+// A segment of S events begins with the state carried into it, restricted to the segment; it ends with its
+// moments, gathered from its chunks'. So there are S / C + T / S contractions instead of T / C, and a state
+// adds up as many chunks and segments. Besides, a state consists of windows of the kernel: where R events of
+// the horizon are left, of windows of R lags. Their coefficients fall with the degree, the faster the shorter
+// R is beside T. Those below rounding are dropped (in float32, 9 of 17 coefficients are left for T = 16,384
+// and R = 512).
 //
 // One level instead (S = T) takes so many times as long (float32, N = 17, D = 64, one thread, batches of 8;
 // the two taking turns): T = 200 1.0, there is one segment only; T = 1,024 1.0 to 1.1; T = 4,096

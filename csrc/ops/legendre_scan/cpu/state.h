@@ -18,16 +18,9 @@ struct StridedRows {
 
   HYENAREC_INLINE V* of(int64_t member) const { return first + member * stride; }
   HYENAREC_INLINE StridedRows from(int64_t member) const { return {of(member), stride}; }
+  HYENAREC_INLINE StridedRows at(int64_t number) const { return {first + number, stride}; }
+  HYENAREC_INLINE operator StridedRows<const V>() const { return {first, stride}; }
 };
-
-// Calls visit(integral constant size, first member) for two members at a time: they share what they are
-// multiplied with.
-template <typename Visit>
-HYENAREC_INLINE void in_pairs(int64_t members, const Visit& visit) {
-  int64_t first = 0;
-  for (; first + 2 <= members; first += 2) visit(std::integral_constant<int, 2>{}, first);
-  if (first < members) visit(std::integral_constant<int, 1>{}, first);
-}
 
 // As in_runs, from the last run to the first.
 template <typename Visit>
@@ -37,6 +30,33 @@ HYENAREC_INLINE void in_runs_backwards(int64_t count, const Visit& visit) {
   if (count % 8 >= 4) visit(std::integral_constant<int, 4>{}, count -= 4);
   while (count > 0) visit(std::integral_constant<int, 8>{}, count -= 8);
 }
+
+// For each of a few members, the sums of a run of numbers: they stay in registers.
+template <typename V, int members, int run>
+struct RunSums {
+  V of[members][run];
+
+  // Of the numbers that lie at `first` in each member's row.
+  HYENAREC_INLINE void load(const StridedRows<const V>& rows, int64_t first) {
+    for (int m = 0; m < members; ++m) {
+      for (int i = 0; i < run; ++i) of[m][i] = rows.of(m)[first + i];
+    }
+  }
+  HYENAREC_INLINE void store(const StridedRows<V>& rows, int64_t first) const {
+    for (int m = 0; m < members; ++m) {
+      for (int i = 0; i < run; ++i) rows.of(m)[first + i] = of[m][i];
+    }
+  }
+  // sums[i] += factors[i stride] row[at] for each member.
+  template <typename factor_t>
+  HYENAREC_INLINE void add(
+      const factor_t* factors, const StridedRows<const V>& rows, int64_t at, int64_t stride = 1) {
+    for (int m = 0; m < members; ++m) {
+      const V value = rows.of(m)[at];
+      for (int i = 0; i < run; ++i) of[m][i] += factors[i * stride] * value;
+    }
+  }
+};
 
 // A transfer table contracted with coefficients, contracted[q][p] = sum_n coeffs[n] transfer(q, p, n): what
 // each of a chunk's moments adds to each coefficient of the next state. Rows of `width`.
@@ -58,22 +78,11 @@ HYENAREC_INLINE void contract(
     const StridedRows<V>& contracted) {
   for (int64_t q = 0; q < shape.moments; ++q) {
     in_runs(shape.in_row(q), [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
-      V sums[members][run()] = {};
-      for (int64_t n = first + q; n < shape.degrees; ++n, transfer += run()) {
-        for (int m = 0; m < members; ++m) {
-          const V coefficient = coeffs.of(m)[n];
-          for (int i = 0; i < run(); ++i) sums[m][i] += transfer[i] * coefficient;
-        }
-      }
-      for (int m = 0; m < members; ++m) {
-        V* const row = contracted.of(m) + q * shape.width + first;
-        for (int i = 0; i < run(); ++i) row[i] = sums[m][i];
-      }
+      RunSums<V, members, run()> sums{};
+      for (int64_t n = first + q; n < shape.degrees; ++n, transfer += run()) sums.add(transfer, coeffs, n);
+      sums.store(contracted, q * shape.width + first);
     });
-    for (int m = 0; m < members; ++m) {
-      V* const row = contracted.of(m) + q * shape.width;
-      for (int64_t p = shape.in_row(q); p < shape.width; ++p) row[p] = V{};
-    }
+    for (int m = 0; m < members; ++m) clear(contracted.of(m) + q * shape.width, shape.in_row(q), shape.width);
   }
 }
 
@@ -84,15 +93,12 @@ HYENAREC_INLINE void contract_backward(
     const StridedRows<V>& coeffs_grads) {
   for (int64_t q = 0; q < shape.moments; ++q) {
     in_runs(shape.in_row(q), [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
-      V factors[members][run()];
-      for (int m = 0; m < members; ++m) {
-        const V* const row = products.of(m) + q * shape.width + first;
-        for (int i = 0; i < run(); ++i) factors[m][i] = row[i];
-      }
+      RunSums<V, members, run()> factors;
+      factors.load(products, q * shape.width + first);
       for (int64_t n = first + q; n < shape.degrees; ++n, transfer += run()) {
         for (int m = 0; m < members; ++m) {
-          V sum = transfer[0] * factors[m][0];
-          for (int i = 1; i < run(); ++i) sum += transfer[i] * factors[m][i];
+          V sum = transfer[0] * factors.of[m][0];
+          for (int i = 1; i < run(); ++i) sum += transfer[i] * factors.of[m][i];
           coeffs_grads.of(m)[n] += sum;
         }
       }
@@ -100,55 +106,50 @@ HYENAREC_INLINE void contract_backward(
   }
 }
 
-// state = exp(-decay C) restriction state for each member, in place, from `before` coefficients to `after`,
-// not more: a run of rows needs no row before it. `step` is expm1(-decay C), and the restriction (by column,
-// [N, N]) comes as a change, too: what little changes is added last, so that a chain of chunks doesn't lose
-// digits.
+// state = (1 + step) (state + change) for a run of each member's state, where change[i] = sum_j
+// matrix[j][first + i] state[j] for j in [begin, end). What little changes is added last, so that a chain of
+// chunks doesn't lose digits.
+template <int members, int run, typename V>
+HYENAREC_INLINE void change_run(
+    const LaneOf<V>* matrix, int64_t pitch, int64_t first, int64_t begin, int64_t end, const V& step,
+    const StridedRows<V>& states) {
+  RunSums<V, members, run> change{};
+  const LaneOf<V>* row = matrix + begin * pitch + first;
+  for (int64_t j = begin; j < end; ++j, row += pitch) change.add(row, states, j);
+  for (int m = 0; m < members; ++m) {
+    V* const state = states.of(m) + first;
+    for (int i = 0; i < run; ++i) state[i] += change.of[m][i] + step * (state[i] + change.of[m][i]);
+  }
+}
+
+// state = exp(-decay C) restriction state for each member, in place, from a chunk's num_state coefficients
+// to num_next, not more: a run of rows needs no row before it. `step` is expm1(-decay C); the restriction
+// comes as a change, too.
 template <typename V>
 HYENAREC_INLINE void restrict_states(
-    const LaneOf<V>* change_by_column, int64_t num_coeffs, int64_t before, int64_t after, const V& step,
-    int64_t members, const StridedRows<V>& all_states) {
-  in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
-    const auto states = all_states.from(member);
-    in_runs(after, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
-      V change[size()][run()] = {};
-      const LaneOf<V>* column = change_by_column + first * num_coeffs + first;
-      for (int64_t j = first; j < before; ++j, column += num_coeffs) {
-        for (int m = 0; m < size(); ++m) {
-          const V value = states.of(m)[j];
-          for (int i = 0; i < run(); ++i) change[m][i] += column[i] * value;
-        }
-      }
-      for (int m = 0; m < size(); ++m) {
-        V* const state = states.of(m) + first;
-        for (int i = 0; i < run(); ++i) state[i] += change[m][i] + step * (state[i] + change[m][i]);
-      }
+    const LegendreChunk<LaneOf<V>>& chunk, int64_t num_coeffs, const V& step, int64_t members,
+    const StridedRows<V>& states) {
+  in_runs<2>(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
+    in_runs(chunk.num_next, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+      change_run<size(), run()>(
+          chunk.restriction_change_by_column.data(), num_coeffs, first, first, chunk.num_state, step,
+          states.from(member));
     });
   });
 }
 
-// dstate = exp(-decay C) restrictionᵀ dstate for each member, in place, from the gradients of `after`
-// coefficients to those of `before`, not fewer, zero beyond the first: a run of columns needs no column after
-// it.
+// dstate = exp(-decay C) restrictionᵀ dstate for each member, in place, from the gradients of num_next
+// coefficients to those of num_state, not fewer, zero beyond the first: a run of columns needs no column
+// after it.
 template <typename V>
 HYENAREC_INLINE void restrict_states_backward(
-    const LaneOf<V>* restriction_change, int64_t num_coeffs, int64_t before, int64_t after, const V& step,
-    int64_t members, const StridedRows<V>& all_dstates) {
-  in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
-    const auto dstates = all_dstates.from(member);
-    in_runs_backwards(before, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
-      V change[size()][run()] = {};
-      const LaneOf<V>* row = restriction_change + first;
-      for (int64_t i = 0; i < std::min<int64_t>(after, first + run()); ++i, row += num_coeffs) {
-        for (int m = 0; m < size(); ++m) {
-          const V value = dstates.of(m)[i];
-          for (int j = 0; j < run(); ++j) change[m][j] += row[j] * value;
-        }
-      }
-      for (int m = 0; m < size(); ++m) {
-        V* const dstate = dstates.of(m) + first;
-        for (int j = 0; j < run(); ++j) dstate[j] += change[m][j] + step * (dstate[j] + change[m][j]);
-      }
+    const LegendreChunk<LaneOf<V>>& chunk, int64_t num_coeffs, const V& step, int64_t members,
+    const StridedRows<V>& dstates) {
+  in_runs<2>(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
+    in_runs_backwards(chunk.num_state, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
+      change_run<size(), run()>(
+          chunk.restriction_change.data(), num_coeffs, first, 0,
+          std::min<int64_t>(chunk.num_next, first + run()), step, dstates.from(member));
     });
   });
 }
@@ -158,26 +159,18 @@ HYENAREC_INLINE void restrict_states_backward(
 template <typename V>
 HYENAREC_INLINE void transfer_moments(
     const V* contracted, const V* next, const ContractionShape& shape, int64_t members,
-    const StridedRows<V>& all_moments, const StridedRows<V>& all_states) {
-  in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
-    const auto states = all_states.from(member), moments = all_moments.from(member);
+    const StridedRows<V>& moments, const StridedRows<V>& states) {
+  in_runs<2>(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
     in_runs(shape.width, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
-      V sums[size()][run()] = {};
-      const V* row = contracted + first;
-      const V* next_row = next + first;
-      for (int64_t q = 0; q < shape.in_column(first); ++q, row += shape.width) {
-        if (member == 0) {
-          for (int i = 0; i < run(); ++i) __builtin_prefetch(next_row + i);
-          next_row += shape.width;
-        }
-        for (int m = 0; m < size(); ++m) {
-          const V moment = moments.of(m)[q];
-          for (int i = 0; i < run(); ++i) sums[m][i] += row[i] * moment;
-        }
+      RunSums<V, size(), run()> sums{};
+      for (int64_t q = 0; q < shape.in_column(first); ++q) {
+        const int64_t at = q * shape.width + first;
+        for (int i = 0; i < run() && member == 0; ++i) __builtin_prefetch(next + at + i);
+        sums.add(contracted + at, moments.from(member), q);
       }
       for (int m = 0; m < size(); ++m) {
-        V* const state = states.of(m) + first;
-        for (int i = 0; i < run(); ++i) state[i] += sums[m][i];
+        V* const state = states.of(member + m) + first;
+        for (int i = 0; i < run(); ++i) state[i] += sums.of[m][i];
       }
     });
   });
@@ -186,25 +179,16 @@ HYENAREC_INLINE void transfer_moments(
 // dmoments[q] += sum_p contracted[q][p] dstate[p] for each member.
 template <typename V>
 HYENAREC_INLINE void transfer_moments_backward(
-    const V* contracted, const ContractionShape& shape, int64_t members, const StridedRows<V>& all_dstates,
-    const StridedRows<V>& all_dmoments) {
-  in_pairs(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
-    const auto dstates = all_dstates.from(member), dmoments = all_dmoments.from(member);
+    const V* contracted, const ContractionShape& shape, int64_t members, const StridedRows<V>& dstates,
+    const StridedRows<V>& dmoments) {
+  in_runs<2>(members, [&](auto size, int64_t member) HYENAREC_INLINE_LAMBDA {
     in_runs(shape.moments, [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
-      V sums[size()][run()];
-      for (int m = 0; m < size(); ++m) {
-        for (int i = 0; i < run(); ++i) sums[m][i] = dmoments.of(m)[first + i];
-      }
+      RunSums<V, size(), run()> sums;
+      sums.load(dmoments.from(member), first);
       const V* const rows = contracted + first * shape.width;
-      for (int64_t p = 0; p < shape.in_row(first); ++p) {
-        for (int m = 0; m < size(); ++m) {
-          const V value = dstates.of(m)[p];
-          for (int i = 0; i < run(); ++i) sums[m][i] += rows[i * shape.width + p] * value;
-        }
-      }
-      for (int m = 0; m < size(); ++m) {
-        for (int i = 0; i < run(); ++i) dmoments.of(m)[first + i] = sums[m][i];
-      }
+      for (int64_t p = 0; p < shape.in_row(first); ++p)
+        sums.add(rows + p, dstates.from(member), p, shape.width);
+      sums.store(dmoments.from(member), first);
     });
   });
 }
@@ -213,25 +197,15 @@ HYENAREC_INLINE void transfer_moments_backward(
 // 0.
 template <typename V>
 HYENAREC_INLINE void add_contraction_grads(
-    const ContractionShape& shape, int64_t members, const StridedRows<V>& all_moments,
-    const StridedRows<V>& all_dstates, V* products) {
-  in_pairs(shape.moments, [&](auto size, int64_t q) HYENAREC_INLINE_LAMBDA {
+    const ContractionShape& shape, int64_t members, const StridedRows<V>& moments,
+    const StridedRows<V>& dstates, V* products) {
+  in_runs<2>(shape.moments, [&](auto size, int64_t q) HYENAREC_INLINE_LAMBDA {
+    const StridedRows<V> rows{products + q * shape.width, shape.width};
     in_runs(shape.in_row(q), [&](auto run, int64_t first) HYENAREC_INLINE_LAMBDA {
-      V* const rows = products + q * shape.width + first;
-      V sums[size()][run()];
-      for (int i = 0; i < size(); ++i) {
-        for (int p = 0; p < run(); ++p) sums[i][p] = rows[i * shape.width + p];
-      }
-      for (int64_t m = 0; m < members; ++m) {
-        const V* const moments = all_moments.of(m) + q;
-        const V* const dstate = all_dstates.of(m) + first;
-        for (int i = 0; i < size(); ++i) {
-          for (int p = 0; p < run(); ++p) sums[i][p] += moments[i] * dstate[p];
-        }
-      }
-      for (int i = 0; i < size(); ++i) {
-        for (int p = 0; p < run(); ++p) rows[i * shape.width + p] = sums[i][p];
-      }
+      RunSums<V, size(), run()> sums;
+      sums.load(rows, first);
+      for (int64_t m = 0; m < members; ++m) sums.add(dstates.of(m) + first, {moments.of(m) + q, 1}, 0);
+      sums.store(rows, first);
     });
   });
 }

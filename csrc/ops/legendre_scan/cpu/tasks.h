@@ -23,25 +23,36 @@ constexpr int64_t kMaxVectors = 4;  // of a task: four cache lines side by side
 constexpr int64_t kMinTaskSequences = 4, kMinTaskEvents = 2048, kMaxTaskEvents = 8192, kTasks = 8;
 constexpr int64_t kSequencesTimesEvents = 1 << 16;
 
-// Memory for vectors, aligned for them, reused from task to task.
+// Arrays of vectors, aligned for them. After restart() the same memory is given again, in the same order.
 class Scratch {
  public:
+  void restart() { next_ = 0; }
+  // Not cleared.
   template <typename V>
   V* get(int64_t count) {
+    if (next_ == arrays_.size()) arrays_.emplace_back();
+    Array& array = arrays_[next_++];
     const size_t needed = count * sizeof(V) / sizeof(Line) + 1;
-    if (size_ < needed) {
-      lines_.reset(new Line[needed]);  // not cleared
-      size_ = needed;
-    }
-    return reinterpret_cast<V*>(lines_.get());
+    if (array.size < needed) array = {std::unique_ptr<Line[]>(new Line[needed]), needed};
+    return reinterpret_cast<V*>(array.lines.get());
+  }
+  template <typename V>
+  V* zeros(int64_t count) {
+    V* const array = get<V>(count);
+    std::fill_n(array, count, V{});
+    return array;
   }
 
  private:
   struct alignas(64) Line {
     unsigned char bytes[64];
   };
-  std::unique_ptr<Line[]> lines_;
-  size_t size_ = 0;
+  struct Array {
+    std::unique_ptr<Line[]> lines;
+    size_t size = 0;
+  };
+  std::vector<Array> arrays_;
+  size_t next_ = 0;
 };
 
 // Sequences that a task walks in step, longest first.
@@ -134,12 +145,7 @@ struct SavedStates {
 
 // Rows of one chunk for each vector of a task, vector after vector.
 template <typename V>
-struct Tile {
-  V* data;
-  int64_t pitch;
-
-  HYENAREC_INLINE V* of(int64_t vector) const { return data + vector * pitch; }
-};
+using Tile = StridedRows<V>;
 
 // Buffers for one chunk of one sequence, on the stack: they stay in the cache.
 template <typename V>

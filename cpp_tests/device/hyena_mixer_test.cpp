@@ -148,7 +148,7 @@ INSTANTIATE_TEST_SUITE_P(
 // fast.
 template <typename IO>
 void check_shared_memory() {
-  using T = accumulate_t<typename IO::Scalar>;
+  using T = typename IO::T;
   const ScanWork work{1000, 100, 100, nullptr, 10, 64, 4, 1, 1};
   for (int64_t n = 1; n <= kScanMaxCoeffs; ++n) {
     const auto shape = scan_backward_shape<IO>(work, n, 4, n, 1000);

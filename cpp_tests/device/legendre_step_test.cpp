@@ -58,10 +58,7 @@ class Streams {
         weights_(make_weights(expected, work_)),
         flat_(make_tables(work_)),
         positions_(work_.streams),
-        states_(work_.streams * (work_.num_coeffs + work_.chunk) * work_.channels) {
-    for (size_t i = 0; i < flat_.shapes.size(); i += 3)
-      shapes_.push_back({flat_.shapes[i], flat_.shapes[i + 1], flat_.shapes[i + 2]});
-  }
+        states_(work_.streams * (work_.num_coeffs + work_.chunk) * work_.channels) {}
 
   // `events_at_once` events a launch, each stream on from its position.
   std::vector<double> run(int64_t events_at_once, BlockOrder order) {
@@ -87,16 +84,7 @@ class Streams {
 
   // The events [first, first + work.length) of every stream.
   void step(const LegendreStepWork& work, int64_t first, Buffer<scalar_t>& out, BlockOrder order) {
-    const ScanTables<T> tables{
-        static_cast<int>(work.num_coeffs),
-        static_cast<int>(scan_pitch(work.num_coeffs)),
-        work.horizon,
-        flat_.tail_chunk,
-        shapes_.data(),
-        flat_.matrices.data(),
-        flat_.contraction.data(),
-        nullptr,
-        nullptr};
+    const auto tables = flat_.placed([](const auto& array) { return array.data(); });
     launch(
         legendre_step_shape<T>(work), order, legendre_step_forward<scalar_t>, work, tables, weights_.data(),
         positions_.data(), events(u_, first), events(pre_, first), events(post_, first), states_.data(),
@@ -107,8 +95,7 @@ class Streams {
   // As the operator asks for them.
   static HostScanTables<T> make_tables(const LegendreStepWork& work) {
     if (work.num_coeffs == 0) return {};
-    return make_scan_tables<T>(
-        work.horizon, work.chunk, work.num_coeffs, scan_pitch(work.num_coeffs), work.horizon, 0);
+    return make_scan_tables<T>(work.horizon, work.chunk, work.num_coeffs, work.horizon, 0);
   }
   static std::vector<double> values(const oracle::Case& expected, const char* name) {
     return expected.has(name) ? expected[name].values : std::vector<double>();
@@ -122,7 +109,6 @@ class Streams {
   Buffer<scalar_t> u_, pre_, post_;
   Buffer<T> weights_;
   HostScanTables<T> flat_;
-  std::vector<ScanChunkShape> shapes_;
   Buffer<int64_t> positions_;
   Buffer<T> states_;
 };

@@ -20,7 +20,7 @@ void sum_twice(float* target, int64_t channels) {
   HYENAREC_SHARED_MEMORY(float, shared);
   for (int which = 0; which < 2; ++which) {
     Vector<float, kVector> mine;
-    for (int i = 0; i < kVector; ++i) mine.value[i] = value(threadIdx.y, threadIdx.x * kVector + i, which);
+    for (int i = 0; i < kVector; ++i) mine[i] = value(threadIdx.y, threadIdx.x * kVector + i, which);
     store_group_sum(mine, shared, target + which * channels, channels);
   }
 }

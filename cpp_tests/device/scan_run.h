@@ -69,17 +69,10 @@ class Scan {
         contracted_(0) {
     const int64_t chunks = ceil_div(sequences.longest(), kScanChunk);
     const int64_t segment = cut.segment_chunks > 0 ? cut.segment_chunks : chunks;
-    flat_ = make_scan_tables<T>(
-        sequences.horizon, kScanChunk, n_, scan_pitch(n_), sequences.longest(), cut.segment_chunks);
-    shapes_.resize(static_cast<size_t>(chunks));
-    for (size_t i = 0; i < shapes_.size(); ++i)
-      shapes_[i] = {flat_.shapes[3 * i], flat_.shapes[3 * i + 1], flat_.shapes[3 * i + 2]};
-    tables_ = {
-        static_cast<int>(n_), static_cast<int>(scan_pitch(n_)), sequences.horizon,        flat_.tail_chunk,
-        shapes_.data(),       aligned(flat_.matrices),          flat_.contraction.data(), aligned(flat_.tail),
-        aligned(flat_.jumps)};
+    flat_ = make_scan_tables<T>(sequences.horizon, kScanChunk, n_, sequences.longest(), cut.segment_chunks);
+    input_.tables = flat_.placed([&](const auto& array) { return aligned(array); });
     const int64_t groups = ceil_div(sequences.count, cut.warps);
-    work_ = {
+    input_.work = {
         sequences.rows,
         sequences.length,
         sequences.horizon,
@@ -89,41 +82,38 @@ class Scan {
         segment,
         ceil_div(chunks, segment),
         std::min(groups, cut.most_blocks)};
-    contract(shapes_.back().transfer);
+    contract(flat_.shapes.back().transfer);
   }
 
   template <typename IO>
   void forward(const IO& io) {
     find_carry(io);
     launch(
-        sweep_shape(), cut_.order, legendre_scan_forward<IO, kN, false>, work_, tables_, parameters_, io,
-        carry_.data(), static_cast<T*>(nullptr));
+        sweep_shape(), cut_.order, legendre_scan_forward<IO, kN, false>, input_, io, carry_.data(),
+        static_cast<T*>(nullptr));
   }
 
   template <typename IO>
   ParameterGradients backward(const IO& io, const GradientMask& wanted) {
-    Buffer<T> states(scan_slots(work_.rows, work_.sequences, kScanChunk) * n_ * pitch_);
+    Buffer<T> states(work().slots(kScanChunk) * n_ * pitch_);
     if (wanted.parameters || wanted.output) {
       find_carry(io);
       launch(
-          sweep_shape(), cut_.order, legendre_scan_forward<IO, kN, true>, work_, tables_, parameters_, io,
-          carry_.data(), states.data());
+          sweep_shape(), cut_.order, legendre_scan_forward<IO, kN, true>, input_, io, carry_.data(),
+          states.data());
     }
-    if (work_.segments > 1) {
+    if (work().segments > 1) {
       carry_ = scratch();
-      launch(
-          sweep_shape(), cut_.order, legendre_scan_carry_backward<IO, kN>, work_, tables_, parameters_, io,
-          carry_.data());
-      launch(
-          shape(), cut_.order, legendre_scan_combine<T, kN, true>, work_, tables_, parameters_,
-          carry_.data());
+      launch(sweep_shape(), cut_.order, legendre_scan_carry_backward<IO, kN>, input_, io, carry_.data());
+      launch(shape(), cut_.order, legendre_scan_combine<T, kN, true>, input_, carry_.data());
     }
-    const auto backward = scan_backward_shape<IO>(work_, n_, cut_.warps, cut_.slab, cut_.most_blocks);
-    const int64_t rows = scan_sum_rows<IO>(n_), blocks = backward.work.row_groups * work_.segments;
+    const auto backward = scan_backward_shape<IO>(work(), n_, cut_.warps, cut_.slab, cut_.most_blocks);
+    const int64_t rows = scan_sum_rows<IO>(n_), blocks = backward.work.row_groups * work().segments;
     Buffer<T> partial(blocks * rows * pitch_);
     launch(
-        backward.launch, cut_.order, legendre_scan_backward<IO, kN>, backward.work, tables_, parameters_, io,
-        wanted, backward.slab, states.data(), carry_.data(), partial.data());
+        backward.launch, cut_.order, legendre_scan_backward<IO, kN>,
+        ScanInput<T>{backward.work, input_.tables, input_.channels}, io, wanted, backward.slab, states.data(),
+        carry_.data(), partial.data());
     if (!wanted.parameters) return {};
 
     const auto sums = sum_over_groups(partial, blocks);
@@ -145,15 +135,13 @@ class Scan {
     return grads;
   }
 
-  const ScanWork& work() const { return work_; }
+  const ScanWork& work() const { return input_.work; }
   int64_t pitch() const { return pitch_; }
-  int64_t segment_slots() const {
-    return scan_slots(work_.rows, work_.sequences, work_.segment_chunks * kScanChunk);
-  }
+  int64_t segment_slots() const { return work().slots(work().segment_rows()); }
 
  private:
-  LaunchShape shape() const { return scan_shape(work_, cut_.warps); }
-  LaunchShape sweep_shape() const { return scan_sweep_shape<T>(work_, cut_.warps); }
+  LaunchShape shape() const { return scan_shape(work(), cut_.warps); }
+  LaunchShape sweep_shape() const { return scan_sweep_shape<T>(work(), cut_.warps); }
 
   // The first rows of the tables' `contraction` times coeffs.
   void contract(int64_t rows) {
@@ -166,7 +154,7 @@ class Scan {
         contracted_[(d / kScanLanes * rows + row) * kScanLanes + d % kScanLanes] = sum;
       }
     }
-    parameters_ = {
+    input_.channels = {
         static_cast<int>(pitch_), rows, contracted_.data(), decay_.data(),
         skip_.size() > 0 ? skip_.data() : nullptr};
   }
@@ -181,34 +169,30 @@ class Scan {
   }
   template <typename IO>
   void find_carry(const IO& io) {
-    if (work_.segments == 1) return;
+    if (work().segments == 1) return;
     carry_ = scratch();
-    launch(
-        sweep_shape(), cut_.order, legendre_scan_carry<IO, kN>, work_, tables_, parameters_, io,
-        carry_.data());
-    launch(
-        shape(), cut_.order, legendre_scan_combine<T, kN, false>, work_, tables_, parameters_, carry_.data());
+    launch(sweep_shape(), cut_.order, legendre_scan_carry<IO, kN>, input_, io, carry_.data());
+    launch(shape(), cut_.order, legendre_scan_combine<T, kN, false>, input_, carry_.data());
   }
 
-  // Vector loads of four numbers need their alignment, as torch's allocator has it.
-  T* aligned(const std::vector<T>& values) {
-    const size_t bytes = (values.size() * sizeof(T) + 63) / 64 * 64;
-    aligned_.emplace_back(static_cast<T*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64))), std::free);
-    std::copy(values.begin(), values.end(), aligned_.back().get());
-    return aligned_.back().get();
+  // Vector loads of four numbers need their alignment, as CUDA's allocator has it.
+  template <typename U>
+  const U* aligned(const std::vector<U>& values) {
+    const size_t bytes = (values.size() * sizeof(U) + 63) / 64 * 64;
+    auto* const copy = static_cast<U*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64)));
+    aligned_.emplace_back(copy, std::free);
+    std::copy(values.begin(), values.end(), copy);
+    return copy;
   }
 
   const Cut cut_;
   const int64_t channels_, given_, n_, pitch_;
   const Buffer<T> coeffs_, decay_, skip_;
   HostScanTables<T> flat_;
-  std::vector<ScanChunkShape> shapes_;
-  std::vector<std::unique_ptr<T, decltype(&std::free)>> aligned_;
+  std::vector<std::unique_ptr<void, decltype(&std::free)>> aligned_;
   Buffer<T> contracted_;
   std::vector<T> carry_;
-  ScanTables<T> tables_;
-  ScanWork work_;
-  ScanParameters<T> parameters_;
+  ScanInput<T> input_{};
 };
 
 }  // namespace device_test

@@ -59,9 +59,8 @@ struct NormDropout {
     if (dropped == 0) return;
     const PhiloxBlock block =
         random_block(static_cast<uint64_t>(*seed), static_cast<uint64_t>(element) / kLevelsPerBlock);
-#pragma unroll
-    for (int i = 0; i < kVector; ++i)
-      values.value[i] = level_in(block, element + i) < dropped ? T(0) : values.value[i] * scale;
+    unrolled<kVector>(
+        [&](int i) { values[i] = level_in(block, element + i) < dropped ? T(0) : values[i] * scale; });
   }
 };
 
@@ -73,8 +72,7 @@ __device__ inline Vector<T, kVector> load_parameters(const T* source) {
 #pragma unroll
   for (int first = 0; first < kVector; first += kPiece) {
     const Vector<T, kPiece> piece = load_channels<T, kPiece>(source + first);
-#pragma unroll
-    for (int i = 0; i < kPiece; ++i) result.value[first + i] = piece.value[i];
+    unrolled<kPiece>([&](int i) { result[first + i] = piece[i]; });
   }
   return result;
 }
@@ -99,21 +97,17 @@ template <int count, typename T>
 __device__ inline void sum_over_team(T (&values)[count], T* shared, int slot) {
   const int lanes = blockDim.x < 32 ? blockDim.x : 32, warps = blockDim.x / lanes;
   for (int distance = lanes / 2; distance > 0; distance /= 2) {
-#pragma unroll
-    for (int k = 0; k < count; ++k) values[k] += __shfl_xor_sync(0xffffffffu, values[k], distance);
+    unrolled<count>([&](int k) { values[k] += __shfl_xor_sync(0xffffffffu, values[k], distance); });
   }
   if (warps == 1) return;
   shared += slot * warps * count;
-  if (threadIdx.x % 32 == 0) {
-#pragma unroll
-    for (int k = 0; k < count; ++k) shared[threadIdx.x / 32 * count + k] = values[k];
-  }
+  if (threadIdx.x % 32 == 0)
+    unrolled<count>([&](int k) { shared[threadIdx.x / 32 * count + k] = values[k]; });
   __syncthreads();
-#pragma unroll
-  for (int k = 0; k < count; ++k) {
+  unrolled<count>([&](int k) {
     values[k] = T(0);
     for (int warp = 0; warp < warps; ++warp) values[k] += shared[warp * count + k];
-  }
+  });
 }
 
 // branch and residual in rows `*_stride` elements apart; residual may be nullptr. Results are contiguous.
@@ -148,24 +142,16 @@ __global__ void __launch_bounds__(kNormMaxThreads)
   const auto sum_at = [&](int64_t d) {
     Values value = load_channels<branch_t, kVector>(rows.branch + row * rows.branch_stride + d);
     rows.dropout.apply(value, row * rows.channels + d);
-    if (rows.residual != nullptr) {
-      const Values residual = load_channels<sum_t, kVector>(rows.residual + row * rows.residual_stride + d);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) value.value[i] += residual.value[i];
-    }
+    if (rows.residual != nullptr)
+      value += load_channels<sum_t, kVector>(rows.residual + row * rows.residual_stride + d);
     store_channels<sum_t, kVector>(sum_row + d, value);
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) value.value[i] = static_cast<T>(static_cast<sum_t>(value.value[i]));
-    return value;
+    return value.template to<sum_t>().template to<T>();
   };
   const auto again = [&](int64_t d) { return load_channels<sum_t, kVector>(sum_row + d); };
 
   Values held[kHeld] = {};
   T total[1] = {T(0)};
-  const auto add = [&](const Values& value) {
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) total[0] += value.value[i];
-  };
+  const auto add = [&](const Values& value) { unrolled<kVector>([&](int i) { total[0] += value[i]; }); };
   over_team_channels<kVector, kHeld>(
       channels, [&](int i, int64_t d) { add(held[i] = sum_at(d)); }, [&](int64_t d) { add(sum_at(d)); });
   sum_over_team(total, shared, 0);
@@ -173,8 +159,7 @@ __global__ void __launch_bounds__(kNormMaxThreads)
 
   T squares[1] = {T(0)};
   const auto add_square = [&](const Values& value) {
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) squares[0] += (value.value[i] - mean) * (value.value[i] - mean);
+    unrolled<kVector>([&](int i) { squares[0] += (value[i] - mean) * (value[i] - mean); });
   };
   over_team_channels<kVector, kHeld>(
       channels, [&](int i, int64_t) { add_square(held[i]); }, [&](int64_t d) { add_square(again(d)); });
@@ -184,8 +169,7 @@ __global__ void __launch_bounds__(kNormMaxThreads)
   const auto normalise = [&](const Values& value, int64_t d) {
     const Values weight = load_parameters<T, kVector>(rows.weight + d);
     Values result = load_parameters<T, kVector>(rows.bias + d);
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) result.value[i] += (value.value[i] - mean) * rstd * weight.value[i];
+    unrolled<kVector>([&](int i) { result[i] += (value[i] - mean) * rstd * weight[i]; });
     store_channels<sum_t, kVector>(rows.normed + row * rows.channels + d, result);
   };
   over_team_channels<kVector, kHeld>(
@@ -234,8 +218,7 @@ __global__ void __launch_bounds__(kNormMaxThreads)
     // The row normalised, and the gradient by it.
     const auto normalized_at = [&](int64_t d) {
       Values value = load_channels<sum_t, kVector>(rows.sum + row * rows.sum_stride + d);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) value.value[i] = (value.value[i] - mean) * rstd;
+      unrolled<kVector>([&](int i) { value[i] = (value[i] - mean) * rstd; });
       return value;
     };
     const auto grad_at = [&](int64_t d) {
@@ -244,19 +227,17 @@ __global__ void __launch_bounds__(kNormMaxThreads)
     // Times the weight, from which on the gradient of normed is that by the normalised row.
     const auto weighted = [&](const Values& grad, int64_t d) {
       Values result = load_parameters<T, kVector>(rows.weight + d);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) result.value[i] *= grad.value[i];
+      result *= grad;
       return result;
     };
 
     Values normalized[kHeld] = {}, grads[kHeld] = {};
     T sums[2] = {T(0), T(0)};  // of the gradient by the normalised row, and of its product with that row
     const auto add = [&](const Values& grad, const Values& value) {
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) {
-        sums[0] += grad.value[i];
-        sums[1] += grad.value[i] * value.value[i];
-      }
+      unrolled<kVector>([&](int i) {
+        sums[0] += grad[i];
+        sums[1] += grad[i] * value[i];
+      });
     };
     if (rows.grad_normed != nullptr) {
       over_team_channels<kVector, kHeld>(
@@ -264,19 +245,16 @@ __global__ void __launch_bounds__(kNormMaxThreads)
           [&](int k, int64_t d) {
             normalized[k] = normalized_at(d);
             const Values grad = grad_at(d);
-#pragma unroll
-            for (int i = 0; i < kVector; ++i) {
-              of_weight[k].value[i] += grad.value[i] * normalized[k].value[i];
-              of_bias[k].value[i] += grad.value[i];
-            }
+            unrolled<kVector>([&](int i) { of_weight[k][i] += grad[i] * normalized[k][i]; });
+            of_bias[k] += grad;
             grads[k] = weighted(grad, d);
             add(grads[k], normalized[k]);
           },
           [&](int64_t d) {  // a block is one team then
             const Values value = normalized_at(d), grad = grad_at(d);
             for (int i = 0; i < kVector && rows.partial != nullptr; ++i) {
-              partial[d + i] += grad.value[i] * value.value[i];
-              partial[rows.channels + d + i] += grad.value[i];
+              partial[d + i] += grad[i] * value[i];
+              partial[rows.channels + d + i] += grad[i];
             }
             add(weighted(grad, d), value);
           });
@@ -288,16 +266,10 @@ __global__ void __launch_bounds__(kNormMaxThreads)
     if (rows.grad_branch == nullptr && rows.grad_residual == nullptr) continue;
     const auto finish = [&](const Values& grad, const Values& value, int64_t d) {
       Values result = {};
-      if (rows.grad_normed != nullptr) {
-#pragma unroll
-        for (int i = 0; i < kVector; ++i)
-          result.value[i] = (grad.value[i] - mean_grad - value.value[i] * mean_product) * rstd;
-      }
-      if (rows.grad_sum != nullptr) {
-        const Values direct = load_channels<sum_t, kVector>(rows.grad_sum + row * rows.grad_sum_stride + d);
-#pragma unroll
-        for (int i = 0; i < kVector; ++i) result.value[i] += direct.value[i];
-      }
+      if (rows.grad_normed != nullptr)
+        unrolled<kVector>([&](int i) { result[i] = (grad[i] - mean_grad - value[i] * mean_product) * rstd; });
+      if (rows.grad_sum != nullptr)
+        result += load_channels<sum_t, kVector>(rows.grad_sum + row * rows.grad_sum_stride + d);
       const int64_t element = row * rows.channels + d;
       if (rows.grad_residual != nullptr) store_channels<sum_t, kVector>(rows.grad_residual + element, result);
       if (rows.grad_branch == nullptr) return;
@@ -314,13 +286,11 @@ __global__ void __launch_bounds__(kNormMaxThreads)
 
   if (rows.partial == nullptr) return;
   const int64_t tile = static_cast<int64_t>(blockDim.x) * kVector;
-#pragma unroll
-  for (int k = 0; k < kHeld; ++k) {
-    if (k * tile < rows.channels) {
-      store_group_sum(of_weight[k], shared, partial + k * tile, rows.channels - k * tile);
-      store_group_sum(of_bias[k], shared, partial + rows.channels + k * tile, rows.channels - k * tile);
-    }
-  }
+  unrolled<kHeld>([&](int k) {
+    if (k * tile >= rows.channels) return;
+    store_group_sum(of_weight[k], shared, partial + k * tile, rows.channels - k * tile);
+    store_group_sum(of_bias[k], shared, partial + rows.channels + k * tile, rows.channels - k * tile);
+  });
 }
 
 }  // namespace hyenarec

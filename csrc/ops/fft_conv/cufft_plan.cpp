@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/util/Exception.h>
+#include <cufftXt.h>
 
 #include <mutex>
 
@@ -42,47 +43,30 @@ class CufftPlan {
     const std::lock_guard<std::mutex> lock(mutex_);
     check(cufftSetStream(handle_, c10::cuda::getCurrentCUDAStream(key_.device)), "cufftSetStream", key_);
     check(cufftSetWorkArea(handle_, work_area.mutable_data_ptr()), "cufftSetWorkArea", key_);
-    switch (key_.type) {
-      case CUFFT_R2C:
-        check(
-            cufftExecR2C(handle_, static_cast<float*>(data), static_cast<cufftComplex*>(data)),
-            "cufftExecR2C", key_);
-        break;
-      case CUFFT_C2R:
-        check(
-            cufftExecC2R(handle_, static_cast<cufftComplex*>(data), static_cast<float*>(data)),
-            "cufftExecC2R", key_);
-        break;
-      case CUFFT_D2Z:
-        check(
-            cufftExecD2Z(handle_, static_cast<double*>(data), static_cast<cufftDoubleComplex*>(data)),
-            "cufftExecD2Z", key_);
-        break;
-      case CUFFT_Z2D:
-        check(
-            cufftExecZ2D(handle_, static_cast<cufftDoubleComplex*>(data), static_cast<double*>(data)),
-            "cufftExecZ2D", key_);
-        break;
-      default:
-        TORCH_INTERNAL_ASSERT(false, "fft_conv: no such cuFFT transform: ", static_cast<int>(key_.type));
-    }
+    // The plan knows the direction, and cuFFT heeds this one for complex transforms only.
+    check(cufftXtExec(handle_, data, data, CUFFT_FORWARD), "cufftXtExec", key_);
   }
 
  private:
   void make() {
     check(cufftSetAutoAllocation(handle_, 0), "cufftSetAutoAllocation", key_);
-    const bool forward = key_.type == CUFFT_R2C || key_.type == CUFFT_D2Z;
+    const bool is_forward = key_.type == CUFFT_R2C || key_.type == CUFFT_D2Z;
+    const bool is_double = key_.type == CUFFT_D2Z || key_.type == CUFFT_Z2D;
+    struct Side {
+      cudaDataType type;
+      long long distance;  // of signals, in elements of the type
+    };
     long long length = key_.length;
-    long long coefficients = key_.length / 2 + 1;
-    long long reals = 2 * coefficients;
-    // Distances count elements of the side they belong to. The embed sizes only matter in two dimensions and
-    // more, but without them cuFFT ignores the distances.
+    const long long coefficients = length / 2 + 1;
+    const Side reals{is_double ? CUDA_R_64F : CUDA_R_32F, 2 * coefficients};
+    const Side spectra{is_double ? CUDA_C_64F : CUDA_C_32F, coefficients};
+    auto in = is_forward ? reals : spectra, out = is_forward ? spectra : reals;
+    // The embed sizes only matter in two dimensions and more, but without them cuFFT ignores the distances.
     check(
-        cufftMakePlanMany64(
-            handle_, 1, &length, forward ? &reals : &coefficients, 1, forward ? reals : coefficients,
-            forward ? &coefficients : &reals, 1, forward ? coefficients : reals, key_.type, key_.batch,
-            &work_bytes_),
-        "cufftMakePlanMany64", key_);
+        cufftXtMakePlanMany(
+            handle_, 1, &length, &in.distance, 1, in.distance, in.type, &out.distance, 1, out.distance,
+            out.type, key_.batch, &work_bytes_, spectra.type),
+        "cufftXtMakePlanMany", key_);
   }
 
   const CufftPlanKey key_;

@@ -18,7 +18,6 @@ namespace hyenarec {
 // kTaps >= width.
 template <typename scalar_t, int kTaps>
 struct HyenaMixerIO {
-  using Scalar = scalar_t;
   using T = accumulate_t<scalar_t>;
   static constexpr int kHalo = kTaps - 1;
   // For each part the gradients of its taps, then its bias.
@@ -35,166 +34,121 @@ struct HyenaMixerIO {
 
   // A thread's own while it walks a segment backwards.
   struct Memory {
-    T behind[3][kTaps];    // gradients of the filtered rows behind the chunk: kHalo of them
-    T sums[3][kTaps + 1];  // over all its segments
-    T *head, *tail;        // in edges, or null: gradients of the segment's first filtered rows; grad_x of its
+    Vector<T, kHalo> behind[3];    // gradients of the filtered rows behind the chunk
+    Vector<T, kTaps + 1> sums[3];  // over all its segments
+    T *head, *tail;  // in edges, or null: gradients of the segment's first filtered rows; grad_x of its
     bool is_segments_last;  // last rows as far as this segment knows it. Is this the segment's last chunk?
   };
 
-  // Filtered rows of one part; zero beyond `rows`.
-  __device__ void filter(
-      int part, int64_t channel, int64_t row, int64_t before, int rows, T (&values)[kScanChunk]) const {
-    const int64_t column = part * channels + channel;
-    T raw[kScanChunk + kHalo];
-    load_raw(column, row, before, rows, raw);
-    const T shift = bias == nullptr ? T(0) : bias[column];
-#pragma unroll
-    for (int j = 0; j < kScanChunk; ++j) values[j] = shift;
-#pragma unroll
-    for (int lag = 0; lag < kTaps; ++lag) {
-      if (lag < width) {  // 0 times infinity is NaN: what no tap reaches must not be multiplied
-        const T tap = weight[column * width + lag];
-#pragma unroll
-        for (int j = 0; j < kScanChunk; ++j) values[j] += tap * raw[j + kHalo - lag];
-      }
-    }
+  // The same rows of one part's raw channels.
+  __device__ ScanChunkRows part_rows(int part, ScanChunkRows rows) const {
+    rows.channel += part * channels;
+    return rows;
+  }
+  // Filtered rows of one part; zero beyond them.
+  __device__ ScanChunk<T> filter(int part, const ScanChunkRows& rows) const {
+    const ScanChunkRows column = part_rows(part, rows);
+    const auto raw = load_raw(column);
+    const T shift = bias == nullptr ? T(0) : bias[column.channel];
+    ScanChunk<T> values;
+    unrolled<kScanChunk>([&](int j) { values[j] = shift; });
+    unrolled<kTaps>([&](int lag) {
+      if (lag >= width) return;  // 0 times infinity is NaN: what no tap reaches must not be multiplied
+      const T tap = weight[column.channel * width + lag];
+      unrolled<kScanChunk>([&](int j) { values[j] += tap * raw[j + kHalo - lag]; });
+    });
     keep_rows(rows, values);
+    return values;
   }
-  // raw[i] is row + i - kHalo; zero before the sequence and beyond `rows`.
-  __device__ void load_raw(
-      int64_t column, int64_t row, int64_t before, int rows, T (&raw)[kScanChunk + kHalo]) const {
-    const bool whole = rows == kScanChunk && before > 0;
-    load_channel(x, column, row, whole, before > 0 ? -kHalo : 0, rows - 1, kHalo, raw);
-    if (whole) return;
-#pragma unroll
-    for (int i = 0; i < kScanChunk + kHalo; ++i)
-      raw[i] = i - kHalo < rows && (i >= kHalo || before > 0) ? raw[i] : T(0);
-  }
-
-  __device__ void load_input(
-      int64_t channel, int64_t row, int64_t before, int rows, T (&z)[kScanChunk]) const {
-    T v[kScanChunk];
-    filter(1, channel, row, before, rows, z);
-    filter(2, channel, row, before, rows, v);
-#pragma unroll
-    for (int j = 0; j < kScanChunk; ++j) z[j] *= v[j];
-  }
-  __device__ void store_output(
-      int64_t channel, int64_t row, int64_t before, int rows, T (&y)[kScanChunk]) const {
-    T q[kScanChunk];
-    filter(0, channel, row, before, rows, q);
-#pragma unroll
-    for (int j = 0; j < kScanChunk; ++j) y[j] *= q[j];
-    store_rows(out, channel, row, rows, y);
-  }
-  __device__ void poison_output(int64_t channel, int64_t row) const {
-    *out.at(row, channel) = static_cast<scalar_t>(NAN);
+  // [i] is row + i - kHalo; zero before the sequence and beyond the rows.
+  __device__ Vector<T, kScanChunk + kHalo> load_raw(const ScanChunkRows& rows) const {
+    const bool has_before = rows.before > 0, whole = rows.is_whole() && has_before;
+    auto raw = load_channel<kScanChunk + kHalo>(x, rows, whole, has_before ? -kHalo : 0, kHalo);
+    if (!whole)
+      unrolled<kScanChunk + kHalo>(
+          [&](int i) { raw[i] = i - kHalo < rows.count && (i >= kHalo || has_before) ? raw[i] : T(0); });
+    return raw;
   }
 
-  __device__ void load_output_grad(
-      int64_t channel, int64_t row, int64_t before, int rows, T (&dy)[kScanChunk]) const {
-    filter(0, channel, row, before, rows, dy);
-    multiply_rows(grad, channel, row, rows, dy);
+  __device__ ScanChunk<T> load_input(const ScanChunkRows& rows) const {
+    auto z = filter(1, rows);
+    z *= filter(2, rows);
+    return z;
+  }
+  __device__ void store_output(const ScanChunkRows& rows, ScanChunk<T>& y) const {
+    y *= filter(0, rows);
+    store_rows(out, rows, y);
+  }
+  __device__ void poison_output(int64_t channel, int64_t row) const { poison(out, channel, row); }
+
+  __device__ ScanChunk<T> load_output_grad(const ScanChunkRows& rows) const {
+    auto dy = filter(0, rows);
+    multiply_rows(grad, rows, dy);
+    return dy;
   }
 
-  __device__ void begin(Memory& memory) const {
-#pragma unroll
-    for (int part = 0; part < 3; ++part) {
-#pragma unroll
-      for (int i = 0; i <= kTaps; ++i) memory.sums[part][i] = T(0);
-    }
-  }
   // before, behind: the slots of this segment and the next one, or -1 for a sequence's ends.
   __device__ void begin_segment(Memory& memory, int64_t channel, int64_t before, int64_t behind) const {
     const int64_t half = 3 * kHalo * edge_pitch;
     memory.head = before < 0 ? nullptr : edges + 2 * before * half + channel;
     memory.tail = behind < 0 ? nullptr : edges + (2 * behind + 1) * half + channel;
     memory.is_segments_last = true;
-#pragma unroll
-    for (int part = 0; part < 3; ++part) {
-#pragma unroll
-      for (int i = 0; i < kHalo; ++i) memory.behind[part][i] = T(0);
-    }
+    unrolled<3>([&](int part) { memory.behind[part] = {}; });
   }
   __device__ void end_segment(const Memory& memory) const {
     if (memory.head == nullptr) return;
-#pragma unroll
-    for (int part = 0; part < 3; ++part) {
-#pragma unroll
-      for (int i = 0; i < kHalo; ++i) memory.head[(part * kHalo + i) * edge_pitch] = memory.behind[part][i];
-    }
+    unrolled<3>([&](int part) { store_edge(memory.head, part, memory.behind[part]); });
+  }
+  __device__ void store_edge(T* edge, int part, const Vector<T, kHalo>& values) const {
+    unrolled<kHalo>([&](int i) { edge[(part * kHalo + i) * edge_pitch] = values[i]; });
   }
 
-  __device__ void store_gate_grad(
-      Memory& memory, int64_t channel, int64_t row, int64_t before, int rows,
-      const T (&y)[kScanChunk]) const {
-    T dq[kScanChunk];
-    load_rows(grad, channel, row, rows, dq);
-#pragma unroll
-    for (int j = 0; j < kScanChunk; ++j) dq[j] *= y[j];
-    store_filter_gradient(memory, 0, channel, row, before, rows, dq);
+  __device__ void store_gate_grad(Memory& memory, const ScanChunkRows& rows, const ScanChunk<T>& y) const {
+    auto dq = load_rows(grad, rows);
+    dq *= y;
+    store_filter_gradient(memory, 0, rows, dq);
   }
-  __device__ void store_input_grad(
-      Memory& memory, int64_t channel, int64_t row, int64_t before, int rows,
-      const T (&dz)[kScanChunk]) const {
-    T d[kScanChunk];
-#pragma unroll
-    for (int part = 1; part < 3; ++part) {
-      filter(3 - part, channel, row, before, rows, d);  // the other factor
-#pragma unroll
-      for (int j = 0; j < kScanChunk; ++j) d[j] *= dz[j];
-      store_filter_gradient(memory, part, channel, row, before, rows, d);
-    }
+  __device__ void store_input_grad(Memory& memory, const ScanChunkRows& rows, const ScanChunk<T>& dz) const {
+    unrolled<2>([&](int i) {
+      auto d = filter(2 - i, rows);  // the other factor
+      d *= dz;
+      store_filter_gradient(memory, 1 + i, rows, d);
+    });
     memory.is_segments_last = false;  // the chunk's last part
   }
   // d: gradients of the filtered rows.
   __device__ void store_filter_gradient(
-      Memory& memory, int part, int64_t channel, int64_t row, int64_t before, int rows,
-      T (&d)[kScanChunk]) const {
-    const int64_t column = part * channels + channel;
-    T raw[kScanChunk + kHalo], dx[kScanChunk];
-    load_raw(column, row, before, rows, raw);
+      Memory& memory, int part, const ScanChunkRows& rows, ScanChunk<T>& d) const {
+    const ScanChunkRows column = part_rows(part, rows);
+    const auto raw = load_raw(column);
     keep_rows(rows, d);
-#pragma unroll
-    for (int j = 0; j < kScanChunk; ++j) {
-      dx[j] = T(0);
-      memory.sums[part][kTaps] += d[j];
-    }
-#pragma unroll
-    for (int lag = 0; lag < kTaps; ++lag) {
-      if (lag < width) {
-        const T tap = weight[column * width + lag];
-        T sums[2] = {T(0), T(0)};
-#pragma unroll
-        for (int j = 0; j < kScanChunk; ++j) {
-          const T from = j + lag < kScanChunk ? d[j + lag] : memory.behind[part][j + lag - kScanChunk];
-          dx[j] += tap * from;
-          sums[j % 2] += d[j] * raw[j + kHalo - lag];
-        }
-        memory.sums[part][lag] += sums[0] + sums[1];
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kHalo; ++i) memory.behind[part][i] = d[i];
+    ScanChunk<T> dx = {};
+    unrolled<kScanChunk>([&](int j) { memory.sums[part][kTaps] += d[j]; });
+    unrolled<kTaps>([&](int lag) {
+      if (lag >= width) return;
+      const T tap = weight[column.channel * width + lag];
+      T sums[2] = {T(0), T(0)};
+      unrolled<kScanChunk>([&](int j) {
+        const T from = j + lag < kScanChunk ? d[j + lag] : memory.behind[part][j + lag - kScanChunk];
+        dx[j] += tap * from;
+        sums[j % 2] += d[j] * raw[j + kHalo - lag];
+      });
+      memory.sums[part][lag] += sums[0] + sums[1];
+    });
+    unrolled<kHalo>([&](int i) { memory.behind[part][i] = d[i]; });
     if (memory.is_segments_last && memory.tail != nullptr) {
-#pragma unroll
-      for (int i = 0; i < kHalo; ++i)
-        memory.tail[(part * kHalo + i) * edge_pitch] = dx[kScanChunk - kHalo + i];
+      Vector<T, kHalo> last;
+      unrolled<kHalo>([&](int i) { last[i] = dx[kScanChunk - kHalo + i]; });
+      store_edge(memory.tail, part, last);
     }
-    if (grad_x.data != nullptr) store_rows(grad_x, column, row, rows, dx);
+    if (grad_x.data != nullptr) store_rows(grad_x, column, dx);
   }
   // To the sums of legendre_scan_backward, 32 apart.
   __device__ void store_sums(const Memory& memory, T* to) const {
-#pragma unroll
-    for (int part = 0; part < 3; ++part) {
-#pragma unroll
-      for (int i = 0; i <= kTaps; ++i) to[(part * (kTaps + 1) + i) * kScanLanes] = memory.sums[part][i];
-    }
+    unrolled<kSums>([&](int i) { to[i * kScanLanes] = memory.sums[i / (kTaps + 1)][i % (kTaps + 1)]; });
   }
   __device__ void poison_gradients(int64_t channel, int64_t row) const {
-    if (grad_x.data == nullptr) return;
-    for (int part = 0; part < 3; ++part)
-      *grad_x.at(row, part * channels + channel) = static_cast<scalar_t>(NAN);
+    for (int part = 0; part < 3; ++part) poison(grad_x, part * channels + channel, row);
   }
 };
 
@@ -208,9 +162,9 @@ __global__ void __launch_bounds__(kScanThreads)
   const ScanPlace place = scan_place(work);
   if (place.channel >= work.channels) return;
   for_each_sequence(work, place, [&](const ScanSequence& sequence) {
-    const int64_t end = (place.segment + 1) * work.segment_chunks * kScanChunk;
+    const int64_t end = (place.segment + 1) * work.segment_rows();
     if (sequence.length <= end) return;
-    const int64_t slot = work.slot(sequence, work.segment_chunks * kScanChunk) + place.segment + 1;
+    const int64_t slot = work.slot(sequence, work.segment_rows()) + place.segment + 1;
     for (int part = 0; part < 3; ++part) {
       const int64_t column = part * work.channels + place.channel, pitch = io.edge_pitch;
       const T* head = io.edges + (slot * 6 + part) * kHalo * pitch + place.channel;

@@ -51,8 +51,7 @@ __global__ void __launch_bounds__(kLegendreForwardThreads) legendre_kernel_forwa
     const int count = static_cast<int>(smaller(kDegrees, degrees - first_degree));
     for (int n = 0; n < count; ++n) {
       const T polynomial = static_cast<T>(current);
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c) sum[c] += tile[n * kChannels + c] * polynomial;
+      unrolled<kChannels>([&](int c) { sum[c] += tile[n * kChannels + c] * polynomial; });
       const double next = legendre_recurrence(ratios[n], position, current, previous);
       previous = current;
       current = next;
@@ -60,12 +59,11 @@ __global__ void __launch_bounds__(kLegendreForwardThreads) legendre_kernel_forwa
   }
 
   if (lag >= length) return;
-#pragma unroll
-  for (int c = 0; c < kChannels; ++c) {
+  unrolled<kChannels>([&](int c) {
     const int64_t channel = first_channel + c;
     if (channel < channels)
       kernel[channel * length + lag] = sum[c] * exp(-decay[channel] * static_cast<T>(lag));
-  }
+  });
 }
 
 template <typename T>
@@ -190,30 +188,26 @@ __global__ void legendre_kernel_backward(
         const T polynomial = polynomials[lag * kLegendreBackwardPitch + degree];
         const T times_lag = polynomial * static_cast<T>(first_lag + lag);
         const T* weight = weights + lag * kLegendreBackwardWeightPitch + channel;
-#pragma unroll
-        for (int c = 0; c < kPerThread; ++c) {
+        unrolled<kPerThread>([&](int c) {
           round[c] += weight[c] * polynomial;
           round_by_lag[c] += weight[c] * times_lag;
-        }
+        });
       }
-#pragma unroll
-      for (int c = 0; c < kPerThread; ++c) {
+      unrolled<kPerThread>([&](int c) {
         plain[c] += static_cast<double>(round[c]);
         by_lag[c] += static_cast<double>(round_by_lag[c]);
-      }
+      });
     }
   }
 
   if (channel >= kChannels || first_degree + degree >= degrees) return;
   double* target = moments + 2 * segment * channels * degrees + first_degree + degree;
-#pragma unroll
-  for (int c = 0; c < kPerThread; ++c) {
+  unrolled<kPerThread>([&](int c) {
     const int64_t row = first_channel + channel + c;
-    if (row < channels) {
-      target[row * degrees] = plain[c];
-      target[(channels + row) * degrees] = by_lag[c];
-    }
-  }
+    if (row >= channels) return;
+    target[row * degrees] = plain[c];
+    target[(channels + row) * degrees] = by_lag[c];
+  });
 }
 
 // Backward, second stage: the segments' moments in their order; one warp a channel, lanes along degrees.

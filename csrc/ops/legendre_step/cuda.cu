@@ -13,25 +13,11 @@ namespace hyenarec {
 namespace {
 
 // For the whole horizon: positions live on the device.
-std::shared_ptr<const DeviceScanTables> step_tables(
-    const at::Tensor& parameter, int64_t horizon, int64_t num_coeffs) {
-  return get_scan_tables(
-      {parameter.get_device(), parameter.scalar_type(), horizon, legendre_chunk_length(num_coeffs),
-       num_coeffs, scan_pitch(num_coeffs), horizon, 0});
-}
-
 template <typename T>
-ScanTables<T> data_of(const DeviceScanTables& tables, int64_t horizon, int64_t num_coeffs) {
-  return {
-      static_cast<int>(num_coeffs),
-      static_cast<int>(scan_pitch(num_coeffs)),
-      horizon,
-      tables.tail_chunk,
-      reinterpret_cast<const ScanChunkShape*>(tables.shapes),
-      static_cast<const T*>(tables.matrices),
-      static_cast<const T*>(tables.contraction),
-      nullptr,
-      nullptr};
+std::shared_ptr<const DeviceScanTables<T>> step_tables(
+    const at::Tensor& parameter, int64_t horizon, int64_t num_coeffs) {
+  return get_scan_tables<T>(
+      {parameter.get_device(), horizon, legendre_chunk_length(num_coeffs), num_coeffs, horizon, 0});
 }
 
 template <typename scalar_t>
@@ -53,13 +39,13 @@ at::Tensor legendre_step_cuda(const LegendreStepArguments& arguments) {
   const auto events = detail::legendre_step_events(u);
   const auto pre = detail::legendre_step_events(pre_gate), post = detail::legendre_step_events(post_gate);
   const auto positions = position.contiguous(), rows = weights.contiguous();
-  const auto tables = num_coeffs > 0 ? step_tables(weights, horizon, num_coeffs) : nullptr;
   const LegendreStepWork work{events.size(0), events.size(1), events.size(2), horizon, num_coeffs, chunk};
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "legendre_step", [&] {
     using T = accumulate_t<scalar_t>;
+    const auto tables = work.num_coeffs > 0 ? step_tables<T>(weights, horizon, work.num_coeffs) : nullptr;
     launch(
         legendre_step_shape<T>(work), legendre_step_forward<scalar_t>, work,
-        tables ? data_of<T>(*tables, horizon, work.num_coeffs) : ScanTables<T>{}, rows.const_data_ptr<T>(),
+        tables ? tables->tables : ScanTables<T>{}, rows.const_data_ptr<T>(),
         positions.const_data_ptr<int64_t>(), data_of<scalar_t>(events), data_of<scalar_t>(pre),
         data_of<scalar_t>(post), arguments.state.mutable_data_ptr<T>(), out.mutable_data_ptr<scalar_t>());
   });
@@ -69,7 +55,9 @@ at::Tensor legendre_step_cuda(const LegendreStepArguments& arguments) {
 at::Tensor legendre_step_weights_cuda(const LegendreStepWeightsArguments& arguments) {
   const at::Tensor& coeffs = arguments.coeffs;
   const c10::cuda::CUDAGuard guard(coeffs.device());
-  if (coeffs.size(1) > 0) step_tables(coeffs, arguments.horizon.expect_int(), coeffs.size(1));
+  AT_DISPATCH_FLOATING_TYPES(coeffs.scalar_type(), "legendre_step_weights", [&] {
+    if (coeffs.size(1) > 0) step_tables<scalar_t>(coeffs, arguments.horizon.expect_int(), coeffs.size(1));
+  });
   return detail::make_legendre_step_weights(arguments);
 }
 

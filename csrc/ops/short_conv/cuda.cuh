@@ -87,13 +87,6 @@ template <typename T, int kVector, int kTaps>
 struct TapWindow {
   Vector<T, kVector> value[kTaps];
 
-  __device__ void clear() {
-#pragma unroll
-    for (int lag = 0; lag < kTaps; ++lag) {
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) value[lag].value[i] = T(0);
-    }
-  }
   __device__ void push(const Vector<T, kVector>& row) {
 #pragma unroll
     for (int lag = kTaps - 1; lag > 0; --lag) value[lag] = value[lag - 1];
@@ -110,8 +103,7 @@ __device__ inline void slide(
     int64_t last, Visit visit) {
   constexpr int64_t kStep = kReverse ? -1 : 1;
   using T = accumulate_t<scalar_t>;
-  TapWindow<T, kVector, kTaps> window;
-  window.clear();
+  TapWindow<T, kVector, kTaps> window = {};
   int64_t row = kReverse ? last - 1 : first;
   SequenceBounds bounds = find_sequence(rows, row);
 
@@ -123,22 +115,19 @@ __device__ inline void slide(
 
   for (int64_t left = last - first; left > 0; left -= kShortConvAhead) {
     Vector<T, kVector> ahead[kShortConvAhead];
-#pragma unroll
-    for (int i = 0; i < kShortConvAhead; ++i) {
+    unrolled<kShortConvAhead>([&](int i) {
       if (i < left) ahead[i] = load_channels<scalar_t, kVector>(source + (row + kStep * i) * stride);
-    }
-#pragma unroll
-    for (int i = 0; i < kShortConvAhead; ++i) {
-      if (i < left) {
-        if (row < bounds.begin || row >= bounds.end) {
-          bounds = find_sequence(rows, row);
-          window.clear();
-        }
-        window.push(ahead[i]);
-        visit(row, window);
-        row += kStep;
+    });
+    unrolled<kShortConvAhead>([&](int i) {
+      if (i >= left) return;
+      if (row < bounds.begin || row >= bounds.end) {
+        bounds = find_sequence(rows, row);
+        window = {};
       }
-    }
+      window.push(ahead[i]);
+      visit(row, window);
+      row += kStep;
+    });
   }
 }
 
@@ -147,12 +136,10 @@ __device__ inline void slide(
 template <typename T, int kVector, int kTaps>
 __device__ inline void load_taps(
     Vector<T, kVector> (&taps)[kTaps], const T* __restrict__ weight, int width, int64_t channel) {
-#pragma unroll
-  for (int lag = 0; lag < kTaps; ++lag) {
-#pragma unroll
-    for (int i = 0; i < kVector; ++i)
-      taps[lag].value[i] = lag < width ? weight[(channel + i) * width + lag] : T(0);
-  }
+  unrolled<kTaps>([&](int lag) {
+    unrolled<kVector>(
+        [&](int i) { taps[lag][i] = lag < width ? weight[(channel + i) * width + lag] : T(0); });
+  });
 }
 
 // sum[i] += taps[lag][i] window[lag][i] over the lags < width.
@@ -160,13 +147,9 @@ template <typename T, int kVector, int kTaps>
 __device__ inline void add_taps(
     Vector<T, kVector>& sum, const Vector<T, kVector> (&taps)[kTaps],
     const TapWindow<T, kVector, kTaps>& window, int width) {
-#pragma unroll
-  for (int lag = 0; lag < kTaps; ++lag) {
-    if (lag < width) {
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) sum.value[i] += taps[lag].value[i] * window.value[lag].value[i];
-    }
-  }
+  unrolled<kTaps>([&](int lag) {
+    if (lag < width) unrolled<kVector>([&](int i) { sum[i] += taps[lag][i] * window.value[lag][i]; });
+  });
 }
 
 // Which channels and rows a thread has. Rows may be none: first >= last.
@@ -194,8 +177,7 @@ __global__ void __launch_bounds__(kShortConvThreads) short_conv_forward(
 
   Vector<T, kVector> taps[kTaps], start;
   load_taps(taps, weight, width, place.channel);
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) start.value[i] = bias == nullptr ? T(0) : bias[place.channel + i];
+  unrolled<kVector>([&](int i) { start[i] = bias == nullptr ? T(0) : bias[place.channel + i]; });
 
   slide<false, kVector, kTaps>(
       rows, u + place.channel, u_stride, width, place.first, place.last,
@@ -218,11 +200,7 @@ __global__ void __launch_bounds__(kShortConvThreads) short_conv_backward(
     accumulate_t<scalar_t>* __restrict__ partial) {
   using T = accumulate_t<scalar_t>;
   const ShortConvPlace place = short_conv_place<kVector>(rows.rows, channel_tiles, run);
-  TapWindow<T, kVector, kTaps> grad_taps;
-  Vector<T, kVector> grad_bias;
-  grad_taps.clear();
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) grad_bias.value[i] = T(0);
+  Vector<T, kVector> grad_taps[kTaps] = {}, grad_bias = {};
 
   if (place.channel < channels && place.first < place.last) {
     Vector<T, kVector> taps[kTaps];
@@ -232,19 +210,12 @@ __global__ void __launch_bounds__(kShortConvThreads) short_conv_backward(
         [&](int64_t row, const TapWindow<T, kVector, kTaps>& window) {
           const Vector<T, kVector> input =
               load_channels<scalar_t, kVector>(u + row * u_stride + place.channel);
-          Vector<T, kVector> sum;
-#pragma unroll
-          for (int i = 0; i < kVector; ++i) {
-            sum.value[i] = T(0);
-            grad_bias.value[i] += window.value[0].value[i];
-          }
+          Vector<T, kVector> sum = {};
+          grad_bias += window.value[0];
           add_taps(sum, taps, window, width);
-#pragma unroll
-          for (int lag = 0; lag < kTaps; ++lag) {
-#pragma unroll
-            for (int i = 0; i < kVector; ++i)
-              grad_taps.value[lag].value[i] += input.value[i] * window.value[lag].value[i];
-          }
+          unrolled<kTaps>([&](int lag) {
+            unrolled<kVector>([&](int i) { grad_taps[lag][i] += input[i] * window.value[lag][i]; });
+          });
           if (grad_u != nullptr)
             store_channels<scalar_t, kVector>(grad_u + row * channels + place.channel, sum);
         });
@@ -253,11 +224,10 @@ __global__ void __launch_bounds__(kShortConvThreads) short_conv_backward(
   HYENAREC_SHARED_MEMORY(T, shared);
   const int64_t tile_channel = place.channel - static_cast<int64_t>(threadIdx.x) * kVector;
   T* target = partial + place.group * (width + 1) * channels + tile_channel;
-#pragma unroll
-  for (int lag = 0; lag < kTaps; ++lag) {
+  unrolled<kTaps>([&](int lag) {
     if (lag < width)
-      store_group_sum(grad_taps.value[lag], shared, target + lag * channels, channels - tile_channel);
-  }
+      store_group_sum(grad_taps[lag], shared, target + lag * channels, channels - tile_channel);
+  });
   store_group_sum(grad_bias, shared, target + width * channels, channels - tile_channel);
 }
 

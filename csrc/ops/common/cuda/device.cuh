@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace hyenarec {
 
@@ -20,20 +21,40 @@ struct LaunchShape {
 
 // Type of sums and of parameters beside activations of type T.
 template <typename T>
-struct AccumulateType {
-  using type = float;
-};
-template <>
-struct AccumulateType<double> {
-  using type = double;
-};
-template <typename T>
-using accumulate_t = typename AccumulateType<T>::type;
+using accumulate_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// N values that one instruction loads or stores when they lie on their alignment.
+// Calls visit(0), .., visit(count - 1), unrolled: arrays that they index stay in registers.
+template <int count, typename Visit>
+__device__ __forceinline__ void unrolled(const Visit& visit) {
+#pragma unroll
+  for (int i = 0; i < count; ++i) visit(i);
+}
+
+// N numbers in a thread's registers.
 template <typename T, int N>
-struct alignas(sizeof(T) * N) Vector {
+struct Vector {
   T value[N];
+
+  __device__ T& operator[](int i) { return value[i]; }
+  __device__ const T& operator[](int i) const { return value[i]; }
+  __device__ void operator+=(const Vector& other) {
+    unrolled<N>([&](int i) { value[i] += other[i]; });
+  }
+  __device__ void operator*=(const Vector& other) {
+    unrolled<N>([&](int i) { value[i] *= other[i]; });
+  }
+  template <typename To>
+  __device__ Vector<To, N> to() const {
+    Vector<To, N> result;
+    unrolled<N>([&](int i) { result[i] = static_cast<To>(value[i]); });
+    return result;
+  }
+};
+
+// The same in memory where one instruction loads or stores them.
+template <typename T, int N>
+struct alignas(sizeof(T) * N) AlignedVector {
+  Vector<T, N> vector;
 };
 
 __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

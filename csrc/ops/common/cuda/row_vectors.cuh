@@ -8,20 +8,14 @@ namespace hyenarec {
 // kVector channels of one row, starting at `source`, in the accumulation type.
 template <typename scalar_t, int kVector>
 __device__ inline Vector<accumulate_t<scalar_t>, kVector> load_channels(const scalar_t* source) {
-  const auto raw = *reinterpret_cast<const Vector<scalar_t, kVector>*>(source);
-  Vector<accumulate_t<scalar_t>, kVector> result;
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) result.value[i] = static_cast<accumulate_t<scalar_t>>(raw.value[i]);
-  return result;
+  const auto raw = *reinterpret_cast<const AlignedVector<scalar_t, kVector>*>(source);
+  return raw.vector.template to<accumulate_t<scalar_t>>();
 }
 
 template <typename scalar_t, int kVector>
 __device__ inline void store_channels(
     scalar_t* target, const Vector<accumulate_t<scalar_t>, kVector>& value) {
-  Vector<scalar_t, kVector> raw;
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) raw.value[i] = static_cast<scalar_t>(value.value[i]);
-  *reinterpret_cast<Vector<scalar_t, kVector>*>(target) = raw;
+  *reinterpret_cast<AlignedVector<scalar_t, kVector>*>(target) = {value.template to<scalar_t>()};
 }
 
 // Writes the block's sum of `mine` over its runs (threadIdx.y), in their order, to target[0 .. lanes *
@@ -31,8 +25,7 @@ __device__ inline void store_group_sum(
     const Vector<T, kVector>& mine, T* shared, T* target, int64_t channels_left) {
   const int width = blockDim.x * kVector;
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) shared[threadIdx.y * width + threadIdx.x * kVector + i] = mine.value[i];
+  unrolled<kVector>([&](int i) { shared[threadIdx.y * width + threadIdx.x * kVector + i] = mine[i]; });
   __syncthreads();
   for (int column = threadIdx.y * blockDim.x + threadIdx.x; column < width;
        column += blockDim.x * blockDim.y) {

@@ -52,7 +52,7 @@ constexpr int64_t kScanBackwardBytes = 96 * 1024;
 template <typename IO>
 ScanBackwardShape scan_backward_shape(
     const ScanWork& work, int64_t num_coeffs, int warps, int64_t slab, int64_t most_blocks) {
-  using T = accumulate_t<typename IO::Scalar>;
+  using T = typename IO::T;
   const auto bytes = [&] {
     const int64_t products = warps > 1 ? slab * num_coeffs : 0;
     return kScanLanes * static_cast<int64_t>(sizeof(T)) *
@@ -120,7 +120,7 @@ __device__ inline void add_coefficient_sums(
 // What a thread has of its sequence while it walks it backwards.
 template <typename IO, int kN>
 struct ScanBackward {
-  using T = accumulate_t<typename IO::Scalar>;
+  using T = typename IO::T;
 
   const IO& io;
   const ScanThread<T, kN>& thread;
@@ -132,7 +132,7 @@ struct ScanBackward {
   typename IO::Memory memory;
 
   // near_sums[lag] += sum_j dy[j] x[j - lag].
-  __device__ void add_near_sums(const T (&x)[kScanChunk], const T (&dy)[kScanChunk]) {
+  __device__ void add_near_sums(const ScanChunk<T>& x, const ScanChunk<T>& dy) {
 #pragma unroll
     for (int lag = 0; lag < kScanChunk; ++lag) {
       T sums[2] = {T(0), T(0)};
@@ -142,10 +142,9 @@ struct ScanBackward {
     }
   }
 
-  __device__ void store_factors(int64_t chunk, const T (&x)[kScanChunk]) {
+  __device__ void store_factors(int64_t chunk, const ScanChunk<T>& x) {
     store_state<kN>(factors, kScanLanes, state_grad, thread.coeffs());
-    ScanHalves<T> halves;
-    halves.take([&](int j) { return thread.decay_to_end(j) * x[j]; });
+    const auto halves = thread.halves_to_end(x);
     T* moments = factors + thread.coeffs() * kScanLanes;
     thread.for_each_moment(chunk, [&](int q, const T*) { moments[q * kScanLanes] = halves.moment(q); });
   }
@@ -153,45 +152,39 @@ struct ScanBackward {
     for (int i = 0; i < 2 * thread.coeffs(); ++i) factors[i * kScanLanes] = T(0);
   }
 
-  // dx[j] = what the states behind the chunk say of its inputs.
-  __device__ void input_grad_from_state(int64_t chunk, T (&dx)[kScanChunk]) const {
+  // What the states behind the chunk say of its inputs.
+  __device__ ScanChunk<T> input_grad_from_state(int64_t chunk) const {
     const int n = thread.coeffs();
-    ScanHalves<T> halves;
-    halves.clear();
+    ScanHalves<T> halves = {};
     thread.for_each_moment(chunk, [&](int q, const T* entries) {
       T sum = T(0);
 #pragma unroll kScanUnroll < kN>
       for (int p = 0; p < n - q; ++p) sum += entries[p * kScanLanes] * state_grad[p];
       halves.add(q, sum);
     });
-#pragma unroll
-    for (int j = 0; j < kScanChunk; ++j) dx[j] = thread.decay_to_end(j) * halves.value(j);
+    ScanChunk<T> dx;
+    unrolled<kScanChunk>([&](int j) { dx[j] = thread.decay_to_end(j) * halves.value(j); });
+    return dx;
   }
 
   // One chunk. `state` points at the state at its start, null for the sequence's first; is_last: no state
   // behind it.
-  __device__ void walk(int64_t chunk, int64_t row, int rows, bool is_last, const T* __restrict__ state) {
-    const int n = thread.coeffs();
-    const int64_t before = chunk * kScanChunk, channel = thread.channel;
-    const int pitch = thread.channels.pitch;
-    T x[kScanChunk], dy[kScanChunk], y[kScanChunk];
-    const bool needs_y = wanted.output || wanted.parameters;
-#pragma unroll
-    for (int j = 0; j < kScanChunk; ++j) y[j] = T(0);
-    if (needs_y && state != nullptr) {
+  __device__ void walk(int64_t chunk, const ScanChunkRows& rows, bool is_last, const T* __restrict__ state) {
+    const int n = thread.coeffs(), pitch = thread.channels.pitch;
+    ScanChunk<T> y = {};
+    if ((wanted.output || wanted.parameters) && state != nullptr) {
       T start[kN];
       load_state<kN>(state, pitch, start, n);
       thread.evaluate(chunk, start, y);
     }
     end_of_phase();
-    io.load_output_grad(channel, row, before, rows, dy);
-#pragma unroll
-    for (int j = 0; j < kScanChunk; ++j) decay_sum -= static_cast<T>(j) * dy[j] * y[j];
+    const auto dy = io.load_output_grad(rows);
+    unrolled<kScanChunk>([&](int j) { decay_sum -= static_cast<T>(j) * dy[j] * y[j]; });
     end_of_phase();
-    io.load_input(channel, row, before, rows, x);
+    const auto x = io.load_input(rows);
     if (wanted.output) {
       add_near(thread, x, y);
-      io.store_gate_grad(memory, channel, row, before, rows, y);
+      io.store_gate_grad(memory, rows, y);
     }
     end_of_phase();
     if (wanted.parameters) {
@@ -201,26 +194,18 @@ struct ScanBackward {
     }
     end_of_phase();
     if (wanted.input || wanted.parameters) {
-      if (is_last) {
-#pragma unroll
-        for (int j = 0; j < kScanChunk; ++j) y[j] = T(0);
-      } else {
-        input_grad_from_state(chunk, y);
-      }
-#pragma unroll
-      for (int j = 0; j < kScanChunk; ++j) decay_sum -= static_cast<T>(kScanChunk - j) * x[j] * y[j];
+      y = is_last ? ScanChunk<T>{} : input_grad_from_state(chunk);
+      unrolled<kScanChunk>([&](int j) { decay_sum -= static_cast<T>(kScanChunk - j) * x[j] * y[j]; });
     }
     end_of_phase();
     if (wanted.input) {
       add_near_backward(thread, dy, y);
-      io.store_input_grad(memory, channel, row, before, rows, y);
+      io.store_input_grad(memory, rows, y);
     }
     if (state == nullptr) return;
     end_of_phase();
     if (!is_last) {
-      restrict_state_backward<kN>(
-          thread.tables.restriction_change(chunk), thread.pitch(), thread.chunk_decay_change(), state_grad,
-          n);
+      thread.restrict_backward(chunk, state_grad);
       if (wanted.parameters) {
         T sum = T(0);
 #pragma unroll kScanUnroll < kN>
@@ -245,20 +230,18 @@ struct ScanBackward {
 // nothing is to be summed: the near kernel's rows are gradients of its polynomial, before the decays.
 template <typename IO, int kN>
 __global__ void __launch_bounds__(kScanThreads, kScanBackwardBlocks) legendre_scan_backward(
-    ScanWork work, ScanTables<accumulate_t<typename IO::Scalar>> tables,
-    ScanParameters<accumulate_t<typename IO::Scalar>> channels, IO io, GradientMask wanted, int slab,
-    const accumulate_t<typename IO::Scalar>* __restrict__ states,
-    const accumulate_t<typename IO::Scalar>* __restrict__ carry,
-    accumulate_t<typename IO::Scalar>* __restrict__ partial) {
-  using T = accumulate_t<typename IO::Scalar>;
+    ScanInput<typename IO::T> input, IO io, GradientMask wanted, int slab,
+    const typename IO::T* __restrict__ states, const typename IO::T* __restrict__ carry,
+    typename IO::T* __restrict__ partial) {
+  using T = typename IO::T;
   constexpr int kTimeSums = kScanTimeSums<IO>;
-  const ScanPlace place = scan_place(work);
-  const bool is_channel = place.channel < work.channels;
+  const auto& [work, tables, channels] = input;
   const int warps = static_cast<int>(blockDim.y), warp = static_cast<int>(threadIdx.y);
   const int lane = static_cast<int>(threadIdx.x);
   HYENAREC_SHARED_MEMORY(T, taps);
-  make_taps(channels, work, place, taps);
-  const ScanThread<T, kN> thread{tables, channels, place, taps};
+  const ScanThread<T, kN> thread(input, taps);
+  const ScanPlace& place = thread.place;
+  const bool is_channel = thread.has_channel();
   const int n = thread.coeffs();
 
   T* const shared_sums = taps + kScanTapRows * kScanLanes;
@@ -274,8 +257,6 @@ __global__ void __launch_bounds__(kScanThreads, kScanBackwardBlocks) legendre_sc
 
   ScanBackward<IO, kN> walker{io, thread, wanted, time_sums, factors + warp * 2 * n * kScanLanes + lane,
                               {}, T(0),   {}};
-  io.begin(walker.memory);
-  const int64_t unit = work.segment_chunks * kScanChunk;
   // All warps of the block make the same steps: what they add up, they add up together.
   for (int64_t first = place.group * warps; first < work.sequences; first += work.row_groups * warps) {
     const ScanSequence sequence = work.sequence(first + warp);
@@ -285,31 +266,24 @@ __global__ void __launch_bounds__(kScanThreads, kScanBackwardBlocks) legendre_sc
     const int64_t segment_end = mine.first + work.segment_chunks;
 
     clear_state<kN>(walker.state_grad, n);
-    const int64_t slot = work.slot(sequence, unit) + place.segment;
+    const int64_t slot = thread.segment_slot(sequence);
     const bool has_successor = chunks_of(sequence) > segment_end;
-    if (is_channel && has_successor) {
-      load_state<kN>(
-          carry + (slot + 1) * n * channels.pitch + place.channel, channels.pitch, walker.state_grad, n);
-    }
+    if (is_channel && has_successor) thread.load(carry, slot + 1, walker.state_grad);
     io.begin_segment(
         walker.memory, place.channel, place.segment > 0 ? slot : -1, has_successor ? slot + 1 : -1);
     for (int64_t chunk = smaller(segment_end, most) - 1; chunk >= mine.first; --chunk) {
       const bool is_last = chunk + 1 == chunks_of(sequence);
       if (is_channel && chunk < mine.last) {
-        const int64_t start = work.slot(sequence, kScanChunk) + chunk;
-        walker.walk(
-            chunk, sequence.begin + chunk * kScanChunk, chunk_rows(sequence, chunk), is_last,
-            chunk > 0 ? states + start * n * channels.pitch + place.channel : nullptr);
+        const T* state = thread.slot(states, work.slot(sequence, kScanChunk) + chunk);
+        walker.walk(chunk, chunk_rows(place.channel, sequence, chunk), is_last, chunk > 0 ? state : nullptr);
       } else if (wanted.parameters) {
         walker.clear_factors();
       }
       if (wanted.parameters && chunk + 1 < most) add_coefficient_sums(tables, chunk, n, slab, sums);
     }
     if (is_channel && mine.first < mine.last) io.end_segment(walker.memory);
-    if (is_channel && place.segment == 0) {
-      for (int64_t i = 0; i < sequence.excess; ++i)
-        io.poison_gradients(place.channel, sequence.begin + sequence.length + i);
-    }
+    for (int64_t i = 0; i < sequence.excess && is_channel && place.segment == 0; ++i)
+      io.poison_gradients(place.channel, sequence.begin + sequence.length + i);
   }
 
   if (!wanted.parameters) return;

@@ -41,80 +41,61 @@ LaunchShape scan_sweep_shape(const ScanWork& work, int warps) {
   return shape;
 }
 
-// The states at the start of segments, kept in [scan_slots(.. segment), N, pitch]. Chunks that are walked:
-// those of a segment which has a successor, from a zero state.
+// The states at the start of segments, kept in [slots of segments, N, pitch]. Chunks that are walked: those
+// of a segment which has a successor, from a zero state.
 template <typename IO, int kN>
-__global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_carry(
-    ScanWork work, ScanTables<accumulate_t<typename IO::Scalar>> tables,
-    ScanParameters<accumulate_t<typename IO::Scalar>> channels, IO io,
-    accumulate_t<typename IO::Scalar>* __restrict__ carry) {
-  using T = accumulate_t<typename IO::Scalar>;
-  const ScanPlace place = scan_place(work);
+__global__ void __launch_bounds__(kScanThreads, kScanBlocks)
+    legendre_scan_carry(ScanInput<typename IO::T> input, IO io, typename IO::T* __restrict__ carry) {
+  using T = typename IO::T;
   HYENAREC_SHARED_MEMORY(T, taps);
-  make_taps(channels, work, place, taps);
-  if (place.channel >= work.channels) return;
-  const ScanThread<T, kN> thread{tables, channels, place, taps};
-  const int n = thread.coeffs();
-  for_each_sequence(work, place, [&](const ScanSequence& sequence) {
-    const ScanChunks chunks = chunks_of_segment(work, sequence, place.segment);
-    if (chunks_of(sequence) <= chunks.first + work.segment_chunks) return;
-    T state[kN], x[kScanChunk];
-    clear_state<kN>(state, n);
+  const ScanThread<T, kN> thread(input, taps);
+  thread.for_each_segment([&](const ScanSequence& sequence, const ScanChunks& chunks) {
+    if (chunks_of(sequence) <= chunks.first + input.work.segment_chunks) return;
+    T state[kN];
+    clear_state<kN>(state, thread.coeffs());
     for (int64_t chunk = chunks.first; chunk < chunks.last; ++chunk) {
-      const int64_t row = sequence.begin + chunk * kScanChunk;
-      io.load_input(place.channel, row, chunk * kScanChunk, kScanChunk, x);
-      thread.advance(chunk, x, state);
+      auto rows = chunk_rows(thread.place.channel, sequence, chunk);
+      rows.count = kScanChunk;  // known to the compiler
+      thread.advance(chunk, io.load_input(rows), state);
     }
-    const int64_t slot = work.slot(sequence, work.segment_chunks * kScanChunk) + place.segment + 1;
-    store_state<kN>(carry + slot * n * channels.pitch + place.channel, channels.pitch, state, n);
+    thread.store(carry, thread.segment_slot(sequence) + 1, state);
   });
 }
 
 // Its backward: what the gradients of a segment's outputs say of the state at its start.
 template <typename IO, int kN>
-__global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_carry_backward(
-    ScanWork work, ScanTables<accumulate_t<typename IO::Scalar>> tables,
-    ScanParameters<accumulate_t<typename IO::Scalar>> channels, IO io,
-    accumulate_t<typename IO::Scalar>* __restrict__ carry) {
-  using T = accumulate_t<typename IO::Scalar>;
-  const ScanPlace place = scan_place(work);
-  if (place.segment == 0) return;  // the whole block
+__global__ void __launch_bounds__(kScanThreads, kScanBlocks)
+    legendre_scan_carry_backward(ScanInput<typename IO::T> input, IO io, typename IO::T* __restrict__ carry) {
+  using T = typename IO::T;
+  if (scan_place(input.work).segment == 0) return;  // the whole block
   HYENAREC_SHARED_MEMORY(T, taps);
-  make_taps(channels, work, place, taps);
-  if (place.channel >= work.channels) return;
-  const ScanThread<T, kN> thread{tables, channels, place, taps};
-  const int n = thread.coeffs();
-  for_each_sequence(work, place, [&](const ScanSequence& sequence) {
-    const ScanChunks chunks = chunks_of_segment(work, sequence, place.segment);
+  const ScanThread<T, kN> thread(input, taps);
+  thread.for_each_segment([&](const ScanSequence& sequence, const ScanChunks& chunks) {
     if (chunks.first >= chunks.last) return;
-    T state_grad[kN], dy[kScanChunk];
-    clear_state<kN>(state_grad, n);
+    T state_grad[kN];
+    clear_state<kN>(state_grad, thread.coeffs());
     for (int64_t chunk = chunks.last - 1; chunk >= chunks.first; --chunk) {
-      const int64_t row = sequence.begin + chunk * kScanChunk;
-      if (chunk + 1 < chunks.last)
-        restrict_state_backward<kN>(
-            tables.restriction_change(chunk), thread.pitch(), thread.chunk_decay_change(), state_grad, n);
-      io.load_output_grad(place.channel, row, chunk * kScanChunk, chunk_rows(sequence, chunk), dy);
+      if (chunk + 1 < chunks.last) thread.restrict_backward(chunk, state_grad);
+      const auto dy = io.load_output_grad(chunk_rows(thread.place.channel, sequence, chunk));
       thread.evaluate_backward(chunk, dy, state_grad);
     }
-    const int64_t slot = work.slot(sequence, work.segment_chunks * kScanChunk) + place.segment;
-    store_state<kN>(carry + slot * n * channels.pitch + place.channel, channels.pitch, state_grad, n);
+    thread.store(carry, thread.segment_slot(sequence), state_grad);
   });
 }
 
 // carry of each segment alone -> of all segments before it (kBackward: from it on). A warp for a sequence and
 // 32 channels.
 template <typename T, int kN, bool kBackward>
-__global__ void __launch_bounds__(kScanThreads) legendre_scan_combine(
-    ScanWork work, ScanTables<T> tables, ScanParameters<T> channels, T* __restrict__ carry) {
+__global__ void __launch_bounds__(kScanThreads)
+    legendre_scan_combine(ScanInput<T> input, T* __restrict__ carry) {
+  const auto& [work, tables, channels] = input;
   const ScanPlace place = scan_place(work);
   if (place.channel >= work.channels || place.segment > 0) return;
   const int n = coeffs_of<kN>(tables), row_pitch = row_pitch_of<kN>(tables);
-  const T decay = expm1(-channels.decay[place.channel] * static_cast<T>(kScanChunk * work.segment_chunks));
+  const T decay = expm1(-channels.decay[place.channel] * static_cast<T>(work.segment_rows()));
   for_each_sequence(work, place, [&](const ScanSequence& sequence) {
     const int64_t segments = ceil_div(chunks_of(sequence), work.segment_chunks);
-    T* slots =
-        carry + work.slot(sequence, work.segment_chunks * kScanChunk) * n * channels.pitch + place.channel;
+    T* slots = carry + work.slot(sequence, work.segment_rows()) * n * channels.pitch + place.channel;
     T state[kN];
     clear_state<kN>(state, n);
     for (int64_t i = 1; i < segments; ++i) {
@@ -137,51 +118,36 @@ __global__ void __launch_bounds__(kScanThreads) legendre_scan_combine(
 }
 
 // The output; or with kStates instead the states at the start of chunks, for the backward sweep, into
-// [scan_slots(.. 32), N, pitch].
+// [slots of chunks, N, pitch].
 template <typename IO, int kN, bool kStates>
 __global__ void __launch_bounds__(kScanThreads, kScanBlocks) legendre_scan_forward(
-    ScanWork work, ScanTables<accumulate_t<typename IO::Scalar>> tables,
-    ScanParameters<accumulate_t<typename IO::Scalar>> channels, IO io,
-    const accumulate_t<typename IO::Scalar>* __restrict__ carry,
-    accumulate_t<typename IO::Scalar>* __restrict__ states) {
-  using T = accumulate_t<typename IO::Scalar>;
-  const ScanPlace place = scan_place(work);
+    ScanInput<typename IO::T> input, IO io, const typename IO::T* __restrict__ carry,
+    typename IO::T* __restrict__ states) {
+  using T = typename IO::T;
   HYENAREC_SHARED_MEMORY(T, taps);
-  make_taps(channels, work, place, taps);
-  if (place.channel >= work.channels) return;
-  const ScanThread<T, kN> thread{tables, channels, place, taps};
-  const int n = thread.coeffs();
-  for_each_sequence(work, place, [&](const ScanSequence& sequence) {
-    const ScanChunks chunks = chunks_of_segment(work, sequence, place.segment);
-    T state[kN], x[kScanChunk], y[kScanChunk];
-    clear_state<kN>(state, n);
-    if (place.segment > 0 && chunks.first < chunks.last) {
-      const int64_t slot = work.slot(sequence, work.segment_chunks * kScanChunk) + place.segment;
-      load_state<kN>(carry + slot * n * channels.pitch + place.channel, channels.pitch, state, n);
-    }
+  const ScanThread<T, kN> thread(input, taps);
+  const ScanPlace& place = thread.place;
+  thread.for_each_segment([&](const ScanSequence& sequence, const ScanChunks& chunks) {
+    T state[kN];
+    clear_state<kN>(state, thread.coeffs());
+    if (place.segment > 0 && chunks.first < chunks.last)
+      thread.load(carry, thread.segment_slot(sequence), state);
     for (int64_t chunk = chunks.first; chunk < chunks.last; ++chunk) {
-      const int64_t before = chunk * kScanChunk, row = sequence.begin + before;
-      const int rows = chunk_rows(sequence, chunk);
+      const auto rows = chunk_rows(place.channel, sequence, chunk);
       const bool is_last = chunk + 1 == chunks_of(sequence);
-      if (kStates && chunk > 0) {
-        const int64_t slot = work.slot(sequence, kScanChunk) + chunk;
-        store_state<kN>(states + slot * n * channels.pitch + place.channel, channels.pitch, state, n);
-      }
+      if (kStates && chunk > 0) thread.store(states, input.work.slot(sequence, kScanChunk) + chunk, state);
       if (kStates && is_last) break;
-      io.load_input(place.channel, row, before, rows, x);
+      const auto x = io.load_input(rows);
       if (!kStates) {
-#pragma unroll
-        for (int j = 0; j < kScanChunk; ++j) y[j] = T(0);
+        ScanChunk<T> y = {};
         if (chunk > 0) thread.evaluate(chunk, state, y);
         add_near(thread, x, y);
-        io.store_output(place.channel, row, before, rows, y);
+        io.store_output(rows, y);
       }
       if (!is_last) thread.advance(chunk, x, state);
     }
-    if (!kStates && place.segment == 0) {
-      for (int64_t i = 0; i < sequence.excess; ++i)
-        io.poison_output(place.channel, sequence.begin + sequence.length + i);
-    }
+    for (int64_t i = 0; i < sequence.excess && !kStates && place.segment == 0; ++i)
+      io.poison_output(place.channel, sequence.begin + sequence.length + i);
   });
 }
 

@@ -62,33 +62,33 @@ void append_transfer(const LegendreChunk<T>& chunk, int64_t n, std::vector<T>& t
 
 template <typename T>
 HostScanTables<T> make_scan_tables(
-    int64_t horizon, int64_t chunk, int64_t num_coeffs, int64_t pitch, int64_t length,
-    int64_t segment_chunks) {
-  const int64_t n = num_coeffs;
+    int64_t horizon, int64_t chunk, int64_t num_coeffs, int64_t length, int64_t segment_chunks) {
+  const int64_t n = num_coeffs, pitch = scan_pitch(n), chunks = (length + chunk - 1) / chunk;
   const auto tables = legendre_tables<T>(horizon, chunk, n, length);
   HostScanTables<T> flat;
-  flat.chunks = (length + chunk - 1) / chunk;
+  flat.horizon = horizon;
+  flat.num_coeffs = n;
   flat.gradient = near_polynomials(horizon, chunk, n);
   append_rows(flat.gradient.data(), chunk, n, n, flat.contraction);
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < n; ++j) flat.gradient.push_back(i == j ? 1.0 : 0.0);
   }
-  for (int64_t i = 0; i < flat.chunks; ++i) {
+  for (int64_t i = 0; i < chunks; ++i) {
     const auto& part = tables->chunks[i];
     const auto first_row = static_cast<int64_t>(flat.contraction.size()) / n;
-    flat.shapes.insert(flat.shapes.end(), {part.num_local, part.num_moments, first_row});
+    flat.shapes.push_back({part.num_local, part.num_moments, first_row});
     flat.most_moments = std::max(flat.most_moments, part.num_moments);
     append_padded(part.local, n, n, pitch, flat.matrices);
     append_padded(part.restriction_change, n, n, pitch, flat.matrices);
     append_transfer(part, n, flat.contraction);
   }
-  if (!tables->tail.empty() && horizon / chunk < flat.chunks) {
+  if (!tables->tail.empty() && horizon / chunk < chunks) {
     flat.tail_chunk = horizon / chunk;
     append_padded(tables->tail, chunk, n, pitch, flat.tail);
   }
   if (segment_chunks > 0) {
     const auto exact = legendre_tables<double>(horizon, chunk, n, length);
-    for (int64_t first = 0; first + segment_chunks < flat.chunks; first += segment_chunks) {
+    for (int64_t first = 0; first + segment_chunks < chunks; first += segment_chunks) {
       auto jump = exact->chunks[first].restriction_change;
       for (int64_t i = 1; i < segment_chunks; ++i)
         jump = combined(exact->chunks[first + i].restriction_change, jump, n);
@@ -98,7 +98,7 @@ HostScanTables<T> make_scan_tables(
   return flat;
 }
 
-template HostScanTables<float> make_scan_tables(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
-template HostScanTables<double> make_scan_tables(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
+template HostScanTables<float> make_scan_tables(int64_t, int64_t, int64_t, int64_t, int64_t);
+template HostScanTables<double> make_scan_tables(int64_t, int64_t, int64_t, int64_t, int64_t);
 
 }  // namespace hyenarec

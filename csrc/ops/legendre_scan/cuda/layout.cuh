@@ -3,44 +3,16 @@
 #pragma once
 
 #include "../../common/cuda/device.cuh"
+#include "scan_tables.h"
 
 namespace hyenarec {
 
-constexpr int kScanChunk = 32;
 static_assert(kScanChunk % 4 == 0, "a chunk has two halves, whose sums are made by twos");
 constexpr int kScanLanes = 32;  // channels of a warp: a tile
 
-// What depends on horizon and number of coefficients only. Rows of matrices are `pitch` numbers long, a
-// multiple of 4, for vector loads.
-struct ScanChunkShape {
-  int64_t num_local, num_moments;
-  int64_t transfer;  // the chunk's first row of `contraction`
-};
+// A number for each event of a chunk.
 template <typename T>
-struct ScanTables {
-  int num_coeffs, pitch;
-  int64_t horizon;
-  int64_t tail_chunk;            // the chunk that the horizon cuts; -1 if it cuts none
-  const ScanChunkShape* shapes;  // [chunks]
-  const T* matrices;             // [chunks, 2, N, pitch]: local, then restriction_change
-  // [rows, N]: times a channel's coeffs, they are what the scan needs of its kernel. First, for each lag of a
-  // chunk, the polynomials there; zeros from the horizon on. Then, for each chunk, (q, p) of scan_entries()
-  // in order: transfer[q, p, n], zero for n < p + q.
-  const T* contraction;
-  const T* tail;   // [32, pitch]
-  const T* jumps;  // [segments, N, pitch]: restriction_change from one segment's start to the next one's
-
-  __device__ const T* local(int64_t chunk) const { return matrices + 2 * chunk * num_coeffs * pitch; }
-  __device__ const T* restriction_change(int64_t chunk) const {
-    return matrices + (2 * chunk + 1) * num_coeffs * pitch;
-  }
-};
-
-inline int64_t scan_pitch(int64_t num_coeffs) { return ceil_div(num_coeffs, 4) * 4; }
-// Entries (q, p), p + q < N, of q < moments, q by q: the numbers of a channel's contracted transfer matrix.
-__host__ __device__ inline int64_t scan_entries(int64_t num_coeffs, int64_t moments) {
-  return moments * num_coeffs - moments * (moments - 1) / 2;
-}
+using ScanChunk = Vector<T, kScanChunk>;
 
 // What depends on the parameters. `pitch` channels are the channels rounded up to whole tiles.
 template <typename T>
@@ -72,20 +44,39 @@ struct ScanWork {
     const int64_t whole = larger(smaller(offsets[place + 1], rows) - begin, 0);
     return {place, begin, smaller(whole, horizon), whole - smaller(whole, horizon)};
   }
-  // Where a sequence's first chunk (unit = 32) or segment is kept; the next ones follow. No two sequences'
-  // overlap, and scan_slots() bounds them.
+  __host__ __device__ int64_t segment_rows() const { return segment_chunks * kScanChunk; }
+  // Where a sequence's first chunk or segment, of `unit` rows, is kept; the next ones follow. No two
+  // sequences' overlap, and there are slots(unit) of them.
   __device__ int64_t slot(const ScanSequence& sequence, int64_t unit) const {
     return sequence.begin / unit + sequence.number;
   }
+  int64_t slots(int64_t unit) const { return rows / unit + sequences; }
 };
-inline int64_t scan_slots(int64_t rows, int64_t sequences, int64_t unit) { return rows / unit + sequences; }
+
+// All that a scan reads beside its activations.
+template <typename T>
+struct ScanInput {
+  ScanWork work;
+  ScanTables<T> tables;
+  ScanParameters<T> channels;
+};
 
 __device__ inline int64_t chunks_of(const ScanSequence& sequence) {
   return ceil_div(sequence.length, kScanChunk);
 }
-// Rows of a chunk.
-__device__ inline int chunk_rows(const ScanSequence& sequence, int64_t chunk) {
-  return static_cast<int>(smaller(sequence.length - chunk * kScanChunk, kScanChunk));
+// One channel of `count` <= 32 rows from `row` on, before which the same sequence has `before`.
+struct ScanChunkRows {
+  int64_t channel, row, before;
+  int count;
+
+  __device__ bool is_whole() const { return count == kScanChunk; }
+};
+// Of a chunk that the sequence has.
+__device__ inline ScanChunkRows chunk_rows(int64_t channel, const ScanSequence& sequence, int64_t chunk) {
+  const int64_t before = chunk * kScanChunk;
+  return {
+      channel, sequence.begin + before, before,
+      static_cast<int>(smaller(sequence.length - before, kScanChunk))};
 }
 
 // A thread's channel and its block's first sequences and segment. Tiles of channels lie next to each other,

@@ -1,7 +1,7 @@
 // A thread's view of activations: one channel of the rows of a chunk.
 #pragma once
 
-#include "forward.cuh"
+#include "layout.cuh"
 
 namespace hyenarec {
 
@@ -14,72 +14,77 @@ struct ScanRows {
   __device__ scalar_t* at(int64_t row, int64_t channel) const { return data + row * stride + channel; }
 };
 
-// Zeros beyond `rows`.
+// Zeros beyond the rows.
 template <typename T>
-__device__ inline void keep_rows(int rows, T (&values)[kScanChunk]) {
-  if (rows == kScanChunk) return;
-#pragma unroll
-  for (int j = 0; j < kScanChunk; ++j) values[j] = j < rows ? values[j] : T(0);
+__device__ inline void keep_rows(const ScanChunkRows& rows, ScanChunk<T>& values) {
+  if (rows.is_whole()) return;
+  unrolled<kScanChunk>([&](int j) { values[j] = j < rows.count ? values[j] : T(0); });
 }
-// values[j] = the channel of row - before + j, j < kCount, clamped to row + first .. row + last. Nearly all
-// chunks are `whole`: then no row needs a comparison.
-template <int kCount, typename scalar_t, typename T>
-__device__ inline void load_channel(
-    const ScanRows<const scalar_t>& io, int64_t channel, int64_t row, bool whole, int first, int last,
-    int before, T (&values)[kCount]) {
-  const scalar_t* from = io.at(row, channel);
+// The channel of row - before + j, j < kCount, each clamped to row + first .. the last of the rows. Nearly
+// all chunks are `whole`: then no row needs a comparison.
+template <int kCount, typename scalar_t>
+__device__ inline Vector<accumulate_t<scalar_t>, kCount> load_channel(
+    const ScanRows<const scalar_t>& io, const ScanChunkRows& rows, bool whole, int first, int before) {
+  using T = accumulate_t<scalar_t>;
+  const scalar_t* from = io.at(rows.row, rows.channel);
+  Vector<T, kCount> values;
   if (whole) {
-#pragma unroll
-    for (int j = 0; j < kCount; ++j) values[j] = static_cast<T>(from[(j - before) * io.stride]);
+    unrolled<kCount>([&](int j) { values[j] = static_cast<T>(from[(j - before) * io.stride]); });
   } else {
-#pragma unroll
-    for (int j = 0; j < kCount; ++j) {
+    unrolled<kCount>([&](int j) {
+      const int last = rows.count - 1;
       const int place = j - before < first ? first : j - before > last ? last : j - before;
       values[j] = static_cast<T>(from[place * io.stride]);
-    }
+    });
   }
+  return values;
 }
-// values[j] = the channel of row + j; zero beyond `rows`, of which there is at least one.
-template <typename scalar_t, typename T>
-__device__ inline void load_rows(
-    const ScanRows<const scalar_t>& io, int64_t channel, int64_t row, int rows, T (&values)[kScanChunk]) {
-  load_channel(io, channel, row, rows == kScanChunk, 0, rows - 1, 0, values);
+// The rows, of which there is at least one; zero beyond them.
+template <typename scalar_t>
+__device__ inline ScanChunk<accumulate_t<scalar_t>> load_rows(
+    const ScanRows<const scalar_t>& io, const ScanChunkRows& rows) {
+  auto values = load_channel<kScanChunk>(io, rows, rows.is_whole(), 0, 0);
   keep_rows(rows, values);
+  return values;
 }
 template <typename scalar_t, typename T>
 __device__ inline void multiply_rows(
-    const ScanRows<const scalar_t>& io, int64_t channel, int64_t row, int rows, T (&values)[kScanChunk]) {
-  if (io.data == nullptr) return;
-  T factors[kScanChunk];
-  load_rows(io, channel, row, rows, factors);
-#pragma unroll
-  for (int j = 0; j < kScanChunk; ++j) values[j] *= factors[j];
+    const ScanRows<const scalar_t>& io, const ScanChunkRows& rows, ScanChunk<T>& values) {
+  if (io.data != nullptr) values *= load_rows(io, rows);
+}
+// The product of two activations, of which `factor` may be absent.
+template <typename scalar_t>
+__device__ inline ScanChunk<accumulate_t<scalar_t>> load_product(
+    const ScanRows<const scalar_t>& io, const ScanRows<const scalar_t>& factor, const ScanChunkRows& rows) {
+  auto values = load_rows(io, rows);
+  multiply_rows(factor, rows, values);
+  return values;
 }
 template <typename scalar_t, typename T>
 __device__ inline void store_rows(
-    const ScanRows<scalar_t>& target, int64_t channel, int64_t row, int rows, const T (&values)[kScanChunk]) {
-  scalar_t* to = target.at(row, channel);
-  if (rows == kScanChunk) {
-#pragma unroll
-    for (int j = 0; j < kScanChunk; ++j) to[j * target.stride] = static_cast<scalar_t>(values[j]);
+    const ScanRows<scalar_t>& target, const ScanChunkRows& rows, const ScanChunk<T>& values) {
+  scalar_t* to = target.at(rows.row, rows.channel);
+  if (rows.is_whole()) {
+    unrolled<kScanChunk>([&](int j) { to[j * target.stride] = static_cast<scalar_t>(values[j]); });
   } else {
-#pragma unroll
-    for (int j = 0; j < kScanChunk; ++j) {
-      if (j < rows) to[j * target.stride] = static_cast<scalar_t>(values[j]);
-    }
+    unrolled<kScanChunk>([&](int j) {
+      if (j < rows.count) to[j * target.stride] = static_cast<scalar_t>(values[j]);
+    });
   }
 }
 // The product of the values with the rows of `factor`, where both are wanted.
 template <typename scalar_t, typename T>
 __device__ inline void store_products(
-    const ScanRows<scalar_t>& target, const ScanRows<const scalar_t>& factor, int64_t channel, int64_t row,
-    int rows, const T (&values)[kScanChunk]) {
+    const ScanRows<scalar_t>& target, const ScanRows<const scalar_t>& factor, const ScanChunkRows& rows,
+    ScanChunk<T> values) {
   if (target.data == nullptr) return;
-  T products[kScanChunk];
-#pragma unroll
-  for (int j = 0; j < kScanChunk; ++j) products[j] = values[j];
-  multiply_rows(factor, channel, row, rows, products);
-  store_rows(target, channel, row, rows, products);
+  multiply_rows(factor, rows, values);
+  store_rows(target, rows, values);
+}
+// NaN to a row's channel, where it is wanted.
+template <typename scalar_t>
+__device__ inline void poison(const ScanRows<scalar_t>& target, int64_t channel, int64_t row) {
+  if (target.data != nullptr) *target.at(row, channel) = static_cast<scalar_t>(NAN);
 }
 
 }  // namespace hyenarec

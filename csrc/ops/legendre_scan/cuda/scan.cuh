@@ -5,20 +5,21 @@
 //   forward.cuh       the kernels that walk sequences forwards, and what they cost
 //   backward.cuh      the kernel that walks them backwards
 //   channel.cuh       one channel of a chunk and its state in a thread's registers
-//   layout.cuh        where tables, parameters, sequences lie; rows.cuh: activations
-//   host_tables.h     the tables as the kernels read them; device_tables.h: kept on the device
+//   layout.cuh        where parameters and sequences lie; rows.cuh: activations
+//   scan_tables.h     the tables as the kernels read them; host_tables.h: made on the CPU; device_tables.h:
+//                     kept on the device
 //
-// An operator says where the scan's inputs come from and where its results go: its ScanIO. It has
-// ScanIO::Scalar and these members, each for one channel of the `rows` <= 32 rows from `row` on, before which
-// the same sequence has `before` rows. T = accumulate_t<Scalar>; values of rows that aren't there are zero:
+// An operator says where the scan's inputs come from and where its results go: its ScanIO. It has ScanIO::T,
+// the type of sums, and these members, each for one channel of a chunk's rows, a ScanChunkRows; values of
+// rows that aren't there are zero:
 //
-//   load_input(channel, row, before, rows, z)        z = what the kernel is convolved with
-//   store_output(channel, row, before, rows, y)      y = kernel * z goes where it belongs, through the gate
-//   load_output_grad(channel, row, before, rows, dy) dy = the gradient of y, through the gate
-//   Memory                                           what a thread keeps from chunk to chunk on the way back
-//   store_gate_grad(memory, channel, .., y)          of the gate behind the convolution
-//   store_input_grad(memory, channel, .., dz)        of z's factors
-//   begin(memory)                                    at the start of the way back
+//   z = load_input(rows)                             what the kernel is convolved with
+//   store_output(rows, y)                            y = kernel * z goes where it belongs, through the gate
+//   dy = load_output_grad(rows)                      the gradient of y, through the gate
+//   Memory                                           what a thread keeps from chunk to chunk on the way back,
+//                                                    zeros at first
+//   store_gate_grad(memory, rows, y)                 of the gate behind the convolution
+//   store_input_grad(memory, rows, dz)               of z's factors
 //   begin_segment(memory, channel, before, behind), end_segment(memory)
 //                                                    around the chunks of a segment, walked backwards
 //   kSums, store_sums(memory, to)                    sums over time of its own
@@ -41,8 +42,6 @@
 #include "rows.cuh"
 
 namespace hyenarec {
-
-static_assert(sizeof(ScanChunkShape) == 3 * sizeof(int64_t));  // rows of DeviceScanTables::shapes
 
 // Calls run(n) with the number of coefficients that is compiled for at least as many, as a constant. Without
 // kFast everything takes the one instantiation for any number: where speed doesn't matter.
@@ -115,10 +114,8 @@ class ScanCall {
   void forward(const IO& io) {
     choose_scan_coeffs<kFast>(given_, [&](auto coeff_count) {
       constexpr int kN = coeff_count();
-      const auto carry = find_carry<IO, kN>(io);
-      launch(
-          sweep_shape(), legendre_scan_forward<IO, kN, false>, work_, tables_, parameters_, io, data(carry),
-          nullptr);
+      const auto carry = find_carry<IO, kN, false>(io);
+      launch(sweep_shape(), legendre_scan_forward<IO, kN, false>, input_, io, data(carry), nullptr);
     });
   }
 
@@ -129,32 +126,32 @@ class ScanCall {
       constexpr int kN = coeff_count();
       at::Tensor states;
       if (wanted.parameters || wanted.output) {
-        states = scratch(scan_slots(work_.rows, work_.sequences, kScanChunk) * num_coeffs_);
-        const auto carry = find_carry<IO, kN>(io);
-        launch(
-            sweep_shape(), legendre_scan_forward<IO, kN, true>, work_, tables_, parameters_, io, data(carry),
-            data(states));
+        states = scratch(work().slots(kScanChunk) * num_coeffs_);
+        const auto carry = find_carry<IO, kN, false>(io);
+        launch(sweep_shape(), legendre_scan_forward<IO, kN, true>, input_, io, data(carry), data(states));
       }
-      const auto carry = find_carry_backward<IO, kN>(io);
-      const auto sweep = scan_backward_shape<IO>(work_, num_coeffs_, warps_, most_moments_, kMaxBlocks);
+      const auto carry = find_carry<IO, kN, true>(io);
+      const auto sweep =
+          scan_backward_shape<IO>(work(), num_coeffs_, warps_, kept_tables_->most_moments, kMaxBlocks);
       const int64_t rows = scan_sum_rows<IO>(num_coeffs_);
-      const int64_t blocks = sweep.work.row_groups * work_.segments;
+      const int64_t blocks = sweep.work.row_groups * work().segments;
       const auto partial = wanted.parameters ? scratch(blocks * rows) : at::Tensor();
       launch(
-          sweep.launch, legendre_scan_backward<IO, kN>, sweep.work, tables_, parameters_, io, wanted,
-          sweep.slab, data(states), data(carry), data(partial));
+          sweep.launch, legendre_scan_backward<IO, kN>,
+          ScanInput<T>{sweep.work, input_.tables, input_.channels}, io, wanted, sweep.slab, data(states),
+          data(carry), data(partial));
       if (wanted.parameters) finish<IO>(partial.view({blocks, rows, pitch_}), grads);
     });
     return grads;
   }
 
-  const ScanWork& work() const { return work_; }
-  LaunchShape shape() const { return scan_shape(work_, warps_); }
-  LaunchShape sweep_shape() const { return scan_sweep_shape<T>(work_, warps_); }
+  const ScanWork& work() const { return input_.work; }
+  LaunchShape shape() const { return scan_shape(work(), warps_); }
+  LaunchShape sweep_shape() const { return scan_sweep_shape<T>(work(), warps_); }
   int64_t pitch() const { return pitch_; }
   // Scratch of `rows` rows for each segment's slot.
   at::Tensor segment_scratch(int64_t rows) const {
-    return scratch(scan_slots(work_.rows, work_.sequences, work_.segment_chunks * kScanChunk) * rows);
+    return scratch(work().slots(work().segment_rows()) * rows);
   }
 
  private:
@@ -177,7 +174,7 @@ class ScanCall {
     // Warps of a block share what they read of a chunk's tables; a GPU with few warps has them everywhere.
     warps_ = kScanThreads / kScanLanes;
     while (warps_ > 1 && (all_warps < warps_ * processors || sequences_.count < warps_)) warps_ /= 2;
-    work_ = {
+    input_.work = {
         sequences_.rows, sequences_.length, horizon,  sequences_.offsets_data(),         sequences_.count,
         channels,        segment,           segments, ceil_div(sequences_.count, warps_)};
   }
@@ -185,22 +182,10 @@ class ScanCall {
   void get_tables(int64_t longest, int64_t horizon) {
     int64_t length = kScanChunk;
     while (length < longest) length *= 2;
-    const int64_t row = scan_pitch(num_coeffs_);
-    kept_tables_ = get_scan_tables(
-        {coeffs_.device().index(), coeffs_.scalar_type(), horizon, kScanChunk, num_coeffs_, row,
-         std::min(length, horizon), work_.segments > 1 ? work_.segment_chunks : 0});
-    const auto& kept = *kept_tables_;
-    most_moments_ = kept.most_moments;
-    tables_ = {
-        static_cast<int>(num_coeffs_),
-        static_cast<int>(row),
-        horizon,
-        kept.tail_chunk,
-        reinterpret_cast<const ScanChunkShape*>(kept.shapes),
-        static_cast<const T*>(kept.matrices),
-        static_cast<const T*>(kept.contraction),
-        static_cast<const T*>(kept.tail),
-        static_cast<const T*>(kept.jumps)};
+    kept_tables_ = get_scan_tables<T>(
+        {coeffs_.device().index(), horizon, kScanChunk, num_coeffs_, std::min(length, horizon),
+         work().segments > 1 ? work().segment_chunks : 0});
+    input_.tables = kept_tables_->tables;
   }
 
   // Coeffs times the tables, as the sweeps read it. No sequence has more than `chunks` chunks, and from the
@@ -208,38 +193,27 @@ class ScanCall {
   void contract(int64_t chunks) {
     const int64_t rows = kept_tables_->first_rows[static_cast<size_t>(chunks - 1)];
     const auto table = kept_tables_->contraction_matrix().narrow(0, 0, rows).narrow(1, 0, given_);
-    const int64_t missing = pitch_ - work_.channels;
+    const int64_t missing = pitch_ - work().channels;
     const auto padded = missing > 0 ? at::constant_pad_nd(coeffs_, {0, 0, 0, missing}) : coeffs_;
     contracted_ = exact_product(table, padded.view({tiles_, kScanLanes, given_}).transpose(1, 2));
-    parameters_ = {static_cast<int>(pitch_), rows, data(contracted_), data(decay_), data(skip_)};
+    input_.channels = {static_cast<int>(pitch_), rows, data(contracted_), data(decay_), data(skip_)};
   }
 
-  // The states at the segments' starts; undefined with one segment.
-  template <typename IO, int kN>
+  // The states at the segments' starts, or their gradients; undefined with one segment.
+  template <typename IO, int kN, bool kBackward>
   at::Tensor find_carry(const IO& io) const {
-    if (work_.segments == 1) return {};
+    if (work().segments == 1) return {};
     auto carry = segment_scratch(num_coeffs_);
-    launch(sweep_shape(), legendre_scan_carry<IO, kN>, work_, tables_, parameters_, io, data(carry));
-    combine<kN, false>(carry);
+    const auto kernel = kBackward ? legendre_scan_carry_backward<IO, kN> : legendre_scan_carry<IO, kN>;
+    launch(sweep_shape(), kernel, input_, io, data(carry));
+    launch(shape(), legendre_scan_combine<T, kN, kBackward>, input_, data(carry));
     return carry;
-  }
-  template <typename IO, int kN>
-  at::Tensor find_carry_backward(const IO& io) const {
-    if (work_.segments == 1) return {};
-    auto carry = segment_scratch(num_coeffs_);
-    launch(sweep_shape(), legendre_scan_carry_backward<IO, kN>, work_, tables_, parameters_, io, data(carry));
-    combine<kN, true>(carry);
-    return carry;
-  }
-  template <int kN, bool kBackward>
-  void combine(const at::Tensor& carry) const {
-    launch(shape(), legendre_scan_combine<T, kN, kBackward>, work_, tables_, parameters_, data(carry));
   }
 
   // The parameters' gradients from the blocks' sums [blocks, rows, pitch].
   template <typename IO>
   void finish(const at::Tensor& partial, ScanGradients& grads) const {
-    const auto sums = partial.sum(0, /*keepdim=*/false, at::kDouble).narrow(1, 0, work_.channels);
+    const auto sums = partial.sum(0, /*keepdim=*/false, at::kDouble).narrow(1, 0, work().channels);
     const int64_t near_and_coeffs = kScanChunk + num_coeffs_;
     if (grads.coeffs.numel() > 0) {
       const auto table = kept_tables_->gradient_matrix().narrow(1, 0, given_);
@@ -261,13 +235,11 @@ class ScanCall {
   const RowSequences sequences_;
   const at::Tensor coeffs_, decay_, skip_;
   const int64_t given_;
-  int64_t num_coeffs_ = 0, tiles_ = 0, pitch_ = 0, most_moments_ = 0;
+  int64_t num_coeffs_ = 0, tiles_ = 0, pitch_ = 0;
   int warps_ = 1;
   at::Tensor contracted_;
-  std::shared_ptr<const DeviceScanTables> kept_tables_;
-  ScanWork work_;
-  ScanTables<T> tables_;
-  ScanParameters<T> parameters_;
+  std::shared_ptr<const DeviceScanTables<T>> kept_tables_;
+  ScanInput<T> input_{};
 };
 
 }  // namespace hyenarec

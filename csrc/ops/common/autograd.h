@@ -1,6 +1,6 @@
 // Gradients of the operators: what torch's autograd does with them, above the kernels of the backends. An
-// operator that stands behind another one has no gradient itself; autogradNotImplementedFallback says so, as in
-// "derivative for hyenarec::fft_conv_backward is not implemented".
+// operator that stands behind another one has no gradient itself; autogradNotImplementedFallback says so, as
+// in "derivative for hyenarec::fft_conv_backward is not implemented".
 #pragma once
 
 #include <ATen/core/LegacyTypeDispatch.h>

@@ -118,8 +118,8 @@ std::array<at::Tensor, count> empty_gradients(
   return gradients;
 }
 
-// The arguments of a backward operator: the gradient of the result, those of the forward operator, and of which
-// of its first `count` tensors the gradient is needed. Forward::check_backward(grad) checks them.
+// The arguments of a backward operator: the gradient of the result, those of the forward operator, and of
+// which of its first `count` tensors the gradient is needed. Forward::check_backward(grad) checks them.
 template <typename Forward, size_t count>
 struct BackwardArguments {
   const at::Tensor& grad;

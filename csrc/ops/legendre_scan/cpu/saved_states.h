@@ -20,7 +20,7 @@ void check_legendre_states(
     const char* op, const at::Tensor& states, const at::Tensor& activations, const at::Tensor& coeffs,
     const c10::SymInt& horizon, const OptionalTensor& offsets);
 
-// BackwardArguments of an operator that scans, and the states that its forward pass on a CPU saved, if it did.
+// BackwardArguments of an operator that scans, and the states that its forward pass saved on a CPU.
 template <typename Forward>
 struct ScanBackwardArguments {
   const at::Tensor& grad;

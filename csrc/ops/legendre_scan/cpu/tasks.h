@@ -23,18 +23,23 @@ constexpr int64_t kMaxVectors = 4;  // of a task: four cache lines side by side
 constexpr int64_t kMinTaskSequences = 4, kMinTaskEvents = 2048, kMaxTaskEvents = 8192, kTasks = 8;
 constexpr int64_t kSequencesTimesEvents = 1 << 16;
 
-// Arrays of vectors, aligned for them. After restart() the same memory is given again, in the same order.
+// Arrays of vectors, aligned for them, one after another in few blocks of memory. After restart() the same
+// memory is given again.
 class Scratch {
  public:
-  void restart() { next_ = 0; }
+  void restart() { block_ = used_ = 0; }
   // Not cleared.
   template <typename V>
   V* get(int64_t count) {
-    if (next_ == arrays_.size()) arrays_.emplace_back();
-    Array& array = arrays_[next_++];
-    const size_t needed = count * sizeof(V) / sizeof(Line) + 1;
-    if (array.size < needed) array = {std::unique_ptr<Line[]>(new Line[needed]), needed};
-    return reinterpret_cast<V*>(array.lines.get());
+    const size_t lines = count * sizeof(V) / sizeof(Line) + 1;
+    for (; block_ < blocks_.size() && used_ + lines > blocks_[block_].size; ++block_) used_ = 0;
+    if (block_ == blocks_.size()) {
+      const size_t size = std::max(lines, kBlockLines);
+      blocks_.push_back({std::unique_ptr<Line[]>(new Line[size]), size});
+    }
+    Line* const array = blocks_[block_].lines.get() + used_;
+    used_ += lines;
+    return reinterpret_cast<V*>(array);
   }
   template <typename V>
   V* zeros(int64_t count) {
@@ -47,12 +52,13 @@ class Scratch {
   struct alignas(64) Line {
     unsigned char bytes[64];
   };
-  struct Array {
+  struct Block {
     std::unique_ptr<Line[]> lines;
-    size_t size = 0;
+    size_t size;
   };
-  std::vector<Array> arrays_;
-  size_t next_ = 0;
+  static constexpr size_t kBlockLines = 1024;  // enough for a small call
+  std::vector<Block> blocks_;
+  size_t block_ = 0, used_ = 0;
 };
 
 // Sequences that a task walks in step, longest first.

@@ -64,9 +64,8 @@ void check_shape(const Argument& argument, const Argument& other) {
 
 void check_like(const Argument& argument, const Argument& other) {
   check_shape(argument, other);
-  TORCH_CHECK(
-      argument.tensor.scalar_type() == other.tensor.scalar_type(), argument.op, ": ", argument.name,
-      " must be ", other.tensor.scalar_type(), " like ", other.name, ", got ", argument.tensor.scalar_type());
+  const auto why = std::string("like ") + other.name;
+  check_type(argument, other.tensor.scalar_type(), why.c_str());
   check_device(argument, other);
 }
 

@@ -48,6 +48,7 @@ template <typename Result, typename Arguments, typename Each = EachOf<Arguments>
 struct Single;
 template <typename Result, typename Arguments, typename... Each>
 struct Single<Result, Arguments, std::tuple<Each...>> {
+  using OfArguments = Arguments;
   using Signature = Result(Parameter<Each>...);
 
   template <Result (*kernel)(const Arguments&), bool checks>

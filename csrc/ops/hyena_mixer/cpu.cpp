@@ -47,7 +47,7 @@ struct Inputs {
   template <typename scalar_t>
   static bool add_gradients(RowsOf<scalar_t>& rows, const Gradients& gradients) {
     rows.x_grad = rows_of_result<scalar_t>(gradients[0]);
-    return scan::go_past_cache({scan::result_of(gradients[0])});
+    return scan::go_past_cache({gradients[0]});
   }
   static GradientMask wanted(const Gradients& gradients) {
     const auto& [x, weight, bias, coeffs, decay, skip] = gradients;

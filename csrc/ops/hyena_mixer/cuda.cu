@@ -45,12 +45,6 @@ struct Inputs {
   }
 };
 
-template <typename T, bool is_fast>
-ScanCall<T, is_fast> scan_call(
-    const char* op, const RowSequences& sequences, const HyenaMixerArguments& arguments) {
-  return {op, sequences, arguments.coeffs, arguments.decay, arguments.skip, arguments.horizon.expect_int()};
-}
-
 at::Tensor hyena_mixer_cuda(const HyenaMixerArguments& arguments) {
   constexpr const char* op = "hyena_mixer";
   const at::Tensor& x = arguments.x;
@@ -64,7 +58,7 @@ at::Tensor hyena_mixer_cuda(const HyenaMixerArguments& arguments) {
   const Inputs inputs(arguments);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), op, [&] {
     choose_taps<scalar_t>(arguments.short_weight.size(1), [&](auto taps, auto is_fast) {
-      auto call = scan_call<accumulate_t<scalar_t>, is_fast()>(op, sequences, arguments);
+      ScanCall<accumulate_t<scalar_t>, is_fast()> call(op, sequences, arguments);
       auto io = inputs.io<scalar_t, taps()>();
       io.out = result_rows<scalar_t>(out);
       call.forward(io);
@@ -109,7 +103,7 @@ Tensors<6> hyena_mixer_backward_cuda(const HyenaMixerBackwardArguments& argument
     choose_taps<scalar_t>(forward.short_weight.size(1), [&](auto taps, auto is_fast) {
       using T = accumulate_t<scalar_t>;
       using IO = HyenaMixerIO<scalar_t, taps()>;
-      auto call = scan_call<T, is_fast()>(op, sequences, forward);
+      ScanCall<T, is_fast()> call(op, sequences, forward);
       auto io = inputs.io<scalar_t, taps()>();
       io.grad = output.data<scalar_t>();
       io.grad_x = result_rows<scalar_t>(gradients[0]);

@@ -70,14 +70,10 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
 static at::Tensor hyena_mixer_meta(const HyenaMixerArguments& arguments) {
   return at::empty_symint(arguments.output_sizes(), arguments.x.options());
 }
-static Tensors<2> hyena_mixer_with_states_meta(const HyenaMixerArguments& arguments) {
-  const auto& [x, short_weight, short_bias, coeffs, decay, horizon, skip, offsets] = arguments;
-  return {hyena_mixer_meta(arguments), detail::empty_legendre_states(x, coeffs, horizon, offsets)};
-}
 
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
   m.impl("hyena_mixer", detail::checked<hyena_mixer_meta>);
-  m.impl("hyena_mixer_with_states", detail::checked<hyena_mixer_with_states_meta>);
+  m.impl("hyena_mixer_with_states", detail::checked<detail::meta_with_states<hyena_mixer_meta>>);
   m.impl("hyena_mixer_backward", detail::checked<detail::meta_gradients<HyenaMixerBackwardArguments>>);
 }
 

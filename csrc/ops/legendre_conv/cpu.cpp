@@ -38,7 +38,7 @@ struct Inputs {
     rows.u_grad = rows_of_result<scalar_t>(u);
     rows.pre_gate_grad = rows_of_result<scalar_t>(pre_gate);
     rows.post_gate_grad = rows_of_result<scalar_t>(post_gate);
-    return scan::go_past_cache({scan::result_of(u), scan::result_of(pre_gate), scan::result_of(post_gate)});
+    return scan::go_past_cache({u, pre_gate, post_gate});
   }
   static GradientMask wanted(const Gradients& gradients) {
     const auto& [u, coeffs, decay, skip, pre_gate, post_gate] = gradients;

@@ -27,12 +27,6 @@ struct Inputs {
   }
 };
 
-template <typename scalar_t>
-ScanCall<accumulate_t<scalar_t>> scan_call(
-    const char* op, const RowSequences& sequences, const LegendreConvArguments& arguments) {
-  return {op, sequences, arguments.coeffs, arguments.decay, arguments.skip, arguments.horizon.expect_int()};
-}
-
 at::Tensor legendre_conv_cuda(const LegendreConvArguments& arguments) {
   constexpr const char* op = "legendre_conv";
   const at::Tensor& u = arguments.u;
@@ -43,7 +37,7 @@ at::Tensor legendre_conv_cuda(const LegendreConvArguments& arguments) {
   const RowSequences sequences(op, u, arguments.offsets);
   const Inputs inputs(arguments);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), op, [&] {
-    auto call = scan_call<scalar_t>(op, sequences, arguments);
+    ScanCall<accumulate_t<scalar_t>> call(op, sequences, arguments);
     auto io = inputs.io<scalar_t>();
     io.out = result_rows<scalar_t>(out);
     call.forward(io);
@@ -71,7 +65,7 @@ Tensors<6> legendre_conv_backward_cuda(const LegendreConvBackwardArguments& argu
   const Inputs inputs(forward);
   const OptionalRows output(grad);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), op, [&] {
-    auto call = scan_call<scalar_t>(op, sequences, forward);
+    ScanCall<accumulate_t<scalar_t>> call(op, sequences, forward);
     auto io = inputs.io<scalar_t>();
     io.grad = output.data<scalar_t>();
     io.grad_u = result_rows<scalar_t>(gradients[0]);

@@ -49,14 +49,10 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
 static at::Tensor legendre_conv_meta(const LegendreConvArguments& arguments) {
   return at::empty_symint(arguments.u.sym_sizes(), arguments.u.options());
 }
-static Tensors<2> legendre_conv_with_states_meta(const LegendreConvArguments& arguments) {
-  const auto& [u, coeffs, decay, horizon, skip, pre_gate, post_gate, offsets] = arguments;
-  return {legendre_conv_meta(arguments), detail::empty_legendre_states(u, coeffs, horizon, offsets)};
-}
 
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
   m.impl("legendre_conv", detail::checked<legendre_conv_meta>);
-  m.impl("legendre_conv_with_states", detail::checked<legendre_conv_with_states_meta>);
+  m.impl("legendre_conv_with_states", detail::checked<detail::meta_with_states<legendre_conv_meta>>);
   m.impl("legendre_conv_backward", detail::checked<detail::meta_gradients<LegendreConvBackwardArguments>>);
 }
 

@@ -63,37 +63,34 @@ HYENAREC_INLINE V load_lanes(const void* from) {
   return lanes;
 }
 
-template <int lanes = 8>
-HYENAREC_INLINE Vector<float, lanes> load(const float* from) {
-  return load_lanes<Vector<float, lanes>>(from);
-}
-template <int lanes = 8>
-HYENAREC_INLINE Vector<double, lanes> load(const double* from) {
-  return load_lanes<Vector<double, lanes>>(from);
-}
-template <int lanes = 8>
-HYENAREC_INLINE Vector<float, lanes> load(const BFloat16* from) {
-  const auto halves = load_lanes<Vector<uint16_t, lanes>>(from);
-  return (Vector<float, lanes>)(__builtin_convertvector(halves, Vector<uint32_t, lanes>) << 16);
+// As what one computes with.
+template <int lanes = 8, typename scalar_t>
+HYENAREC_INLINE Vector<compute_t<scalar_t>, lanes> load(const scalar_t* from) {
+  if constexpr (std::is_same_v<scalar_t, BFloat16>) {
+    const auto halves = load_lanes<Vector<uint16_t, lanes>>(from);
+    return (Vector<float, lanes>)(__builtin_convertvector(halves, Vector<uint32_t, lanes>) << 16);
+  } else {
+    return load_lanes<Vector<scalar_t, lanes>>(from);
+  }
 }
 
 // What lanes become in memory: themselves, or bfloat16.
-template <typename V>
-HYENAREC_INLINE V stored_as(const V& lanes, const LaneOf<V>*) {
-  return lanes;
-}
-template <typename V>
-HYENAREC_INLINE Vector<uint16_t, kLanes<V>> stored_as(const V& lanes, const BFloat16*) {
-  using Bits = Vector<uint32_t, kLanes<V>>;
-  const auto bits = (Bits)lanes;
-  const auto rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const auto is_nan = (Bits)(lanes != lanes);
-  return __builtin_convertvector((rounded & ~is_nan) | (0x7fc0u & is_nan), Vector<uint16_t, kLanes<V>>);
+template <typename scalar_t, typename V>
+HYENAREC_INLINE auto stored_as(const V& lanes) {
+  if constexpr (std::is_same_v<scalar_t, BFloat16>) {
+    using Bits = Vector<uint32_t, kLanes<V>>;
+    const auto bits = (Bits)lanes;
+    const auto rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const auto is_nan = (Bits)(lanes != lanes);
+    return __builtin_convertvector((rounded & ~is_nan) | (0x7fc0u & is_nan), Vector<uint16_t, kLanes<V>>);
+  } else {
+    return lanes;
+  }
 }
 
 template <typename V, typename scalar_t>
 HYENAREC_INLINE void store(const V& lanes, scalar_t* to) {
-  const auto stored = stored_as(lanes, to);
+  const auto stored = stored_as<scalar_t>(lanes);
   std::memcpy(to, &stored, sizeof(stored));
 }
 
@@ -102,8 +99,8 @@ HYENAREC_INLINE void store(const V& lanes, scalar_t* to) {
 template <typename V, typename scalar_t>
 HYENAREC_INLINE void store_past_cache(const V& lanes, scalar_t* to) {
 #if defined(__x86_64__) && defined(__GNUC__)
-  const auto stored = stored_as(lanes, to);
-  typedef decltype(stored_as(lanes, to)) Aliased __attribute__((may_alias));
+  const auto stored = stored_as<scalar_t>(lanes);
+  typedef decltype(stored_as<scalar_t>(lanes)) Aliased __attribute__((may_alias));
   // By name: functions of intrinsics can't be inlined before it is known for which machine. VEX encoded where
   // V is.
   if constexpr (sizeof(stored) < 16)  // no such instruction

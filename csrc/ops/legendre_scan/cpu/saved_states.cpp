@@ -3,11 +3,8 @@
 #include "segment_tables.h"
 
 namespace hyenarec::detail {
-namespace {
 
-using Shape = std::array<c10::SymInt, 3>;
-
-Shape shape_of_states(
+std::array<c10::SymInt, 3> shape_of_legendre_states(
     const at::Tensor& activations, const at::Tensor& coeffs, const c10::SymInt& horizon,
     const OptionalTensor& offsets) {
   // All without a branch, which would fix sizes that are symbols to what they are now: a chunk of
@@ -21,26 +18,6 @@ Shape shape_of_states(
                         : first * ((activations.sym_size(1).max(1) - 1) / segment);
   // ... and two rows too many: sizes of 0 and 1 are other graphs.
   return {rows + 2, coeffs.sym_size(1), coeffs.sym_size(0)};
-}
-
-}  // namespace
-
-at::Tensor empty_legendre_states(
-    const at::Tensor& activations, const at::Tensor& coeffs, const c10::SymInt& horizon,
-    const OptionalTensor& offsets) {
-  return at::empty_symint(shape_of_states(activations, coeffs, horizon, offsets), coeffs.options());
-}
-
-void check_legendre_states(
-    const char* op, const at::Tensor& states, const at::Tensor& activations, const at::Tensor& coeffs,
-    const c10::SymInt& horizon, const OptionalTensor& offsets) {
-  const Argument argument{op, "states", states};
-  check_rank(argument, 3, "[rows, N, D]");
-  const Shape shape = shape_of_states(activations, coeffs, horizon, offsets);
-  const char* symbols[] = {"rows", "N", "D"};
-  for (int64_t dim = 0; dim < 3; ++dim) check_size(argument, dim, shape[dim], "[rows, N, D]", symbols[dim]);
-  check_type(argument, coeffs.scalar_type(), "like coeffs");
-  check_device(argument, {op, "coeffs", coeffs});
 }
 
 }  // namespace hyenarec::detail

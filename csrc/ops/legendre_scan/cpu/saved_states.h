@@ -8,17 +8,30 @@
 
 namespace hyenarec::detail {
 
-// Room for them, [rows, N, D] in coeffs' dtype, a sequence's one after another. `activations` are [B, L,
-// ...], or packed [total, ...] with offsets. There are more rows than states, whose number depends on the
-// values of horizon and offsets: two, and one for each 256 events (N <= 9) or 512 events.
-at::Tensor empty_legendre_states(
+// Their shape, [rows, N, D], a sequence's one after another. `activations` are [B, L, ...], or packed [total,
+// ...] with offsets. There are more rows than states, whose number depends on the values of horizon and
+// offsets: two, and one for each 256 events (N <= 9) or 512 events.
+std::array<c10::SymInt, 3> shape_of_legendre_states(
     const at::Tensor& activations, const at::Tensor& coeffs, const c10::SymInt& horizon,
     const OptionalTensor& offsets);
 
-// Throws unless `states` could be what empty_legendre_states gave.
-void check_legendre_states(
-    const char* op, const at::Tensor& states, const at::Tensor& activations, const at::Tensor& coeffs,
-    const c10::SymInt& horizon, const OptionalTensor& offsets);
+// Of the arguments of an operator that scans, activations first.
+template <typename Arguments>
+std::array<c10::SymInt, 3> shape_of_legendre_states(const Arguments& of) {
+  return shape_of_legendre_states(std::get<0>(of.each()), of.coeffs, of.horizon, of.offsets);
+}
+
+// Room for them, in coeffs' dtype.
+template <typename Arguments>
+at::Tensor empty_legendre_states(const Arguments& arguments) {
+  return at::empty_symint(shape_of_legendre_states(arguments), arguments.coeffs.options());
+}
+
+// The Meta kernel of a forward pass that returns them beside the result of `meta`.
+template <auto meta, typename Arguments = typename decltype(single_of(meta))::OfArguments>
+Tensors<2> meta_with_states(const Arguments& arguments) {
+  return {meta(arguments), empty_legendre_states(arguments)};
+}
 
 // BackwardArguments of an operator that scans, and the states that its forward pass saved on a CPU.
 template <typename Forward>
@@ -31,10 +44,14 @@ struct ScanBackwardArguments {
   auto each() const { return std::tuple_cat(std::tie(grad), forward.each(), std::tie(needs_grad, states)); }
   void check() const {
     forward.check_backward(grad);
-    if (states)
-      check_legendre_states(
-          Forward::kBackward, *states, std::get<0>(forward.each()), forward.coeffs, forward.horizon,
-          forward.offsets);
+    if (!states) return;
+    const Argument argument{Forward::kBackward, "states", *states};
+    const auto shape = shape_of_legendre_states(forward);
+    check_rank(argument, 3, "[rows, N, D]");
+    for (const int i : {0, 1, 2})
+      check_size(argument, i, shape[i], "[rows, N, D]", std::array{"rows", "N", "D"}[i]);
+    check_type(argument, forward.coeffs.scalar_type(), "like coeffs");
+    check_device(argument, {argument.op, "coeffs", forward.coeffs});
   }
 };
 

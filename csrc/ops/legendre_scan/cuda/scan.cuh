@@ -85,21 +85,21 @@ struct ScanGradients {
 template <typename T, bool kFast = !std::is_same_v<T, double>>
 class ScanCall {
  public:
-  ScanCall(
-      const char* op, const RowSequences& sequences, const at::Tensor& coeffs, const at::Tensor& decay,
-      const std::optional<at::Tensor>& skip, int64_t horizon)
+  template <typename Arguments>
+  ScanCall(const char* op, const RowSequences& sequences, const Arguments& arguments)
       : sequences_(sequences),
-        coeffs_(coeffs.contiguous()),
-        decay_(decay.contiguous()),
-        skip_(skip ? skip->contiguous() : at::Tensor()),
-        given_(coeffs.size(1)) {
+        coeffs_(arguments.coeffs.contiguous()),
+        decay_(arguments.decay.contiguous()),
+        given_(coeffs_.size(1)) {
+    if (const std::optional<at::Tensor> skip = arguments.skip) skip_ = skip->contiguous();
+    const int64_t horizon = arguments.horizon.expect_int();
     TORCH_CHECK(
         given_ <= kScanMaxCoeffs, op, ": coeffs must be [D, N] with N <= ", kScanMaxCoeffs, " on CUDA, got ",
-        coeffs.sizes());
+        coeffs_.sizes());
     choose_scan_coeffs<kFast>(given_, [&](auto coeff_count) {
       num_coeffs_ = coeff_count() <= kScanUnrolledCoeffs ? coeff_count() : std::max<int64_t>(given_, 1);
     });
-    const int64_t channels = coeffs.size(0);
+    const int64_t channels = coeffs_.size(0);
     tiles_ = ceil_div(channels, kScanLanes);
     pitch_ = tiles_ * kScanLanes;
     const int64_t longest =
@@ -233,11 +233,11 @@ class ScanCall {
   static constexpr int64_t kMaxBlocks = 1024;  // of a tile in the backward sweep
 
   const RowSequences sequences_;
-  const at::Tensor coeffs_, decay_, skip_;
+  const at::Tensor coeffs_, decay_;
   const int64_t given_;
   int64_t num_coeffs_ = 0, tiles_ = 0, pitch_ = 0;
   int warps_ = 1;
-  at::Tensor contracted_;
+  at::Tensor skip_, contracted_;
   std::shared_ptr<const DeviceScanTables<T>> kept_tables_;
   ScanInput<T> input_{};
 };

@@ -1,6 +1,5 @@
 #include "segment_tables.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "../table_builder.h"

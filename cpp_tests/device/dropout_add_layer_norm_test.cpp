@@ -46,13 +46,14 @@ Solution solve(const oracle::Case& expected, int64_t run, BlockOrder order) {
 
   Buffer<sum_t> normed(size), sum(size), grad_residual(size);
   Buffer<T> mean(count), rstd(count);
+  const NormRows<sum_t> residual_rows{has_residual ? residual.data() : nullptr, stride};
+  const auto eps = static_cast<T>(expected["eps"].values[0]);
   launch(
       norm_shape(count, channels, kVector, kHeld, 1, sizeof(T)).launch, order,
       dropout_add_layer_norm_forward<branch_t, sum_t, kVector, kHeld>,
       NormForward<branch_t, sum_t>{
-          count, channels, branch.data(), stride, has_residual ? residual.data() : nullptr, stride,
-          weight.data(), bias.data(), static_cast<T>(expected["eps"].values[0]), dropout, normed.data(),
-          sum.data(), mean.data(), rstd.data()});
+          count, channels, NormRows<branch_t>{branch.data(), stride}, residual_rows, weight.data(),
+          bias.data(), eps, dropout, normed.data(), sum.data(), mean.data(), rstd.data()});
 
   const double* grads = expected["grad"].values.data();
   const auto grad_normed = spread<sum_t>(grads, count, channels, stride);
@@ -63,9 +64,9 @@ Solution solve(const oracle::Case& expected, int64_t run, BlockOrder order) {
   launch(
       shape.launch, order, dropout_add_layer_norm_backward<branch_t, sum_t, kVector, kHeld>,
       NormBackward<branch_t, sum_t>{
-          count, channels, shape.run, grad_normed.data(), stride, grad_sum.data(), stride, sum.data(),
-          channels, mean.data(), rstd.data(), weight.data(), dropout, grad_branch.data(),
-          grad_residual.data(), partial.data()});
+          count, channels, shape.run, NormRows<sum_t>{grad_normed.data(), stride},
+          NormRows<sum_t>{grad_sum.data(), stride}, NormRows<sum_t>{sum.data(), channels}, mean.data(),
+          rstd.data(), weight.data(), dropout, grad_branch.data(), grad_residual.data(), partial.data()});
   const auto sums = sum_over_groups(partial, shape.groups);  // [2, channels]
   Solution solution{
       normed.values(),
@@ -132,10 +133,8 @@ TEST(DropoutAddLayerNormDeviceGradients, MayBeAbsent) {
   rows.rows = kRows;
   rows.channels = kChannels;
   rows.run = shape.run;
-  rows.grad_sum = grad.data();
-  rows.grad_sum_stride = kChannels;
-  rows.sum = sum.data();
-  rows.sum_stride = kChannels;
+  rows.grad_sum = {grad.data(), kChannels};
+  rows.sum = {sum.data(), kChannels};
   rows.mean = rows.rstd = rows.weight = ones.data();
   rows.dropout = {&seed, kNumLevels / 2, 2};
   rows.grad_branch = grad_branch.data();

@@ -77,7 +77,7 @@ Solution solve(const Problem& problem, bool in_place, BlockOrder order) {
 
   scalar_t* gradient = apart.data();
   if constexpr (std::is_same_v<T, scalar_t>) gradient = in_place ? logits.data() : gradient;
-  CrossEntropyRows<scalar_t> arguments{};
+  CrossEntropyRows<scalar_t, T> arguments{};
   arguments.classes = classes;
   arguments.logits = logits.data();
   arguments.gradient = gradient;
@@ -149,7 +149,7 @@ INSTANTIATE_TEST_SUITE_P(
 std::vector<double> loss_and_gradient(const std::vector<double>& scores, int64_t target) {
   Buffer<float> logits(scores), shift(std::vector<double>(scores.size(), 0)), loss(1),
       gradient(logits.size());
-  CrossEntropyRows<float> rows{};
+  CrossEntropyRows<float, float> rows{};
   rows.classes = logits.size();
   rows.logits = logits.data();
   rows.gradient = gradient.data();

@@ -1,8 +1,6 @@
 // The arguments of dropout_add_layer_norm, the operators behind it, and the checks of both.
 #pragma once
 
-#include <cstdint>
-
 #include "../common/operators.h"
 #include "dropout_add_layer_norm.h"
 
@@ -39,31 +37,18 @@ struct DropoutAddLayerNormBackwardArguments {
 constexpr auto dropout_add_layer_norm_with_statistics =
     detail::dispatch<"dropout_add_layer_norm_with_statistics", Tensors<4>, DropoutAddLayerNormArguments>;
 
+namespace detail {
+
 // Gradients of dropout_add_layer_norm from those of normed and sum (like sum in shape and dtype, any strides;
 // nullopt: zeros): {branch [.., D] in branch_dtype, residual [.., D] like sum, weight [D], bias [D]},
 // contiguous. Which elements were zero is drawn once more. needs_grad selects them in that order; one that is
 // not selected comes back as an empty tensor of shape [0] in its would-be dtype. Not differentiable: a second
-// derivative raises.
+// derivative raises. (Outside of detail, a CUDA kernel has this name.)
 constexpr auto dropout_add_layer_norm_backward =
-    detail::dispatch<"dropout_add_layer_norm_backward", Tensors<4>, DropoutAddLayerNormBackwardArguments>;
-
-namespace detail {
+    dispatch<"dropout_add_layer_norm_backward", Tensors<4>, DropoutAddLayerNormBackwardArguments>;
 
 // The type of sum and normed.
 at::ScalarType type_of_sum(const at::Tensor& branch, const OptionalTensor& residual);
-
-// The type in which the kernels read the branch, and write its gradient: 16 bits stay 16 bits beside a
-// float32 sum, all else is converted to the sum's type.
-at::ScalarType kernel_type_of_branch(at::ScalarType branch, at::ScalarType sum);
-
-// What the kernels know of dropout: of 2^16 levels that an element may draw, so many lowest ones make it
-// zero; the factor of the others.
-struct DropoutLevels {
-  uint32_t dropped;
-  double scale;
-
-  explicit DropoutLevels(double p);
-};
 
 }  // namespace detail
 }  // namespace hyenarec

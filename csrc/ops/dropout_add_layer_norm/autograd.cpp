@@ -36,7 +36,7 @@ class DropoutAddLayerNorm : public torch::autograd::Function<DropoutAddLayerNorm
     const bool shared = needed[0] && needed[1] && p == 0 && branch_dtype == sum.scalar_type();
     const std::array<bool, 4> computed{needed[0], needed[1] && !shared, needed[2], needed[3]};
     const auto grad_normed = optional(grads[0]), grad_sum = optional(grads[1]), seed = optional(saved[4]);
-    const auto [of_branch, of_residual, of_weight, of_bias] = dropout_add_layer_norm_backward(
+    const auto [of_branch, of_residual, of_weight, of_bias] = detail::dropout_add_layer_norm_backward(
         {grad_normed, grad_sum, sum, saved[1], saved[2], saved[3], p, seed, branch_dtype, computed});
     variable_list gradients(7);
     gradients[0] = if_needed(needed[0], of_branch);

@@ -7,15 +7,12 @@
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
-#include <vector>
 
-#include "../common/cpu/rows.h"
 #include "../common/cpu/simd.h"
+#include "call.h"
 #include "random_levels.h"
 
 namespace hyenarec::cpu::dropout_add_layer_norm {
-
-using simd::compute_t;
 
 constexpr int64_t kBlockElements = 8192;  // of the rows that a thread takes together
 constexpr int64_t kMaxBlockRows = 128;    // as many as single precision adds up without losing digits
@@ -24,25 +21,17 @@ inline int64_t rows_per_block(int64_t channels) {
   return std::clamp<int64_t>(kBlockElements / channels, 1, kMaxBlockRows);
 }
 
-// Of 2^16 levels that an element may draw, the `dropped` lowest ones make it zero, the others multiply it by
-// `scale`.
-struct DropoutSettings {
-  uint32_t dropped;
-  double scale;
-  uint64_t seed;
-};
-
 // Which elements of a block of rows dropout leaves, and what it does to them.
 template <typename V>
 class Dropout {
  public:
   using scalar_t = simd::LaneOf<V>;
 
-  HYENAREC_INLINE Dropout(const DropoutSettings& settings, int64_t channels)
+  HYENAREC_INLINE Dropout(const NormDropout<scalar_t>& settings, int64_t channels)
       : dropped_(settings.dropped),
-        scale_(static_cast<scalar_t>(settings.scale)),
+        scale_(settings.scale),
         channels_(channels),
-        random_(settings.seed) {}
+        random_(settings.seed ? static_cast<uint64_t>(*settings.seed) : 0) {}
 
   HYENAREC_INLINE bool draws() const { return dropped_ > 0; }
 
@@ -70,7 +59,7 @@ class Dropout {
 // Begins to fetch the row some kilobytes ahead. Where random bits are drawn in between, the processor would
 // not look so far by itself: 1.2 times faster, forward and backward.
 template <typename scalar_t>
-HYENAREC_INLINE void fetch_ahead_of(const Rows<const scalar_t>& rows, int64_t row, int64_t channels) {
+HYENAREC_INLINE void fetch_ahead_of(const NormRows<scalar_t>& rows, int64_t row, int64_t channels) {
   if (!rows.data) return;
   constexpr int64_t kAhead = 2048, kLine = 64;
   const auto size = static_cast<int64_t>(channels * sizeof(scalar_t));
@@ -94,42 +83,29 @@ HYENAREC_INLINE V first_lanes(const V& vector, Count count) {
   return lanes;
 }
 
-// Calls body(lanes, block, last) for the blocks [first_block, last_block) of rows, each of which ends before
-// `last`; so many lanes, an integral constant, has the widest vector of compute.
-template <typename compute, typename Body>
-void over_blocks(
-    int64_t rows, int64_t block_rows, int64_t first_block, int64_t last_block, const Body& body) {
+// Calls visit(dropout, row, block) for the rows of the blocks [first_block, last_block), with the Dropout of
+// a block in the widest vectors.
+template <typename Call, typename Visit>
+void over_blocks(const Call& call, int64_t first_block, int64_t last_block, const Visit& visit) {
+  const int64_t block_rows = rows_per_block(call.channels);
   simd::run_with_widest_vectors([&](auto bytes) HYENAREC_INLINE_LAMBDA {
+    using V = simd::Vector<typename Call::T, bytes / sizeof(typename Call::T)>;
     for (int64_t block = first_block; block < last_block; ++block) {
-      const int64_t last = std::min((block + 1) * block_rows, rows);
-      body(std::integral_constant<int, bytes / sizeof(compute)>{}, block, last);
+      Dropout<V> dropout(call.dropout, call.channels);
+      const int64_t last = std::min((block + 1) * block_rows, call.rows);
+      for (int64_t row = block * block_rows; row < last; ++row) visit(dropout, row, block);
     }
   });
 }
 
-// The residual may be absent.
-template <typename branch_t, typename sum_t>
-struct Forward {
-  using compute = compute_t<sum_t>;
-
-  int64_t rows, channels;
-  Rows<const branch_t> branch;
-  Rows<const sum_t> residual;
-  const compute *weight, *bias;
-  double eps;
-  DropoutSettings settings;
-  Rows<sum_t> normed, sum;
-  compute *mean, *rstd;
-};
-
 template <typename V, typename branch_t, typename sum_t>
-HYENAREC_INLINE void forward_row(const Forward<branch_t, sum_t>& call, Dropout<V>& dropout, int64_t row) {
+HYENAREC_INLINE void forward_row(const NormForward<branch_t, sum_t>& call, Dropout<V>& dropout, int64_t row) {
   using compute = simd::LaneOf<V>;
   constexpr int lanes = simd::kLanes<V>;
   const int64_t channels = call.channels;
   const branch_t* branch = call.branch.row(row);
   const sum_t* residual = call.residual.row(row);
-  sum_t *sum = call.sum.row(row), *normed = call.normed.row(row);
+  sum_t *sum = call.sum + row * channels, *normed = call.normed + row * channels;
   const auto size = static_cast<compute>(channels);
 
   if (dropout.draws()) {
@@ -153,7 +129,7 @@ HYENAREC_INLINE void forward_row(const Forward<branch_t, sum_t>& call, Dropout<V
     squares += centred * centred;
   });
   const compute variance = simd::sum_of_lanes(squares) / size;
-  const compute rstd = 1 / std::sqrt(variance + static_cast<compute>(call.eps));
+  const compute rstd = 1 / std::sqrt(variance + call.eps);
 
   over_channels<lanes>(channels, [&](int64_t d, auto count) HYENAREC_INLINE_LAMBDA {
     const V centred = simd::load_first<V>(sum + d, count) - mean;
@@ -164,32 +140,13 @@ HYENAREC_INLINE void forward_row(const Forward<branch_t, sum_t>& call, Dropout<V
   call.rstd[row] = rstd;
 }
 
-// The blocks [first_block, last_block) of `block_rows` rows.
+// The blocks [first_block, last_block) of rows_per_block rows.
 template <typename branch_t, typename sum_t>
-void forward(
-    const Forward<branch_t, sum_t>& call, int64_t block_rows, int64_t first_block, int64_t last_block) {
-  over_blocks<compute_t<sum_t>>(
-      call.rows, block_rows, first_block, last_block,
-      [&](auto lanes, int64_t block, int64_t last) HYENAREC_INLINE_LAMBDA {
-        Dropout<simd::Vector<compute_t<sum_t>, lanes>> dropout(call.settings, call.channels);
-        for (int64_t row = block * block_rows; row < last; ++row) forward_row(call, dropout, row);
-      });
+void forward(const NormForward<branch_t, sum_t>& call, int64_t first_block, int64_t last_block) {
+  over_blocks(call, first_block, last_block, [&](auto& dropout, int64_t row, int64_t) HYENAREC_INLINE_LAMBDA {
+    forward_row(call, dropout, row);
+  });
 }
-
-// An absent gradient of normed or sum is zeros; one of branch or residual isn't wanted.
-template <typename branch_t, typename sum_t>
-struct Backward {
-  using compute = compute_t<sum_t>;
-
-  int64_t rows, channels;
-  Rows<const sum_t> grad_normed, grad_sum, sum;
-  const compute *mean, *rstd, *weight;
-  DropoutSettings settings;
-  Rows<branch_t> grad_branch;
-  Rows<sum_t> grad_residual;
-  bool needs_weight, needs_bias;
-  compute* sums;  // [blocks, 2, channels], zeros: the blocks' parts of the gradients of weight and bias
-};
 
 // A row's means of the gradient by the normalised row, and of its product with that row.
 template <typename compute>
@@ -197,12 +154,12 @@ struct GradientMeans {
   compute grad, product;
 };
 
-// These means; what the row gives for the gradients of weight and bias is added to theirs, unless they are
-// nullptr.
+// These means; what the row gives for the gradients of weight and bias is added to `partial` [2, channels],
+// unless that is nullptr.
 template <typename V, typename branch_t, typename sum_t, typename Normalized>
 HYENAREC_INLINE GradientMeans<simd::LaneOf<V>> gradient_means(
-    const Backward<branch_t, sum_t>& call, const sum_t* grad_normed, const Normalized& normalized,
-    simd::LaneOf<V>* of_weight, simd::LaneOf<V>* of_bias) {
+    const NormBackward<branch_t, sum_t>& call, const sum_t* grad_normed, const Normalized& normalized,
+    simd::LaneOf<V>* partial) {
   V grads{}, products{};
   over_channels<simd::kLanes<V>>(call.channels, [&](int64_t d, auto count) HYENAREC_INLINE_LAMBDA {
     const V grad = simd::load_first<V>(grad_normed + d, count);
@@ -210,9 +167,10 @@ HYENAREC_INLINE GradientMeans<simd::LaneOf<V>> gradient_means(
     const V weight = simd::load_first<V>(call.weight + d, count);
     grads += grad * weight;
     products += product * weight;
-    if (of_weight)
-      simd::store_first(simd::load_first<V>(of_weight + d, count) + product, of_weight + d, count);
-    if (of_bias) simd::store_first(simd::load_first<V>(of_bias + d, count) + grad, of_bias + d, count);
+    if (!partial) return;
+    auto *of_weight = partial + d, *of_bias = of_weight + call.channels;
+    simd::store_first(simd::load_first<V>(of_weight, count) + product, of_weight, count);
+    simd::store_first(simd::load_first<V>(of_bias, count) + grad, of_bias, count);
   });
   const auto size = static_cast<simd::LaneOf<V>>(call.channels);
   return {simd::sum_of_lanes(grads) / size, simd::sum_of_lanes(products) / size};
@@ -220,15 +178,14 @@ HYENAREC_INLINE GradientMeans<simd::LaneOf<V>> gradient_means(
 
 template <typename V, typename branch_t, typename sum_t>
 HYENAREC_INLINE void backward_row(
-    const Backward<branch_t, sum_t>& call, Dropout<V>& dropout, int64_t row, simd::LaneOf<V>* of_weight,
-    simd::LaneOf<V>* of_bias) {
+    const NormBackward<branch_t, sum_t>& call, Dropout<V>& dropout, int64_t row, simd::LaneOf<V>* partial) {
   using compute = simd::LaneOf<V>;
   constexpr int lanes = simd::kLanes<V>;
   const int64_t channels = call.channels;
   const sum_t *grad_normed = call.grad_normed.row(row), *grad_sum = call.grad_sum.row(row);
   const sum_t* sum = call.sum.row(row);
-  branch_t* grad_branch = call.grad_branch.row(row);
-  sum_t* grad_residual = call.grad_residual.row(row);
+  branch_t* grad_branch = call.grad_branch ? call.grad_branch + row * channels : nullptr;
+  sum_t* grad_residual = call.grad_residual ? call.grad_residual + row * channels : nullptr;
   const compute mean = call.mean[row], rstd = call.rstd[row];
   const auto normalized = [&](int64_t d, auto count) HYENAREC_INLINE_LAMBDA -> V {
     return (simd::load_first<V>(sum + d, count) - mean) * rstd;
@@ -240,7 +197,7 @@ HYENAREC_INLINE void backward_row(
     fetch_ahead_of(call.sum, row, channels);
   }
   GradientMeans<compute> means{};
-  if (grad_normed) means = gradient_means<V>(call, grad_normed, normalized, of_weight, of_bias);
+  if (grad_normed) means = gradient_means<V>(call, grad_normed, normalized, partial);
   if (!grad_branch && !grad_residual) return;
 
   if (grad_branch) dropout.begin_row(row);
@@ -257,31 +214,13 @@ HYENAREC_INLINE void backward_row(
   });
 }
 
-// The blocks [first_block, last_block) of `block_rows` rows.
+// The gradients of the same blocks.
 template <typename branch_t, typename sum_t>
-void backward(
-    const Backward<branch_t, sum_t>& call, int64_t block_rows, int64_t first_block, int64_t last_block) {
-  over_blocks<compute_t<sum_t>>(
-      call.rows, block_rows, first_block, last_block,
-      [&](auto lanes, int64_t block, int64_t last) HYENAREC_INLINE_LAMBDA {
-        Dropout<simd::Vector<compute_t<sum_t>, lanes>> dropout(call.settings, call.channels);
-        auto* of_block = call.sums + block * 2 * call.channels;
-        for (int64_t row = block * block_rows; row < last; ++row) {
-          backward_row(
-              call, dropout, row, call.needs_weight ? of_block : nullptr,
-              call.needs_bias ? of_block + call.channels : nullptr);
-        }
+void backward(const NormBackward<branch_t, sum_t>& call, int64_t first_block, int64_t last_block) {
+  over_blocks(
+      call, first_block, last_block, [&](auto& dropout, int64_t row, int64_t block) HYENAREC_INLINE_LAMBDA {
+        backward_row(call, dropout, row, call.partial ? call.partial + block * 2 * call.channels : nullptr);
       });
-}
-
-// The sum over blocks [blocks, channels], `stride` apart, always in the same order.
-template <typename compute, typename scalar_t>
-void add_up(const compute* blocks, int64_t count, int64_t stride, int64_t channels, scalar_t* result) {
-  std::vector<double> sums(channels, 0.0);
-  for (int64_t block = 0; block < count; ++block) {
-    for (int64_t d = 0; d < channels; ++d) sums[d] += blocks[block * stride + d];
-  }
-  for (int64_t d = 0; d < channels; ++d) result[d] = static_cast<scalar_t>(sums[d]);
 }
 
 }  // namespace hyenarec::cpu::dropout_add_layer_norm

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "../common/cuda/row_vectors.cuh"
+#include "call.h"
 #include "philox.h"
 
 namespace hyenarec {
@@ -44,25 +45,17 @@ inline NormShape norm_shape(
   return shape;
 }
 
-// Which elements dropout leaves: those whose level is not among the `dropped` lowest; none are dropped with
-// 0.
-template <typename T>
-struct NormDropout {
-  const int64_t* seed;
-  uint32_t dropped;
-  T scale;
-
-  // The vector of elements from `element` on, a multiple of its size, as dropout leaves it.
-  template <int kVector>
-  __device__ void apply(Vector<T, kVector>& values, int64_t element) const {
-    static_assert(kLevelsPerBlock % kVector == 0, "a vector must not need two blocks of bits");
-    if (dropped == 0) return;
-    const PhiloxBlock block =
-        random_block(static_cast<uint64_t>(*seed), static_cast<uint64_t>(element) / kLevelsPerBlock);
-    unrolled<kVector>(
-        [&](int i) { values[i] = level_in(block, element + i) < dropped ? T(0) : values[i] * scale; });
-  }
-};
+// A vector of elements from `element` on, a multiple of its size, as dropout leaves it.
+template <typename T, int kVector>
+__device__ inline void drop(const NormDropout<T>& dropout, Vector<T, kVector>& values, int64_t element) {
+  static_assert(kLevelsPerBlock % kVector == 0, "a vector must not need two blocks of bits");
+  if (dropout.dropped == 0) return;
+  const PhiloxBlock block =
+      random_block(static_cast<uint64_t>(*dropout.seed), static_cast<uint64_t>(element) / kLevelsPerBlock);
+  unrolled<kVector>([&](int i) {
+    values[i] = level_in(block, element + i) < dropout.dropped ? T(0) : values[i] * dropout.scale;
+  });
+}
 
 // kVector parameters, which lie on 16 bytes: beside 16-bit rows, they are twice as long as those.
 template <typename T, int kVector>
@@ -110,23 +103,6 @@ __device__ inline void sum_over_team(T (&values)[count], T* shared, int slot) {
   });
 }
 
-// branch and residual in rows `*_stride` elements apart; residual may be nullptr. Results are contiguous.
-template <typename branch_t, typename sum_t>
-struct NormForward {
-  using T = accumulate_t<sum_t>;
-
-  int64_t rows, channels;
-  const branch_t* branch;
-  int64_t branch_stride;
-  const sum_t* residual;
-  int64_t residual_stride;
-  const T *weight, *bias;
-  T eps;
-  NormDropout<T> dropout;
-  sum_t *normed, *sum;
-  T *mean, *rstd;
-};
-
 template <typename branch_t, typename sum_t, int kVector, int kHeld>
 __global__ void __launch_bounds__(kNormMaxThreads)
     dropout_add_layer_norm_forward(NormForward<branch_t, sum_t> rows) {
@@ -140,10 +116,9 @@ __global__ void __launch_bounds__(kNormMaxThreads)
 
   // Writes the sum and gives it as it was rounded.
   const auto sum_at = [&](int64_t d) {
-    Values value = load_channels<branch_t, kVector>(rows.branch + row * rows.branch_stride + d);
-    rows.dropout.apply(value, row * rows.channels + d);
-    if (rows.residual != nullptr)
-      value += load_channels<sum_t, kVector>(rows.residual + row * rows.residual_stride + d);
+    Values value = load_channels<branch_t, kVector>(rows.branch.row(row) + d);
+    drop(rows.dropout, value, row * rows.channels + d);
+    if (rows.residual.data != nullptr) value += load_channels<sum_t, kVector>(rows.residual.row(row) + d);
     store_channels<sum_t, kVector>(sum_row + d, value);
     return value.template to<sum_t>().template to<T>();
   };
@@ -180,26 +155,6 @@ __global__ void __launch_bounds__(kNormMaxThreads)
   }
 }
 
-// Gradients and sum in rows `*_stride` elements apart. grad_normed, grad_sum: nullptr is zeros; grad_branch,
-// grad_residual, partial: nullptr is not needed.
-template <typename branch_t, typename sum_t>
-struct NormBackward {
-  using T = accumulate_t<sum_t>;
-
-  int64_t rows, channels, run;
-  const sum_t* grad_normed;
-  int64_t grad_normed_stride;
-  const sum_t* grad_sum;
-  int64_t grad_sum_stride;
-  const sum_t* sum;
-  int64_t sum_stride;
-  const T *mean, *rstd, *weight;
-  NormDropout<T> dropout;
-  branch_t* grad_branch;
-  sum_t* grad_residual;
-  T* partial;  // [groups, 2, channels], zeros: the block's shares of the gradients of weight and of bias
-};
-
 template <typename branch_t, typename sum_t, int kVector, int kHeld>
 __global__ void __launch_bounds__(kNormMaxThreads)
     dropout_add_layer_norm_backward(NormBackward<branch_t, sum_t> rows) {
@@ -217,12 +172,12 @@ __global__ void __launch_bounds__(kNormMaxThreads)
 
     // The row normalised, and the gradient by it.
     const auto normalized_at = [&](int64_t d) {
-      Values value = load_channels<sum_t, kVector>(rows.sum + row * rows.sum_stride + d);
+      Values value = load_channels<sum_t, kVector>(rows.sum.row(row) + d);
       unrolled<kVector>([&](int i) { value[i] = (value[i] - mean) * rstd; });
       return value;
     };
     const auto grad_at = [&](int64_t d) {
-      return load_channels<sum_t, kVector>(rows.grad_normed + row * rows.grad_normed_stride + d);
+      return load_channels<sum_t, kVector>(rows.grad_normed.row(row) + d);
     };
     // Times the weight, from which on the gradient of normed is that by the normalised row.
     const auto weighted = [&](const Values& grad, int64_t d) {
@@ -239,7 +194,7 @@ __global__ void __launch_bounds__(kNormMaxThreads)
         sums[1] += grad[i] * value[i];
       });
     };
-    if (rows.grad_normed != nullptr) {
+    if (rows.grad_normed.data != nullptr) {
       over_team_channels<kVector, kHeld>(
           channels,
           [&](int k, int64_t d) {
@@ -266,20 +221,19 @@ __global__ void __launch_bounds__(kNormMaxThreads)
     if (rows.grad_branch == nullptr && rows.grad_residual == nullptr) continue;
     const auto finish = [&](const Values& grad, const Values& value, int64_t d) {
       Values result = {};
-      if (rows.grad_normed != nullptr)
+      if (rows.grad_normed.data != nullptr)
         unrolled<kVector>([&](int i) { result[i] = (grad[i] - mean_grad - value[i] * mean_product) * rstd; });
-      if (rows.grad_sum != nullptr)
-        result += load_channels<sum_t, kVector>(rows.grad_sum + row * rows.grad_sum_stride + d);
+      if (rows.grad_sum.data != nullptr) result += load_channels<sum_t, kVector>(rows.grad_sum.row(row) + d);
       const int64_t element = row * rows.channels + d;
       if (rows.grad_residual != nullptr) store_channels<sum_t, kVector>(rows.grad_residual + element, result);
       if (rows.grad_branch == nullptr) return;
-      rows.dropout.apply(result, element);
+      drop(rows.dropout, result, element);
       store_channels<branch_t, kVector>(rows.grad_branch + element, result);
     };
     over_team_channels<kVector, kHeld>(
         channels, [&](int k, int64_t d) { finish(grads[k], normalized[k], d); },
         [&](int64_t d) {
-          const bool needed = rows.grad_normed != nullptr;
+          const bool needed = rows.grad_normed.data != nullptr;
           finish(needed ? weighted(grad_at(d), d) : Values{}, needed ? normalized_at(d) : Values{}, d);
         });
   }

@@ -1,9 +1,6 @@
 #include "dropout_add_layer_norm.h"
 
-#include <cmath>
-
 #include "arguments.h"
-#include "philox.h"
 
 namespace hyenarec {
 
@@ -87,14 +84,6 @@ void DropoutAddLayerNormBackwardArguments::check() const {
 at::ScalarType detail::type_of_sum(const at::Tensor& branch, const OptionalTensor& residual) {
   return residual ? c10::promoteTypes(branch.scalar_type(), residual->scalar_type()) : branch.scalar_type();
 }
-
-at::ScalarType detail::kernel_type_of_branch(at::ScalarType branch, at::ScalarType sum) {
-  return sum == at::kFloat && c10::isReducedFloatingType(branch) ? branch : sum;
-}
-
-detail::DropoutLevels::DropoutLevels(double p)
-    : dropped(static_cast<uint32_t>(std::nearbyint(p * kNumLevels))),
-      scale(dropped == kNumLevels ? 0.0 : kNumLevels / (kNumLevels - static_cast<double>(dropped))) {}
 
 TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
   m.def(

@@ -23,16 +23,11 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
     at::AutoDispatchBelowADInplaceOrView guard;
     const ForwardArguments arguments{each...};
     const auto& [losses, reduction] = arguments.all;
-    const auto& [hidden, weight, bias, target, candidates, log_q, label_smoothing] = losses;
-    ctx->saved_data["label_smoothing"] = label_smoothing;
+    ctx->saved_data["label_smoothing"] = losses.label_smoothing;
     ctx->saved_data["reduction"] = std::string(reduction);
-    variable_list saved{
-        hidden,
-        weight,
-        bias.value_or(at::Tensor()),
-        target,
-        candidates.value_or(at::Tensor()),
-        log_q.value_or(at::Tensor())};
+    variable_list saved;
+    detail::for_each_tensor<kGradients>(
+        losses, [&](size_t, const at::Tensor* tensor) { saved.push_back(tensor ? *tensor : at::Tensor()); });
     if (reduction == "none") {
       ctx->save_for_backward(saved);
       return std::apply(linear_cross_entropy, arguments.all.each());
@@ -41,7 +36,7 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
         linear_cross_entropy_with_gradients({losses, arguments.needs_grad});
     saved.insert(saved.end(), {of_hidden, of_weight, of_bias});
     ctx->save_for_backward(saved);
-    return detail::reduce_losses(values, target, reduction);
+    return detail::reduce_losses(values, losses.target, reduction);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -74,14 +69,15 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
 
 at::Tensor linear_cross_entropy_autograd(const LinearCrossEntropyArguments& arguments) {
   arguments.check();
-  const auto& [hidden, weight, bias, target, candidates, log_q, label_smoothing] = arguments.losses;
+  const auto& losses = arguments.losses;
   const bool enabled = at::GradMode::is_enabled();
   TORCH_CHECK(
-      !enabled || !log_q || !log_q->requires_grad(),
+      !enabled || !losses.log_q || !losses.log_q->requires_grad(),
       "linear_cross_entropy: log_q must not require a gradient, since it has none");
-  const std::array<bool, 3> needs_grad{
-      enabled && hidden.requires_grad(), enabled && weight.requires_grad(),
-      enabled && bias && bias->requires_grad()};
+  std::array<bool, 3> needs_grad;
+  detail::for_each_tensor<3>(losses, [&](size_t i, const at::Tensor* tensor) {
+    needs_grad[i] = enabled && tensor && tensor->requires_grad();
+  });
   return std::apply(
       [&](const auto&... each) { return LinearCrossEntropy::apply(each..., needs_grad); }, arguments.each());
 }

@@ -42,22 +42,10 @@ Hits hits_of(const OptionalTensor& candidates) {
   return {items.const_data_ptr<int64_t>(), items.size(0)};
 }
 
-template <typename scalar_t>
-const memory_t<scalar_t>* data_or_null(const at::Tensor& tensor) {
-  if (!tensor.defined()) return nullptr;
-  return reinterpret_cast<const memory_t<scalar_t>*>(tensor.const_data_ptr<scalar_t>());
-}
-template <typename scalar_t>
-memory_t<scalar_t>* result_or_null(const at::Tensor& tensor, bool needed) {
-  if (!needed) return nullptr;
-  return reinterpret_cast<memory_t<scalar_t>*>(tensor.mutable_data_ptr<scalar_t>());
-}
-
 // What CrossEntropyWalk asks of a backend.
 class CpuTiles {
  public:
-  explicit CpuTiles(const CrossEntropyArguments& arguments)
-      : hits_(hits_of(arguments.candidates)), smoothing_(arguments.label_smoothing) {
+  explicit CpuTiles(const CrossEntropyArguments& arguments) : hits_(hits_of(arguments.candidates)) {
     check_values(arguments);
   }
 
@@ -67,16 +55,6 @@ class CpuTiles {
   static at::ScalarType logits_type(at::ScalarType type) { return type; }
 
   static void multiply(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) { at::mm_out(out, a, b); }
-
-  // torch has no product of 16-bit matrices that is added to a float one.
-  void add_product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
-    if (a.scalar_type() == out.scalar_type()) {
-      out.addmm_(a, b);
-      return;
-    }
-    if (!product_.defined()) product_ = at::empty(out.sizes(), a.options());
-    out.add_(at::mm_out(product_, a, b));
-  }
 
   void softmax(detail::CrossEntropyTile& tile) const {
     AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, tile.logits.scalar_type(), "linear_cross_entropy", [&] {
@@ -94,8 +72,8 @@ class CpuTiles {
       const int64_t part = at::divup(out.size(0), at::get_num_threads());
       at::parallel_for(0, out.size(0), part, [&](int64_t first, int64_t last) {
         cpu::linear_cross_entropy::add_rows(
-            items.const_data_ptr<int64_t>(), data_or_null<scalar_t>(from), factors, items.size(0),
-            out.size(1), first, last, out.mutable_data_ptr<sum_t>());
+            items.const_data_ptr<int64_t>(), data_or_null<const memory_t<scalar_t>>(from), factors,
+            items.size(0), out.size(1), first, last, out.mutable_data_ptr<sum_t>());
       });
     });
   }
@@ -104,39 +82,23 @@ class CpuTiles {
   template <typename scalar_t>
   void softmax_of(detail::CrossEntropyTile& tile) const {
     using sum_t = at::opmath_type<scalar_t>;
-    const int64_t rows = tile.logits.size(0), classes = tile.logits.size(1);
-    const int64_t blocks = at::divup(rows, kBlockRows);
+    const auto rows = tile.rows<memory_t<scalar_t>, memory_t<scalar_t>>();
+    const int64_t blocks = at::divup(rows.rows, kBlockRows);
     const bool needs_shift = tile.of_shift.defined();
-    const auto block_sums = at::empty({needs_shift ? blocks : 0, classes}, tile.losses.options());
-    auto* of_shift = result_or_null<sum_t>(block_sums, needs_shift);
-    const cpu::linear_cross_entropy::Tile<memory_t<scalar_t>, sum_t> raw{
-        .rows = rows,
-        .classes = classes,
-        .logits = data_or_null<scalar_t>(tile.logits),
-        .shift = data_or_null<sum_t>(tile.shift),
-        .target = data_or_null<int64_t>(tile.target),
-        .target_score = data_or_null<sum_t>(tile.target_score),
-        .hits = &hits_,
-        .row_weight = data_or_null<sum_t>(tile.row_weight),
-        .smoothing = static_cast<sum_t>(smoothing_),
-        .losses = result_or_null<sum_t>(tile.losses, true),
-        .gradient = result_or_null<scalar_t>(tile.gradient, tile.needs_gradient),
-        .of_target = result_or_null<sum_t>(tile.of_target, tile.of_target.defined()),
-        .of_shift = of_shift};
+    const at::Tensor block_sums = at::empty({needs_shift ? blocks : 0, rows.classes}, tile.losses.options());
+    auto* of_shift = data_or_null<sum_t>(block_sums);
     at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
-      smoothing_ > 0 ? cpu::linear_cross_entropy::softmax<true>(raw, first, last)
-                     : cpu::linear_cross_entropy::softmax<false>(raw, first, last);
+      tile.smoothing > 0 ? cpu::linear_cross_entropy::softmax<true>(rows, hits_, of_shift, first, last)
+                         : cpu::linear_cross_entropy::softmax<false>(rows, hits_, of_shift, first, last);
     });
     if (!needs_shift) return;
     auto* sums = tile.of_shift.mutable_data_ptr<sum_t>();
-    at::parallel_for(0, classes, cpu::linear_cross_entropy::kSummed, [&](int64_t first, int64_t last) {
-      cpu::linear_cross_entropy::add_block_sums(of_shift, blocks, classes, first, last, sums);
+    at::parallel_for(0, rows.classes, cpu::linear_cross_entropy::kSummed, [&](int64_t first, int64_t last) {
+      cpu::linear_cross_entropy::add_block_sums(of_shift, blocks, rows.classes, first, last, sums);
     });
   }
 
   const Hits hits_;
-  const double smoothing_;
-  at::Tensor product_;
 };
 
 }  // namespace

@@ -8,13 +8,14 @@
 #include <limits>
 #include <memory>
 #include <numeric>
-#include <tuple>
+#include <span>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "../common/cpu/simd.h"
 #include "exponential.h"
+#include "rows.h"
 
 namespace hyenarec::cpu::linear_cross_entropy {
 
@@ -32,32 +33,14 @@ class Hits {
     for (const int64_t place : places_) items_.push_back(candidates[place]);
   }
 
-  // [begin, end) of their places among the candidates.
-  std::pair<const int64_t*, const int64_t*> of(int64_t target) const {
+  // Their places among the candidates.
+  std::span<const int64_t> of(int64_t target) const {
     const auto [first, last] = std::equal_range(items_.begin(), items_.end(), target);
-    return {places_.data() + (first - items_.begin()), places_.data() + (last - items_.begin())};
+    return {places_.data() + (first - items_.begin()), static_cast<size_t>(last - first)};
   }
 
  private:
   std::vector<int64_t> items_, places_;
-};
-
-// A tile of n rows and C classes.
-template <typename scalar_t, typename sum_t>
-struct Tile {
-  int64_t rows, classes;
-  const scalar_t* logits;     // [n, C]
-  const sum_t* shift;         // [C]: what is added to them
-  const int64_t* target;      // [n]: an item, or -1
-  const sum_t* target_score;  // [n], if the classes are candidates; nullptr: they are all items
-  const Hits* hits;           // among these candidates
-  const sum_t* row_weight;    // [n]: what the gradient of a row is multiplied by; nullptr: 1
-  sum_t smoothing;
-  // To be written; nullptr: not needed.
-  sum_t* losses;       // [n]
-  scalar_t* gradient;  // [n, C], by the scores; maybe where the logits are
-  sum_t* of_target;    // [n], by target_score
-  sum_t* of_shift;     // [blocks, C]: sums of the gradient over a block's rows
 };
 
 // One row of a tile. Its target is one of the classes, or outside of them.
@@ -69,9 +52,9 @@ struct Row {
   sum_t* shift_sums;  // to which the gradient is added; nullptr: not needed
   sum_t* work;        // of a thread: scores, then exponentials, up to a multiple of kMaxLanes
   int64_t classes;
-  int64_t target;                     // -1: outside
-  sum_t target_score;                 // if it is outside
-  const int64_t *hits, *end_of_hits;  // classes that are the target which is outside
+  int64_t target;                 // -1: outside
+  sum_t target_score;             // if it is outside
+  std::span<const int64_t> hits;  // classes that are the target which is outside
   sum_t weight;
   sum_t smoothing;
 };
@@ -137,9 +120,9 @@ HYENAREC_INLINE void write_gradient(
     row.gradient[row.target] = static_cast<scalar_t>(of_target_score);
     if (row.shift_sums != nullptr) row.shift_sums[row.target] -= certain;
   }
-  for (const int64_t* hit = row.hits; hit < row.end_of_hits; ++hit) {
-    row.gradient[*hit] = static_cast<scalar_t>(0);
-    if (row.shift_sums != nullptr) row.shift_sums[*hit] += uniform;
+  for (const int64_t hit : row.hits) {
+    row.gradient[hit] = static_cast<scalar_t>(0);
+    if (row.shift_sums != nullptr) row.shift_sums[hit] += uniform;
   }
 }
 
@@ -151,11 +134,11 @@ HYENAREC_INLINE RowResult<sum_t> softmax_row(const Row<scalar_t, sum_t>& row) {
   const sum_t target_score = outside ? row.target_score : row.work[row.target];
   double classes = static_cast<double>(row.classes);
   if (outside) {
-    for (const int64_t* hit = row.hits; hit < row.end_of_hits; ++hit) {
-      score_sum -= row.work[*hit];
-      row.work[*hit] = -std::numeric_limits<sum_t>::infinity();
+    for (const int64_t hit : row.hits) {
+      score_sum -= row.work[hit];
+      row.work[hit] = -std::numeric_limits<sum_t>::infinity();
     }
-    classes += 1 - static_cast<double>(row.end_of_hits - row.hits);
+    classes += 1 - static_cast<double>(row.hits.size());
     score_sum += target_score;
   }
 
@@ -178,10 +161,11 @@ HYENAREC_INLINE RowResult<sum_t> softmax_row(const Row<scalar_t, sum_t>& row) {
   return {static_cast<sum_t>(loss), of_target_score};
 }
 
-// Row i of a tile. `row` has what all rows of a block share.
+// Row i of a tile, with the hits among its candidates. `row` has what all rows of a block share.
 template <typename V, bool smooth, typename scalar_t, typename sum_t>
 HYENAREC_INLINE RowResult<sum_t> softmax_row_of_tile(
-    const Tile<scalar_t, sum_t>& tile, int64_t i, Row<scalar_t, sum_t>& row) {
+    const CrossEntropyRows<scalar_t, scalar_t>& tile, const Hits& hits, int64_t i,
+    Row<scalar_t, sum_t>& row) {
   row.gradient = tile.gradient ? tile.gradient + i * tile.classes : nullptr;
   const int64_t target = tile.target[i];
   if (target < 0) {
@@ -194,15 +178,17 @@ HYENAREC_INLINE RowResult<sum_t> softmax_row_of_tile(
   if (tile.target_score) {
     row.target = -1;
     row.target_score = tile.target_score[i];
-    std::tie(row.hits, row.end_of_hits) = tile.hits->of(target);
+    row.hits = hits.of(target);
   }
   return softmax_row<V, smooth>(row);
 }
 
-// The losses and gradients of the blocks [first_block, last_block) of kBlockRows rows. `smooth`: with
-// smoothing > 0.
+// The losses and gradients of the blocks [first_block, last_block) of kBlockRows rows, and of_shift [blocks,
+// C], the sums of the gradient over a block's rows, unless it is nullptr. `smooth`: with smoothing > 0.
 template <bool smooth, typename scalar_t, typename sum_t>
-void softmax(const Tile<scalar_t, sum_t>& tile, int64_t first_block, int64_t last_block) {
+void softmax(
+    const CrossEntropyRows<scalar_t, scalar_t>& tile, const Hits& hits, sum_t* of_shift, int64_t first_block,
+    int64_t last_block) {
   const std::unique_ptr<sum_t[]> work(new sum_t[(tile.classes + kMaxLanes - 1) / kMaxLanes * kMaxLanes]);
   simd::run_with_widest_vectors([&](auto bytes) HYENAREC_INLINE_LAMBDA {
     using V = simd::Vector<sum_t, bytes / sizeof(sum_t)>;
@@ -212,13 +198,13 @@ void softmax(const Tile<scalar_t, sum_t>& tile, int64_t first_block, int64_t las
     row.classes = tile.classes;
     row.smoothing = tile.smoothing;
     for (int64_t block = first_block; block < last_block; ++block) {
-      if (tile.of_shift) {
-        row.shift_sums = tile.of_shift + block * tile.classes;
+      if (of_shift) {
+        row.shift_sums = of_shift + block * tile.classes;
         std::fill_n(row.shift_sums, tile.classes, sum_t(0));
       }
       const int64_t last = std::min((block + 1) * kBlockRows, tile.rows);
       for (int64_t i = block * kBlockRows; i < last; ++i) {
-        const RowResult<sum_t> result = softmax_row_of_tile<V, smooth>(tile, i, row);
+        const RowResult<sum_t> result = softmax_row_of_tile<V, smooth>(tile, hits, i, row);
         tile.losses[i] = result.loss;
         if (tile.of_target) tile.of_target[i] = result.of_target_score;
       }

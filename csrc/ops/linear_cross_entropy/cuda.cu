@@ -1,7 +1,6 @@
 // linear_cross_entropy on CUDA: matrix products by cuBLAS, in float for 16-bit arguments, and between them
 // one launch over a tile of scores. No atomics, deterministic, and no value is looked at by the host.
 #include <ATen/Dispatch.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/index_put.h>
 #include <ATen/ops/mm.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -18,18 +17,10 @@ namespace {
 
 constexpr int64_t kTileScores = 1 << 26;  // 256 MiB of float
 
-template <typename T>
-const T* data_or_null(const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
-}
-
 // What CrossEntropyWalk asks of a backend.
 class CudaTiles {
  public:
-  explicit CudaTiles(const CrossEntropyArguments& arguments)
-      : guard_(arguments.hidden.device()),
-        candidates_(arguments.candidates ? arguments.candidates->contiguous() : at::Tensor()),
-        smoothing_(arguments.label_smoothing) {}
+  explicit CudaTiles(const CrossEntropyArguments& arguments) : guard_(arguments.hidden.device()) {}
 
   static int64_t rows_of_tile(int64_t classes) {
     return detail::rows_of_tile(kTileScores, classes, std::numeric_limits<int32_t>::max());
@@ -44,36 +35,11 @@ class CudaTiles {
     }
   }
 
-  // torch adds a product of 16-bit matrices to a float one in its newest versions only.
-  void add_product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
-    if (a.scalar_type() == out.scalar_type()) {
-      out.addmm_(a, b);
-      return;
-    }
-    if (!product_.defined()) product_ = at::empty_like(out);
-    multiply(product_, a, b);
-    out.add_(product_);
-  }
-
   void softmax(detail::CrossEntropyTile& tile) const {
     const auto type = tile.gradient.scalar_type();
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type, "linear_cross_entropy", [&] {
-      using T = accumulate_t<scalar_t>;
-      CrossEntropyRows<scalar_t> rows{};
-      rows.classes = tile.logits.size(1);
-      rows.logits = tile.logits.const_data_ptr<T>();
-      rows.gradient = tile.needs_gradient ? tile.gradient.mutable_data_ptr<scalar_t>() : nullptr;
-      rows.shift = tile.shift.const_data_ptr<T>();
-      rows.target = tile.target.const_data_ptr<int64_t>();
-      rows.candidates = data_or_null<int64_t>(candidates_);
-      rows.target_score = data_or_null<T>(tile.target_score);
-      rows.row_weight = data_or_null<T>(tile.row_weight);
-      rows.smoothing = static_cast<T>(smoothing_);
-      rows.losses = tile.losses.mutable_data_ptr<T>();
-      rows.of_target = tile.of_target.defined() ? tile.of_target.mutable_data_ptr<T>() : nullptr;
-      launch(
-          cross_entropy_shape<scalar_t>(tile.logits.size(0), rows.classes), cross_entropy_rows<scalar_t>,
-          rows);
+      const auto rows = tile.rows<scalar_t, accumulate_t<scalar_t>>();
+      launch(cross_entropy_shape<scalar_t>(rows.rows, rows.classes), cross_entropy_rows<scalar_t>, rows);
     });
     if (tile.of_shift.defined()) tile.of_shift.add_(tile.gradient.sum(0, false, tile.of_shift.scalar_type()));
   }
@@ -89,9 +55,6 @@ class CudaTiles {
 
  private:
   const c10::cuda::CUDAGuard guard_;
-  const at::Tensor candidates_;
-  const double smoothing_;
-  at::Tensor product_;
 };
 
 }  // namespace

@@ -8,28 +8,11 @@
 #pragma once
 
 #include "../common/cuda/device.cuh"
+#include "rows.h"
 
 namespace hyenarec {
 
 constexpr int kCrossEntropyMaxWarps = 16;
-
-// A tile of n rows; every pointer starts at its first row. T is the type of sums, float or double.
-template <typename scalar_t>
-struct CrossEntropyRows {
-  using T = accumulate_t<scalar_t>;
-
-  int64_t classes;
-  const T* logits;            // [n, classes] without shift
-  scalar_t* gradient;         // [n, classes], or nullptr: not needed
-  const T* shift;             // [classes], added to the logits
-  const int64_t* target;      // [n], an item; -1: none
-  const T* target_score;      // [n], if the classes are candidates; nullptr: they are all items
-  const int64_t* candidates;  // [classes]: these
-  const T* row_weight;        // [n], or nullptr: ones
-  T smoothing;
-  T* losses;     // [n]
-  T* of_target;  // [n], the gradient by target_score; nullptr: not needed
-};
 
 // What is known of a row's scores, or of a part of them: the maximum, the sum of their exponentials over that
 // of the maximum, their sum and number.
@@ -37,11 +20,6 @@ template <typename T>
 struct ScoreSums {
   T maximum, exponentials, total, count;
 };
-
-template <typename T>
-__device__ inline ScoreSums<T> no_scores() {
-  return {-static_cast<T>(INFINITY), T(0), T(0), T(0)};
-}
 
 // A NaN is never the maximum, but makes the sum of exponentials NaN.
 template <typename T>
@@ -90,7 +68,7 @@ __device__ inline ScoreSums<T> over_block(ScoreSums<T> sums, ScoreSums<T>* share
 // NaN.
 template <typename scalar_t>
 __global__ void __launch_bounds__(32 * kCrossEntropyMaxWarps)
-    cross_entropy_rows(CrossEntropyRows<scalar_t> rows) {
+    cross_entropy_rows(CrossEntropyRows<scalar_t, accumulate_t<scalar_t>> rows) {
   using T = accumulate_t<scalar_t>;
   const int64_t row = blockIdx.x, target = rows.target[row];
   const T* logits = rows.logits + row * rows.classes;
@@ -106,7 +84,7 @@ __global__ void __launch_bounds__(32 * kCrossEntropyMaxWarps)
     return;
   }
 
-  ScoreSums<T> sums = no_scores<T>();
+  ScoreSums<T> sums{-static_cast<T>(INFINITY), T(0), T(0), T(0)};
   for (int64_t j = threadIdx.x; j < rows.classes; j += blockDim.x) {
     if (sampled && rows.candidates[j] == target) continue;
     sums = joined(sums, logits[j] + rows.shift[j]);

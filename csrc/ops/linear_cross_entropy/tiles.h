@@ -8,7 +8,9 @@
 
 #include <algorithm>
 
+#include "../common/raw_data.h"
 #include "arguments.h"
+#include "rows.h"
 
 namespace hyenarec::detail {
 
@@ -17,19 +19,35 @@ inline int64_t rows_of_tile(int64_t scores, int64_t classes, int64_t most) {
   return std::clamp<int64_t>(scores / std::max<int64_t>(classes, 1), 64, most) / 16 * 16;
 }
 
-// A tile as the backend's softmax gets it: n rows, C classes.
+// CrossEntropyRows as tensors.
 struct CrossEntropyTile {
-  at::Tensor logits;        // [n, C]: products of hidden and weight
-  at::Tensor shift;         // [C]: what is added to them
-  at::Tensor target;        // [n]: an item, or -1
-  at::Tensor target_score;  // [n], if the classes are candidates; undefined: they are all items
-  at::Tensor row_weight;    // [n]: what the gradient of a row is multiplied by; undefined: 1
+  double smoothing;
+  at::Tensor logits, shift, target;
+  at::Tensor candidates, target_score, row_weight;  // may be undefined
   // To be written.
-  at::Tensor losses;     // [n]
+  at::Tensor losses, gradient;
   bool needs_gradient;   // or else nothing but the losses
-  at::Tensor gradient;   // [n, C], by the scores; maybe where the logits are
-  at::Tensor of_target;  // [n], by target_score, if that is there
+  at::Tensor of_target;  // undefined: not needed
   at::Tensor of_shift;   // [C]: to which the gradient's sums over rows are added; undefined: not needed
+
+  // With scalar_t and logit_t as a kernel sees gradient and logits in memory.
+  template <typename scalar_t, typename logit_t>
+  CrossEntropyRows<scalar_t, logit_t> rows() const {
+    using T = typename CrossEntropyRows<scalar_t, logit_t>::T;
+    return {
+        .rows = logits.size(0),
+        .classes = logits.size(1),
+        .logits = data_or_null<const logit_t>(logits),
+        .shift = data_or_null<const T>(shift),
+        .target = data_or_null<const int64_t>(target),
+        .candidates = data_or_null<const int64_t>(candidates),
+        .target_score = data_or_null<const T>(target_score),
+        .row_weight = data_or_null<const T>(row_weight),
+        .smoothing = static_cast<T>(smoothing),
+        .losses = data_or_null<T>(losses),
+        .gradient = needs_gradient ? data_or_null<scalar_t>(gradient) : nullptr,
+        .of_target = data_or_null<T>(of_target)};
+  }
 };
 
 struct CrossEntropyGradients {
@@ -49,9 +67,8 @@ inline at::Tensor shift_of(const CrossEntropyArguments& arguments, const Optiona
 
 // The walk over the rows of a call. A backend has
 //   rows_of_tile(classes)
-//   logits_type(type)                          of the products of hidden and weight, of that type
+//   logits_type(type)                          of products of matrices of that type
 //   multiply(out, a, b)                        out = a b
-//   add_product(out, a, b)                     out += a b; out has the type of sums
 //   softmax(tile)                              losses and gradients of a tile of scores
 //   add_rows(out [V, D], index [n], rows [n, D], factor [n]?)
 //                                              out[index[i]] += factor[i] rows[i], index -1 being none, in a
@@ -60,11 +77,11 @@ template <typename Backend>
 class CrossEntropyWalk {
  public:
   CrossEntropyWalk(
-      Backend& backend, const CrossEntropyArguments& arguments, const OptionalTensor& row_weight,
+      Backend& backend, const CrossEntropyArguments& arguments, OptionalTensor row_weight,
       std::array<bool, 3> needs_grad)
       : backend_(backend),
         arguments_(arguments),
-        row_weight_(row_weight),
+        row_weight_(std::move(row_weight)),
         needs_hidden_(needs_grad[0]),
         needs_weight_(needs_grad[1]),
         needs_bias_(needs_grad[2] && arguments.bias),
@@ -76,7 +93,8 @@ class CrossEntropyWalk {
         weight_(
             sampled_ ? arguments.weight.index_select(0, *arguments.candidates)
                      : arguments.weight.contiguous()),
-        shift_(shift_of(arguments, arguments.candidates)) {}
+        shift_(shift_of(arguments, arguments.candidates)),
+        candidates_(sampled_ ? arguments.candidates->contiguous() : at::Tensor()) {}
 
   // The losses, and the gradients of sum_i row_weight[i] losses[i] that are needed.
   CrossEntropyGradients run() {
@@ -103,10 +121,12 @@ class CrossEntropyWalk {
   void walk_tile(int64_t first, int64_t count) {
     const auto of_tile = [&](const at::Tensor& tensor) { return tensor.narrow(0, first, count); };
     const auto hidden = of_tile(hidden_);
-    CrossEntropyTile tile;
+    CrossEntropyTile tile{};
+    tile.smoothing = arguments_.label_smoothing;
     tile.logits = logits_.narrow(0, 0, count);
     tile.shift = shift_;
     tile.target = of_tile(target_);
+    tile.candidates = candidates_;
     if (row_weight_) tile.row_weight = of_tile(*row_weight_);
     tile.losses = of_tile(result_.losses);
     tile.needs_gradient = needs_any_;
@@ -127,7 +147,20 @@ class CrossEntropyWalk {
       backend_.multiply(hidden_gradient, tile.gradient, weight_);
       if (sampled_) hidden_gradient.add_(target_weight.mul(tile.of_target.unsqueeze(1)));
     }
-    if (needs_weight_) backend_.add_product(result_.weight, tile.gradient.t(), hidden);
+    if (needs_weight_) add_product(result_.weight, tile.gradient.t(), hidden);
+  }
+
+  // out += a b. torch adds a product of 16-bit matrices to a float one in its newest versions only, on CUDA.
+  void add_product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
+    const auto type = a.scalar_type();
+    if (type == out.scalar_type()) {
+      out.addmm_(a, b);
+      return;
+    }
+    if (!product_.defined())
+      product_ = at::empty(out.sizes(), out.options().dtype(backend_.logits_type(type)));
+    backend_.multiply(product_, a, b);
+    out.add_(product_);
   }
 
   // The gradients of weight and bias by candidates and targets, added up by items.
@@ -146,12 +179,12 @@ class CrossEntropyWalk {
 
   Backend& backend_;
   const CrossEntropyArguments& arguments_;
-  const OptionalTensor& row_weight_;
+  const OptionalTensor row_weight_;
   const bool needs_hidden_, needs_weight_, needs_bias_, needs_any_, sampled_;
   const at::TensorOptions sums_;
-  const at::Tensor hidden_, target_, weight_, shift_;  // of the classes: weight and shift
+  const at::Tensor hidden_, target_, weight_, shift_, candidates_;  // of the classes: the last three
   CrossEntropyGradients result_;
-  at::Tensor of_target_, logits_, gradients_;
+  at::Tensor of_target_, logits_, gradients_, product_;
 };
 
 // The kernels of linear_cross_entropy_with_gradients and linear_cross_entropy_backward. A backend is made for
@@ -159,8 +192,7 @@ class CrossEntropyWalk {
 template <typename Backend>
 Tensors<4> cross_entropy_with_gradients(const CrossEntropyGradientArguments& arguments) {
   Backend backend(arguments.losses);
-  const OptionalTensor no_row_weight;
-  const auto result = CrossEntropyWalk(backend, arguments.losses, no_row_weight, arguments.needs_grad).run();
+  const auto result = CrossEntropyWalk(backend, arguments.losses, std::nullopt, arguments.needs_grad).run();
   return {result.losses, result.hidden, result.weight, result.bias};
 }
 
@@ -168,8 +200,8 @@ template <typename Backend>
 Tensors<3> cross_entropy_backward(const CrossEntropyBackwardArguments& arguments) {
   const auto& forward = arguments.forward;
   Backend backend(forward);
-  const OptionalTensor row_weight = arguments.grad.contiguous();
-  const auto result = CrossEntropyWalk(backend, forward, row_weight, arguments.needs_grad).run();
+  const auto result =
+      CrossEntropyWalk(backend, forward, arguments.grad.contiguous(), arguments.needs_grad).run();
   return {
       result.hidden, result.weight.to(forward.weight.scalar_type()),
       result.bias.to(forward.bias.value_or(forward.weight).scalar_type())};

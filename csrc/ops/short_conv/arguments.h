@@ -16,13 +16,13 @@ struct ShortConvArguments {
   void check_backward(const at::Tensor& grad) const;
 };
 
-// Gradients from grad (like u in shape and dtype, any strides): {u, weight, bias}, see
-// detail::empty_gradients. Not differentiable: a second derivative raises.
 using ShortConvBackwardArguments = detail::BackwardArguments<ShortConvArguments, 3>;
-constexpr auto short_conv_backward =
-    detail::dispatch<"short_conv_backward", Tensors<3>, ShortConvBackwardArguments>;
 
 namespace detail {
+
+// Gradients from grad (like u in shape and dtype, any strides): {u, weight, bias}, see empty_gradients. Not
+// differentiable: a second derivative raises. (Outside of detail, a CUDA kernel has this name.)
+constexpr auto short_conv_backward = dispatch<"short_conv_backward", Tensors<3>, ShortConvBackwardArguments>;
 
 // A short filter, [channels, W] with 1 <= W <= kShortConvMaxWidth, beside an activation. `layout` names the
 // dimensions, `symbol` the channels.

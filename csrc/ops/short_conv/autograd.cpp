@@ -5,7 +5,7 @@
 namespace hyenarec {
 
 using ShortConvGradient = detail::Differentiable<
-    detail::dispatch<"short_conv", at::Tensor, ShortConvArguments>, short_conv_backward>;
+    detail::dispatch<"short_conv", at::Tensor, ShortConvArguments>, detail::short_conv_backward>;
 
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
   m.impl("short_conv", detail::unchecked<ShortConvGradient::kernel>);

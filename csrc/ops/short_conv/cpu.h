@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
-#include <vector>
 
 #include "../common/cpu/rows.h"
 #include "../common/cpu/simd.h"
@@ -81,13 +80,14 @@ struct Window {
   }
 };
 
-// out(t) = bias + sum_{w < taps} taps[w] u(t - w) for the events t in [first, last): row by row, as they lie
+// out(t) = bias + sum_{w < width} taps[w] u(t - w) for the events t in [first, last): row by row, as they lie
 // in memory. Vectors are `bytes` long.
-template <int taps, int bytes, typename scalar_t, typename param_t>
-HYENAREC_INLINE void filter_rows(
+template <int bytes, typename scalar_t, typename param_t>
+HYENAREC_INLINE void filter_stretch(
     const Filter<param_t>& filter, const Rows<const scalar_t>& u, const Rows<scalar_t>& out, int64_t first,
     int64_t last) {
-  for (int64_t t = first; t < last; ++t) {
+  const auto filter_row = [&](int64_t t, auto reach) HYENAREC_INLINE_LAMBDA {
+    constexpr int taps = reach;
     simd::for_each_vector<bytes / sizeof(param_t)>(
         0, filter.channels, [&](int64_t d, auto lanes) HYENAREC_INLINE_LAMBDA {
           auto sum = simd::load<lanes>(filter.bias + d);
@@ -97,7 +97,10 @@ HYENAREC_INLINE void filter_rows(
                    simd::load<lanes>(u.row(t - w) + d);
           simd::store(sum, out.row(t) + d);
         });
-  }
+  };
+  by_reach(filter.width, first, last, [&](auto reach, int64_t from, int64_t to) HYENAREC_INLINE_LAMBDA {
+    for (int64_t t = from; t < to; ++t) filter_row(t, reach);
+  });
 }
 
 // sums[w] += grad(t) u(t - w) for w < taps, and sums[width] += grad(t), for the events t in [first, last) and
@@ -124,15 +127,7 @@ HYENAREC_INLINE void add_channels(
   simd::store(of_bias, bias_sums);
 }
 
-// Both for all channels. Vectors are `bytes` long.
-template <int bytes, typename scalar_t, typename param_t>
-HYENAREC_INLINE void filter_stretch(
-    const Filter<param_t>& filter, const Rows<const scalar_t>& u, const Rows<scalar_t>& out, int64_t first,
-    int64_t last) {
-  by_reach(filter.width, first, last, [&](auto taps, int64_t from, int64_t to) HYENAREC_INLINE_LAMBDA {
-    filter_rows<taps, bytes>(filter, u, out, from, to);
-  });
-}
+// The same for all channels. Vectors are `bytes` long.
 template <int bytes, typename scalar_t, typename param_t>
 HYENAREC_INLINE void add_stretch(
     const Filter<param_t>& filter, const Rows<const scalar_t>& grad, const Rows<const scalar_t>& u,
@@ -179,23 +174,6 @@ void backward(
           if (sums) add_stretch<bytes>(filter, g, u.of(sequences, s), sums, first, last);
         });
   });
-}
-
-// weight_grad [channels, width] and bias_grad [channels], each unless it is nullptr, from the blocks' sums
-// [blocks, width + 1, channels], always in the same order.
-template <typename param_t>
-void add_up(
-    const param_t* partial, int64_t blocks, int64_t width, int64_t channels, param_t* weight_grad,
-    param_t* bias_grad) {
-  std::vector<double> sums((width + 1) * channels, 0.0);
-  for (int64_t block = 0; block < blocks; ++block) {
-    for (double& sum : sums) sum += *partial++;
-  }
-  for (int64_t d = 0; d < channels; ++d) {
-    for (int64_t w = 0; weight_grad && w < width; ++w)
-      weight_grad[d * width + w] = static_cast<param_t>(sums[w * channels + d]);
-    if (bias_grad) bias_grad[d] = static_cast<param_t>(sums[width * channels + d]);
-  }
 }
 
 }  // namespace hyenarec::cpu::short_conv

@@ -14,12 +14,6 @@ namespace {
 // Rows a thread slides over: enough to hide the halo, short enough to fill a GPU.
 constexpr int64_t kForwardRun = 16;
 
-SequenceRows sequence_rows(const RowSequences& sequences) {
-  return {
-      sequences.rows, sequences.length, sequences.offsets_data(),
-      sequences.offsets.defined() ? sequences.count : 0};
-}
-
 template <typename scalar_t>
 bool aligned(const Rows& rows, int64_t channels) {
   constexpr int64_t kVector = 16 / sizeof(scalar_t);
@@ -30,16 +24,12 @@ bool aligned(const Rows& rows, int64_t channels) {
 // Calls run(vector, taps) with integral constants: 16 bytes of channels or one channel, 4 or 8 taps.
 template <typename scalar_t, typename Run>
 void choose(bool vectors, int64_t width, const Run& run) {
-  using Wide = std::integral_constant<int, 16 / sizeof(scalar_t)>;
-  using Single = std::integral_constant<int, 1>;
-  using Four = std::integral_constant<int, 4>;
-  using Eight = std::integral_constant<int, 8>;
-  static_assert(kShortConvMaxWidth == 8);
-  if (vectors) {
-    width <= 4 ? run(Wide{}, Four{}) : run(Wide{}, Eight{});
-  } else {
-    width <= 4 ? run(Single{}, Four{}) : run(Single{}, Eight{});
-  }
+  const auto with_vector = [&](auto vector) {
+    width <= 4 ? run(vector, std::integral_constant<int, 4>{})
+               : run(vector, std::integral_constant<int, kShortConvMaxWidth>{});
+  };
+  vectors ? with_vector(std::integral_constant<int, 16 / sizeof(scalar_t)>{})
+          : with_vector(std::integral_constant<int, 1>{});
 }
 
 at::Tensor short_conv_cuda(const ShortConvArguments& arguments) {
@@ -53,7 +43,7 @@ at::Tensor short_conv_cuda(const ShortConvArguments& arguments) {
   const auto taps = weight.contiguous();
   const auto shifts = bias ? bias->contiguous() : at::Tensor();
   const RowSequences sequences("short_conv", u, offsets);
-  const auto rows = sequence_rows(sequences);
+  const SequenceRows rows{sequences.rows, sequences.length, sequences.offsets_data(), sequences.count};
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "short_conv", [&] {
     using param_t = accumulate_t<scalar_t>;
     choose<scalar_t>(aligned<scalar_t>(input, channels), width, [&](auto vector, auto tap_count) {
@@ -85,7 +75,7 @@ Tensors<3> short_conv_backward_cuda(const ShortConvBackwardArguments& arguments)
   const Rows input(u), output(grad);
   const auto taps = weight.contiguous();
   const RowSequences sequences("short_conv", u, offsets);
-  const auto rows = sequence_rows(sequences);
+  const SequenceRows rows{sequences.rows, sequences.length, sequences.offsets_data(), sequences.count};
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "short_conv_backward", [&] {
     using param_t = accumulate_t<scalar_t>;
     const bool vectors = aligned<scalar_t>(input, channels) && aligned<scalar_t>(output, channels);

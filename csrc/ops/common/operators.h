@@ -87,6 +87,13 @@ Result dispatch(const Arguments& arguments) {
   return std::apply([&](auto&... each) { return op.call(each...); }, arguments.each());
 }
 
+// The Meta kernel of an operator whose result is like its first argument.
+template <typename Arguments>
+at::Tensor meta_like_first(const Arguments& arguments) {
+  const at::Tensor& first = std::get<0>(arguments.each());
+  return at::empty_symint(first.sym_sizes(), first.options());
+}
+
 // Calls visit(i, tensor) for the first `count` tensors among the arguments: those that have a gradient come
 // first. `tensor` is nullptr for one that is absent.
 template <size_t count, typename Arguments, typename Visit>

@@ -1,5 +1,6 @@
 #include "fft_conv.h"
 
+#include "../common/autograd.h"
 #include "arguments.h"
 
 namespace hyenarec {
@@ -37,13 +38,17 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
       "post_gate, bool[5] needs_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
-static at::Tensor fft_conv_meta(const FftConvArguments& arguments) {
-  return at::empty_symint(arguments.u.sym_sizes(), arguments.u.options());
+TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
+  m.impl("fft_conv", detail::checked<detail::meta_like_first<FftConvArguments>>);
+  m.impl("fft_conv_backward", detail::checked<detail::meta_gradients<FftConvBackwardArguments>>);
 }
 
-TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  m.impl("fft_conv", detail::checked<fft_conv_meta>);
-  m.impl("fft_conv_backward", detail::checked<detail::meta_gradients<FftConvBackwardArguments>>);
+using FftConvGradient =
+    detail::Differentiable<detail::dispatch<"fft_conv", at::Tensor, FftConvArguments>, fft_conv_backward>;
+
+TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
+  m.impl("fft_conv", detail::unchecked<FftConvGradient::kernel>);
+  m.impl("fft_conv_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace hyenarec

@@ -66,8 +66,8 @@ struct Inputs {
   static void finish(
       const scan::ScanCall<compute_t>& call, const scan::Sums& sums, const auto& rows,
       const Gradients& gradients) {
-    auto* const weights = scan::gradient_of<compute_t>(gradients[1]);
-    auto* const biases = scan::gradient_of<compute_t>(gradients[2]);
+    auto* const weights = data_or_null<compute_t>(gradients[1]);
+    auto* const biases = data_or_null<compute_t>(gradients[2]);
     if (weights || biases) store_filter_grads(call, sums, rows, weights, biases);
   }
 };

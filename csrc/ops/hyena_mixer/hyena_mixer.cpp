@@ -1,5 +1,6 @@
 #include "hyena_mixer.h"
 
+#include "../common/autograd.h"
 #include "../short_conv/arguments.h"
 #include "arguments.h"
 
@@ -75,6 +76,26 @@ TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
   m.impl("hyena_mixer", detail::checked<hyena_mixer_meta>);
   m.impl("hyena_mixer_with_states", detail::checked<detail::meta_with_states<hyena_mixer_meta>>);
   m.impl("hyena_mixer_backward", detail::checked<detail::meta_gradients<HyenaMixerBackwardArguments>>);
+}
+
+using HyenaMixerGradient = detail::Differentiable<
+    detail::dispatch<"hyena_mixer", at::Tensor, HyenaMixerArguments>, hyena_mixer_backward>;
+
+// The backward pass on a CPU begins with saved states. Elsewhere they would take memory for nothing.
+using HyenaMixerGradientCPU = detail::Differentiable<hyena_mixer_with_states, hyena_mixer_backward>;
+
+static at::Tensor hyena_mixer_autograd_cpu(const HyenaMixerArguments& arguments) {
+  return detail::any_needs_gradient<6>(arguments) ? HyenaMixerGradientCPU::kernel(arguments)
+                                                  : HyenaMixerGradient::kernel(arguments);
+}
+
+TORCH_LIBRARY_IMPL(hyenarec, AutogradCPU, m) {
+  m.impl("hyena_mixer", detail::unchecked<hyena_mixer_autograd_cpu>);
+}
+TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
+  m.impl("hyena_mixer", detail::unchecked<HyenaMixerGradient::kernel>);
+  m.impl("hyena_mixer_with_states", torch::autograd::autogradNotImplementedFallback());
+  m.impl("hyena_mixer_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace hyenarec

@@ -1,5 +1,6 @@
 #include "legendre_conv.h"
 
+#include "../common/autograd.h"
 #include "arguments.h"
 
 namespace hyenarec {
@@ -46,14 +47,32 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
-static at::Tensor legendre_conv_meta(const LegendreConvArguments& arguments) {
-  return at::empty_symint(arguments.u.sym_sizes(), arguments.u.options());
+TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
+  m.impl("legendre_conv", detail::checked<detail::meta_like_first<LegendreConvArguments>>);
+  m.impl(
+      "legendre_conv_with_states",
+      detail::checked<detail::meta_with_states<detail::meta_like_first<LegendreConvArguments>>>);
+  m.impl("legendre_conv_backward", detail::checked<detail::meta_gradients<LegendreConvBackwardArguments>>);
 }
 
-TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  m.impl("legendre_conv", detail::checked<legendre_conv_meta>);
-  m.impl("legendre_conv_with_states", detail::checked<detail::meta_with_states<legendre_conv_meta>>);
-  m.impl("legendre_conv_backward", detail::checked<detail::meta_gradients<LegendreConvBackwardArguments>>);
+using LegendreConvGradient = detail::Differentiable<
+    detail::dispatch<"legendre_conv", at::Tensor, LegendreConvArguments>, legendre_conv_backward>;
+
+// The backward pass on a CPU begins with saved states. Elsewhere they would take memory for nothing.
+using LegendreConvGradientCPU = detail::Differentiable<legendre_conv_with_states, legendre_conv_backward>;
+
+static at::Tensor legendre_conv_autograd_cpu(const LegendreConvArguments& arguments) {
+  return detail::any_needs_gradient<6>(arguments) ? LegendreConvGradientCPU::kernel(arguments)
+                                                  : LegendreConvGradient::kernel(arguments);
+}
+
+TORCH_LIBRARY_IMPL(hyenarec, AutogradCPU, m) {
+  m.impl("legendre_conv", detail::unchecked<legendre_conv_autograd_cpu>);
+}
+TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
+  m.impl("legendre_conv", detail::unchecked<LegendreConvGradient::kernel>);
+  m.impl("legendre_conv_with_states", torch::autograd::autogradNotImplementedFallback());
+  m.impl("legendre_conv_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace hyenarec

@@ -1,5 +1,6 @@
 #include "short_conv.h"
 
+#include "../common/autograd.h"
 #include "arguments.h"
 
 namespace hyenarec {
@@ -43,13 +44,17 @@ TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
       "-> (Tensor, Tensor, Tensor)");
 }
 
-static at::Tensor short_conv_meta(const ShortConvArguments& arguments) {
-  return at::empty_symint(arguments.u.sym_sizes(), arguments.u.options());
+TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
+  m.impl("short_conv", detail::checked<detail::meta_like_first<ShortConvArguments>>);
+  m.impl("short_conv_backward", detail::checked<detail::meta_gradients<ShortConvBackwardArguments>>);
 }
 
-TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
-  m.impl("short_conv", detail::checked<short_conv_meta>);
-  m.impl("short_conv_backward", detail::checked<detail::meta_gradients<ShortConvBackwardArguments>>);
+using ShortConvGradient = detail::Differentiable<
+    detail::dispatch<"short_conv", at::Tensor, ShortConvArguments>, detail::short_conv_backward>;
+
+TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
+  m.impl("short_conv", detail::unchecked<ShortConvGradient::kernel>);
+  m.impl("short_conv_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace hyenarec

@@ -9,17 +9,11 @@
 
 #include "../../common/cpu/tensors.h"
 #include "../../common/operators.h"
+#include "../../common/raw_data.h"
 #include "saved_states.h"
 #include "scan.h"
 
 namespace hyenarec::scan {
-
-// A gradient's memory; nullptr if it is [0], not wanted, though it may be that of a parameter without
-// numbers.
-template <typename compute_t>
-compute_t* gradient_of(const at::Tensor& gradient) {
-  return gradient.numel() > 0 ? gradient.mutable_data_ptr<compute_t>() : nullptr;
-}
 
 // Bytes of a call's results up to which they stay in the cache. Measured with a matrix product that reads
 // them right afterwards (32 MiB of third level cache): 4 MiB are better off in it, 8 MiB are not.
@@ -43,8 +37,7 @@ inline bool go_past_cache(std::initializer_list<at::Tensor> results) {
 // States of ScanCall::forward and backward; undefined: none.
 template <typename compute_t>
 States<compute_t> states_of(const at::Tensor& states) {
-  if (!states.defined()) return {};
-  return {static_cast<compute_t*>(states.data_ptr()), states.size(0)};
+  return {data_or_null<compute_t>(states), states.defined() ? states.size(0) : 0};
 }
 
 // `Inputs` holds a call's activations and the operator's own parameters. It has
@@ -93,8 +86,8 @@ class ScanKernels {
       auto sums = call.make_sums(Inputs::sum_rows(rows));
       call.backward(
           wanted, states_of<const compute_t>(states),
-          {gradient_of<compute_t>(of_parameters[0]), gradient_of<compute_t>(of_parameters[1]),
-           gradient_of<compute_t>(of_parameters[2])},
+          {data_or_null<compute_t>(of_parameters[0]), data_or_null<compute_t>(of_parameters[1]),
+           data_or_null<compute_t>(of_parameters[2])},
           [&](auto lanes, const Task& task) HYENAREC_INLINE_LAMBDA {
             return Inputs::template make_io<decltype(lanes)>(rows, call.chunk(), task, &sums);
           });
@@ -152,8 +145,7 @@ class ScanKernels {
         all_threads(),
         sequences_,
         {coeffs_.size(0), coeffs_.size(1), coeffs_.const_data_ptr<compute_t>(),
-         decay_.const_data_ptr<compute_t>(), skip_.defined() ? skip_.const_data_ptr<compute_t>() : nullptr,
-         horizon_}};
+         decay_.const_data_ptr<compute_t>(), data_or_null<const compute_t>(skip_), horizon_}};
   }
 
   const Inputs inputs_;

@@ -1,13 +1,5 @@
-// The Legendre scan on CUDA. Start reading here; docs/scan.md explains the method. No torch in this folder's
-// other .cuh.
-//
-//   scan.cuh          ScanCall, for an operator: how the work is cut, the scratch, the order of the launches
-//   forward.cuh       the kernels that walk sequences forwards, and what they cost
-//   backward.cuh      the kernel that walks them backwards
-//   channel.cuh       one channel of a chunk and its state in a thread's registers
-//   layout.cuh        where parameters and sequences lie; rows.cuh: activations
-//   scan_tables.h     the tables as the kernels read them; host_tables.h: made on the CPU; device_tables.h:
-//                     kept on the device
+// The Legendre scan on CUDA. Start reading here; docs/scan.md explains the method and says which function does
+// which step. No torch in this folder's other .cuh.
 //
 // An operator says where the scan's inputs come from and where its results go: its ScanIO. It has ScanIO::T,
 // the type of sums, and these members, each for one channel of a chunk's rows, a ScanChunkRows; values of

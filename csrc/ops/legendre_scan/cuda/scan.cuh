@@ -1,5 +1,5 @@
-// The Legendre scan on CUDA. Start reading here; docs/scan.md explains the method and says which function does
-// which step. No torch in this folder's other .cuh.
+// The Legendre scan on CUDA. Start reading here; docs/scan.md explains the method and says which function
+// does which step. No torch in this folder's other .cuh.
 //
 // An operator says where the scan's inputs come from and where its results go: its ScanIO. It has ScanIO::T,
 // the type of sums, and these members, each for one channel of a chunk's rows, a ScanChunkRows; values of

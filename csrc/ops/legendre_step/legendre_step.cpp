@@ -43,7 +43,7 @@ void LegendreStepWeightsArguments::check() const {
   detail::check_kernel_parameters("legendre_step_weights", coeffs, decay, skip, horizon);
 }
 
-LegendreStepSizes LegendreStepArguments::sizes() const {
+std::pair<int64_t, int64_t> LegendreStepArguments::sizes() const {
   const int64_t state_rows = state.sym_size(1).guard_int(__FILE__, __LINE__);
   const int64_t weight_rows = weights.sym_size(0).guard_int(__FILE__, __LINE__);
   const int64_t chunk = weight_rows - state_rows - 2;
@@ -87,12 +87,22 @@ void LegendreStepArguments::check() const {
   if (post_gate) check_like({op, "post_gate", *post_gate}, u_argument);
 }
 
-namespace detail {
-
-at::Tensor legendre_step_events(const OptionalTensor& tensor) {
+static at::Tensor events_of(const OptionalTensor& tensor) {
   if (!tensor) return {};
   return with_unit_channel_stride(tensor->dim() == 2 ? tensor->unsqueeze(1) : *tensor);
 }
+
+LegendreStepInputs::LegendreStepInputs(const LegendreStepArguments& arguments)
+    : u(events_of(arguments.u)),
+      pre_gate(events_of(arguments.pre_gate)),
+      post_gate(events_of(arguments.post_gate)),
+      positions(arguments.position.contiguous()),
+      weights(arguments.weights.contiguous()) {
+  const auto [num_coeffs, chunk] = arguments.sizes();
+  work = {u.size(0), u.size(1), u.size(2), arguments.horizon.expect_int(), num_coeffs, chunk};
+}
+
+namespace detail {
 
 at::Tensor make_legendre_step_weights(const LegendreStepWeightsArguments& arguments) {
   const auto& [coeffs, decay, sym_horizon, skip] = arguments;

@@ -88,8 +88,8 @@ struct Channels {
     }
   }
 
-  // Calls visit(d, first, lags) in vector code for each channel d of each tile of lags, [first, first + lags),
-  // whose basis there is then.
+  // Calls visit(d, first, lags) in vector code for each channel d of each tile [first, first + lags), whose
+  // basis there is then.
   template <typename Visit>
   void for_each_tile(const Visit& visit) {
     const int64_t length = parameters.length;

@@ -21,7 +21,7 @@ using cpu::fft_conv::Plan, cpu::fft_conv::Tile, cpu::fft_conv::TileWork;
 
 constexpr int64_t kCorrelationGrain = 1 << 14;
 
-// Calls run(workspace, group, tile) for each tile. Tiles of one group and block of channels come in order, in
+// Calls run(workspace, tile) for each tile. Tiles of one group and block of channels come in order, in
 // one thread. `workspace` [signals * rows, size] is zero on first use, and past `length` it must stay so.
 template <typename compute_t, typename Run>
 void for_each_tile(const Plan& plan, int64_t signals, const Run& run) {
@@ -30,8 +30,7 @@ void for_each_tile(const Plan& plan, int64_t signals, const Run& run) {
     const auto workspace =
         at::zeros({signals * plan.tile_rows(), plan.size}, c10::CppTypeToScalarType<compute_t>::value);
     for (int64_t job = first_job; job < last_job; ++job) {
-      cpu::fft_conv::over_tiles(
-          plan, job, [&](int64_t group, const Tile& tile) { run(workspace, group, tile); });
+      cpu::fft_conv::over_tiles(plan, job, [&](const Tile& tile) { run(workspace, tile); });
     }
   });
 }
@@ -70,7 +69,7 @@ at::Tensor fft_conv_cpu(const FftConvArguments& arguments) {
   const Inputs in(arguments);
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, u.scalar_type(), "fft_conv", [&] {
     using compute_t = at::opmath_type<scalar_t>;
-    const auto run = [&](const at::Tensor& workspace, int64_t /*group*/, const Tile& tile) {
+    const auto run = [&](const at::Tensor& workspace, const Tile& tile) {
       const TileWork<memory_t<scalar_t>, compute_t> work{in.plan, tile};
       const auto rows = workspace.narrow(0, 0, tile.rows());
       work.read(rows_of<scalar_t>(in.u), rows_of<scalar_t>(in.pre_gate), rows.mutable_data_ptr<compute_t>());
@@ -96,7 +95,7 @@ struct BackwardTiles {
   const FftConvGradients& gradients;
   const at::Tensor& sums;  // of cross-spectra [groups, D, bins]
 
-  void operator()(const at::Tensor& workspace, int64_t group, const Tile& tile) const {
+  void operator()(const at::Tensor& workspace, const Tile& tile) const {
     const TileWork<memory_t<scalar_t>, compute_t> work{in.plan, tile};
     const auto u = rows_of<scalar_t>(in.u), pre_gate = rows_of<scalar_t>(in.pre_gate);
     const auto output_grad = rows_of<scalar_t>(grad), post_gate = rows_of<scalar_t>(in.post_gate);
@@ -107,7 +106,7 @@ struct BackwardTiles {
     if (needs_h) work.read(output_grad, post_gate, memory_of_rows + h_row * in.plan.size);
     const auto spectra = forward_fft(workspace.narrow(0, 0, (needs_z + needs_h) * rows));
     auto *z = pairs<compute_t>(spectra), *h = z + h_row * 2 * in.plan.bins;
-    if (gradients.correlation()) work.correlate(z, h, pairs<compute_t>(sums), group);
+    if (gradients.correlation()) work.correlate(z, h, pairs<compute_t>(sums));
     if (!gradients.post_gate && !gradients.of_z()) return;
 
     const auto* kernel = pairs<compute_t>(in.spectrum);

@@ -44,7 +44,7 @@ struct Plan {
 
 // A part of [B, L, D], all of the time. Each (sequence, channel) of it is a row, padded to the FFT's size.
 struct Tile {
-  int64_t first_sequence, sequences, first_channel, channels;
+  int64_t group, first_sequence, sequences, first_channel, channels;
 
   int64_t rows() const { return sequences * channels; }
 
@@ -56,7 +56,7 @@ struct Tile {
   }
 };
 
-// Calls run(group, tile) for each tile of a job, in order.
+// Calls run(tile) for each tile of a job, in order.
 template <typename Run>
 void over_tiles(const Plan& plan, int64_t job, const Run& run) {
   const int64_t group = job / plan.channel_blocks;
@@ -64,11 +64,10 @@ void over_tiles(const Plan& plan, int64_t job, const Run& run) {
   const int64_t channels = std::min(plan.tile_channels, plan.channels - channel);
   const int64_t last = plan.batch * (group + 1) / plan.groups;
   for (int64_t s = plan.batch * group / plan.groups; s < last; s += plan.tile_sequences)
-    run(group, Tile{s, std::min(plan.tile_sequences, last - s), channel, channels});
+    run(Tile{group, s, std::min(plan.tile_sequences, last - s), channel, channels});
 }
 
-// Calls block(t, d) for each 8 x 8 numbers from event t and channel d on, and one(t, d) for each number that is
-// left.
+// Calls block(t, d) for 8 x 8 numbers from event t and channel d on, and one(t, d) for each number left over.
 template <typename Block, typename One>
 HYENAREC_INLINE void for_each_block(int64_t length, int64_t channels, const Block& block, const One& one) {
   const int64_t whole_length = length / 8 * 8, whole_channels = channels / 8 * 8;
@@ -168,8 +167,8 @@ struct TileWork {
   }
 
   // sums[group] += conj(z) h, over the sequences of the tile; sums [groups, D, bins].
-  void correlate(const compute_t* z, const compute_t* h, compute_t* sums, int64_t group) const {
-    auto* sum = sums + (group * plan.channels + tile.first_channel) * 2 * plan.bins;
+  void correlate(const compute_t* z, const compute_t* h, compute_t* sums) const {
+    auto* sum = sums + (tile.group * plan.channels + tile.first_channel) * 2 * plan.bins;
     const int64_t bins = tile.channels * plan.bins;
     for_each_sequence([&](int64_t s) HYENAREC_INLINE_LAMBDA {
       add_conjugate_product(sum, z + s * 2 * bins, h + s * 2 * bins, bins);

@@ -81,19 +81,18 @@ Activation<scalar_t> part_of(const at::Tensor& tensor, const Part& part) {
 
 // The transforms and kernels of one call, for activations of type scalar_t.
 template <typename scalar_t>
-class Transformer {
- public:
+struct Transformer {
   using T = accumulate_t<scalar_t>;
 
-  Transformer(const Geometry& geometry, const at::TensorOptions& options)
-      : geometry_(geometry), options_(options) {}
+  const Geometry& geometry;
+  const at::TensorOptions options;
 
-  at::Tensor empty(int64_t signals) const { return at::empty({signals, geometry_.pitch}, options_); }
+  at::Tensor empty(int64_t signals) const { return at::empty({signals, geometry.pitch}, options); }
 
   // Of the kernels of a range of channels, with skip at lag 0: [channels, frequencies].
   at::Tensor kernel_spectrum(
       const FftConvArguments& arguments, int64_t first_channel, int64_t channels) const {
-    auto signal = arguments.padded_kernel(first_channel, channels, geometry_.lags, geometry_.pitch);
+    auto signal = arguments.padded_kernel(first_channel, channels, geometry.lags, geometry.pitch);
     transform(signal, true);
     return signal;
   }
@@ -102,8 +101,8 @@ class Transformer {
   at::Tensor spectrum(const at::Tensor& input, const at::Tensor& gate, const Part& part) const {
     auto signal = empty(part.batch * part.channels);
     launch(
-        transpose_shape<T>(part.batch, part.channels, geometry_.size), fft_conv_pack<scalar_t>, part.channels,
-        geometry_.length, geometry_.size, geometry_.pitch, part_of<const scalar_t>(input, part),
+        transpose_shape<T>(part.batch, part.channels, geometry.size), fft_conv_pack<scalar_t>, part.channels,
+        geometry.length, geometry.size, geometry.pitch, part_of<const scalar_t>(input, part),
         part_of<const scalar_t>(gate, part), signal.template mutable_data_ptr<T>());
     transform(signal, true);
     return signal;
@@ -114,8 +113,8 @@ class Transformer {
       const SpectralProducts& wanted, const Part& part, const at::Tensor& kernel, const at::Tensor& z,
       const at::Tensor& y = {}, const at::Tensor& grad_kernel = {}) const {
     launch(
-        product_shape<T>(part.batch, part.channels, geometry_.frequencies), fft_conv_product<T>, part.batch,
-        part.channels, geometry_.frequencies, T(1) / static_cast<T>(geometry_.size), wanted, complex(kernel),
+        product_shape<T>(part.batch, part.channels, geometry.frequencies), fft_conv_product<T>, part.batch,
+        part.channels, geometry.frequencies, T(1) / static_cast<T>(geometry.size), wanted, complex(kernel),
         complex(z), complex(y), complex(grad_kernel));
   }
 
@@ -125,8 +124,8 @@ class Transformer {
       const at::Tensor& second_factor = {}, const at::Tensor& second_out = {}) const {
     transform(signal, false);
     launch(
-        transpose_shape<T>(part.batch, part.channels, geometry_.length), fft_conv_unpack<scalar_t>,
-        part.channels, geometry_.length, geometry_.pitch, signal.template const_data_ptr<T>(),
+        transpose_shape<T>(part.batch, part.channels, geometry.length), fft_conv_unpack<scalar_t>,
+        part.channels, geometry.length, geometry.pitch, signal.template const_data_ptr<T>(),
         part_of<const scalar_t>(factor, part), part_of<scalar_t>(out, part),
         part_of<const scalar_t>(second_factor, part), part_of<scalar_t>(second_out, part));
   }
@@ -136,16 +135,12 @@ class Transformer {
     constexpr bool kDouble = std::is_same_v<T, double>;
     const auto type = forward ? (kDouble ? CUFFT_D2Z : CUFFT_R2C) : (kDouble ? CUFFT_Z2D : CUFFT_C2R);
     execute_cufft(
-        {signals.device().index(), geometry_.size, signals.size(0), type}, signals.mutable_data_ptr());
+        {signals.device().index(), geometry.size, signals.size(0), type}, signals.mutable_data_ptr());
   }
 
- private:
   static Complex<T>* complex(const at::Tensor& signals) {
     return signals.defined() ? static_cast<Complex<T>*>(signals.mutable_data_ptr()) : nullptr;
   }
-
-  const Geometry& geometry_;
-  const at::TensorOptions options_;
 };
 
 // Calls run(first, count) for `step` numbers of [0, total) at a time, in order.
@@ -163,7 +158,7 @@ at::Tensor fft_conv_cuda(const FftConvArguments& arguments) {
   const auto input = readable(u), pre = readable(arguments.pre_gate), post = readable(arguments.post_gate);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "fft_conv", [&] {
     const Geometry geometry(arguments, 2, sizeof(accumulate_t<scalar_t>));
-    const Transformer<scalar_t> fft(geometry, arguments.kernel.options());
+    const Transformer<scalar_t> fft{geometry, arguments.kernel.options()};
     in_steps(geometry.channels, geometry.channel_step, [&](int64_t first_channel, int64_t channels) {
       const auto weight = fft.kernel_spectrum(arguments, first_channel, channels);
       in_steps(geometry.batch, geometry.batch_step, [&](int64_t first, int64_t batch) {
@@ -190,7 +185,7 @@ Tensors<5> fft_conv_backward_cuda(const FftConvBackwardArguments& arguments) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "fft_conv_backward", [&] {
     const int64_t buffers = 1 + gradients.needs_z() + gradients.needs_h();
     const Geometry geometry(forward, buffers, sizeof(accumulate_t<scalar_t>));
-    const Transformer<scalar_t> fft(geometry, forward.kernel.options());
+    const Transformer<scalar_t> fft{geometry, forward.kernel.options()};
     in_steps(geometry.channels, geometry.channel_step, [&](int64_t first_channel, int64_t channels) {
       at::Tensor weight, correlation;
       if (has_results) weight = fft.kernel_spectrum(forward, first_channel, channels);

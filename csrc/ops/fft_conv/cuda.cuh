@@ -44,6 +44,19 @@ LaunchShape transpose_shape(int64_t batch, int64_t channels, int64_t times) {
       kTransposeTile * (kTransposeTile + 1) * sizeof(T)};  // a pitch of 33: no bank conflicts on either side
 }
 
+// Transposes a tile in shared memory: store(i, value) gets what load(threadIdx.x) gave to thread x = i.
+template <typename T, typename Load, typename Store>
+__device__ inline void through_tile(const Load& load, const Store& store) {
+  HYENAREC_SHARED_MEMORY(T, tile);
+#pragma unroll
+  for (int i = threadIdx.y; i < kTransposeTile; i += kTransposeRows)
+    tile[i * (kTransposeTile + 1) + threadIdx.x] = load(i);
+  __syncthreads();
+#pragma unroll
+  for (int i = threadIdx.y; i < kTransposeTile; i += kTransposeRows)
+    store(i, tile[threadIdx.x * (kTransposeTile + 1) + i]);
+}
+
 // signal[b, d, t] = input[b, t, d] gate[b, t, d] for t < length, 0 for length <= t < size.
 // Launch over transpose_shape(batch, channels, size).
 template <typename scalar_t>
@@ -51,28 +64,20 @@ __global__ void __launch_bounds__(kTransposeTile* kTransposeRows) fft_conv_pack(
     int64_t channels, int64_t length, int64_t size, int64_t pitch, Activation<const scalar_t> input,
     Activation<const scalar_t> gate, accumulate_t<scalar_t>* __restrict__ signal) {
   using T = accumulate_t<scalar_t>;
-  HYENAREC_SHARED_MEMORY(T, tile);  // [time, channel]
   const TransposePlace place = transpose_place(channels, size);
-
-  const int64_t channel = place.channel + threadIdx.x;
-#pragma unroll
-  for (int i = threadIdx.y; i < kTransposeTile; i += kTransposeRows) {
-    const int64_t time = place.time + i;
-    T value = T(0);
-    if (time < length && channel < channels)
-      value = static_cast<T>(*input.at(place.batch, time, channel)) *
-              load_or_one<scalar_t>(gate, place.batch, time, channel);
-    tile[i * (kTransposeTile + 1) + threadIdx.x] = value;
-  }
-  __syncthreads();
-
-  const int64_t time = place.time + threadIdx.x;
-#pragma unroll
-  for (int i = threadIdx.y; i < kTransposeTile; i += kTransposeRows) {
-    const int64_t row = place.channel + i;
-    if (time < size && row < channels)
-      signal[(place.batch * channels + row) * pitch + time] = tile[threadIdx.x * (kTransposeTile + 1) + i];
-  }
+  const int64_t channel = place.channel + threadIdx.x, row_time = place.time + threadIdx.x;
+  through_tile<T>(
+      [&](int i) {
+        const int64_t time = place.time + i;
+        if (time >= length || channel >= channels) return T(0);
+        return static_cast<T>(*input.at(place.batch, time, channel)) *
+               load_or_one<scalar_t>(gate, place.batch, time, channel);
+      },
+      [&](int i, T value) {
+        const int64_t row = place.channel + i;
+        if (row_time < size && row < channels)
+          signal[(place.batch * channels + row) * pitch + row_time] = value;
+      });
 }
 
 // out[b, t, d] = signal[b, d, t] factor[b, t, d] and, if it is wanted, second_out = signal second_factor, t <
@@ -87,32 +92,25 @@ __global__ void __launch_bounds__(kTransposeTile* kTransposeRows) fft_conv_unpac
     Activation<const scalar_t> factor, Activation<scalar_t> out, Activation<const scalar_t> second_factor,
     Activation<scalar_t> second_out) {
   using T = accumulate_t<scalar_t>;
-  HYENAREC_SHARED_MEMORY(T, tile);  // [channel, time]
   const TransposePlace place = transpose_place(channels, length);
-
-  const int64_t row_time = place.time + threadIdx.x;
-#pragma unroll
-  for (int i = threadIdx.y; i < kTransposeTile; i += kTransposeRows) {
-    const int64_t row = place.channel + i;
-    if (row_time < length && row < channels)
-      tile[i * (kTransposeTile + 1) + threadIdx.x] =
-          signal[(place.batch * channels + row) * pitch + row_time];
-  }
-  __syncthreads();
-
-  const int64_t channel = place.channel + threadIdx.x;
-#pragma unroll
-  for (int i = threadIdx.y; i < kTransposeTile; i += kTransposeRows) {
-    const int64_t time = place.time + i;
-    if (time >= length || channel >= channels) continue;
-    const T value = tile[threadIdx.x * (kTransposeTile + 1) + i];
-    if (out.data != nullptr)
-      *out.at(place.batch, time, channel) =
-          static_cast<scalar_t>(value * load_or_one<scalar_t>(factor, place.batch, time, channel));
-    if (second_out.data != nullptr)
-      *second_out.at(place.batch, time, channel) =
-          static_cast<scalar_t>(value * load_or_one<scalar_t>(second_factor, place.batch, time, channel));
-  }
+  const int64_t channel = place.channel + threadIdx.x, row_time = place.time + threadIdx.x;
+  through_tile<T>(
+      [&](int i) {
+        const int64_t row = place.channel + i;
+        const bool inside = row_time < length && row < channels;
+        return inside ? signal[(place.batch * channels + row) * pitch + row_time] : T(0);
+      },
+      [&](int i, T value) {
+        const int64_t time = place.time + i;
+        if (time >= length || channel >= channels) return;
+        const auto multiply_into = [&](const auto& to, const auto& by) {
+          if (to.data != nullptr)
+            *to.at(place.batch, time, channel) =
+                static_cast<scalar_t>(value * load_or_one<scalar_t>(by, place.batch, time, channel));
+        };
+        multiply_into(out, factor);
+        multiply_into(second_out, second_factor);
+      });
 }
 
 // Laid out like cufftComplex and cufftDoubleComplex.

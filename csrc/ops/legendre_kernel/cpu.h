@@ -41,6 +41,14 @@ HYENAREC_INLINE void fill_basis(double* basis, int64_t num_coeffs, int64_t first
   }
 }
 
+// sum[i] = sum_n coeffs[n] basis[n][i]
+HYENAREC_INLINE void combine(const double* coeffs, const double* basis, int64_t num_coeffs, double* sum) {
+  std::fill(sum, sum + kTile, 0.0);
+  for (int64_t n = 0; n < num_coeffs; ++n) {
+    for (int64_t i = 0; i < kTile; ++i) sum[i] += coeffs[n] * basis[n * kTile + i];
+  }
+}
+
 // moments[n] += sum_i values[i] basis[n][i], in eight running sums a moment: a fixed order.
 HYENAREC_INLINE void add_moments(
     const double* values, const double* basis, int64_t num_coeffs, double* moments) {
@@ -63,57 +71,42 @@ struct DecayTable {
   double at_tile(int64_t first) const { return std::exp(-decay * static_cast<double>(first)); }
 };
 
-// The parameters of the channels [first_channel, last_channel), and the basis of a tile, in double.
+// The parameters of a range of channels, and the basis of a tile, in double.
 template <typename scalar_t>
 struct Channels {
-  const Parameters<scalar_t>& parameters;
-  int64_t count, num_coeffs;
+  int64_t num_coeffs;
   std::vector<double> coeffs;
   std::vector<DecayTable> decays;
   std::vector<double> basis;
 
-  Channels(const Parameters<scalar_t>& parameters, int64_t first_channel, int64_t last_channel)
-      : parameters(parameters),
-        count(last_channel - first_channel),
-        num_coeffs(parameters.num_coeffs),
-        coeffs(parameters.coeffs + first_channel * num_coeffs, parameters.coeffs + last_channel * num_coeffs),
-        decays(parameters.decay + first_channel, parameters.decay + last_channel),
+  Channels(const Parameters<scalar_t>& parameters, int64_t first, int64_t last)
+      : num_coeffs(parameters.num_coeffs),
+        coeffs(parameters.coeffs + first * num_coeffs, parameters.coeffs + last * num_coeffs),
+        decays(parameters.decay + first, parameters.decay + last),
         basis(num_coeffs * kTile) {}
 
-  // sum[i] = sum_n coeffs[d, n] basis[n][i]
-  HYENAREC_INLINE void combine(int64_t d, double* sum) const {
-    std::fill(sum, sum + kTile, 0.0);
-    for (int64_t n = 0; n < num_coeffs; ++n) {
-      for (int64_t i = 0; i < kTile; ++i) sum[i] += coeffs[d * num_coeffs + n] * basis[n * kTile + i];
-    }
-  }
-
-  // Calls visit(d, first, lags) in vector code for each channel d of each tile [first, first + lags), whose
-  // basis there is then.
-  template <typename Visit>
-  void for_each_tile(const Visit& visit) {
-    const int64_t length = parameters.length;
-    simd::run_with_widest_vectors([&](auto) HYENAREC_INLINE_LAMBDA {
-      for (int64_t first = 0; first < length; first += kTile) {
-        fill_basis(basis.data(), num_coeffs, first, parameters.horizon);
-        for (int64_t d = 0; d < count; ++d) visit(d, first, std::min(kTile, length - first));
-      }
-    });
-  }
+  const double* coeffs_of(int64_t d) const { return coeffs.data() + d * num_coeffs; }
 };
 
 // out [D, length], for the channels [first_channel, last_channel).
 template <typename scalar_t>
 void forward(
     const Parameters<scalar_t>& parameters, int64_t first_channel, int64_t last_channel, scalar_t* out) {
+  const int64_t length = parameters.length;
   Channels<scalar_t> channels(parameters, first_channel, last_channel);
-  channels.for_each_tile([&](int64_t d, int64_t first, int64_t lags) HYENAREC_INLINE_LAMBDA {
+  simd::run_with_widest_vectors([&](auto) HYENAREC_INLINE_LAMBDA {
     double sum[kTile];
-    channels.combine(d, sum);
-    const DecayTable& decay = channels.decays[d];
-    const double scale = decay.at_tile(first);
-    scalar_t* row = out + (first_channel + d) * parameters.length + first;
-    for (int64_t i = 0; i < lags; ++i) row[i] = static_cast<scalar_t>(scale * decay.within[i] * sum[i]);
+    for (int64_t first = 0; first < length; first += kTile) {
+      const int64_t count = std::min(kTile, length - first);
+      fill_basis(channels.basis.data(), channels.num_coeffs, first, parameters.horizon);
+      for (int64_t d = 0; d < last_channel - first_channel; ++d) {
+        combine(channels.coeffs_of(d), channels.basis.data(), channels.num_coeffs, sum);
+        const DecayTable& decay = channels.decays[d];
+        const double scale = decay.at_tile(first);
+        scalar_t* row = out + (first_channel + d) * length + first;
+        for (int64_t i = 0; i < count; ++i) row[i] = static_cast<scalar_t>(scale * decay.within[i] * sum[i]);
+      }
+    }
   });
 }
 
@@ -123,21 +116,31 @@ template <typename scalar_t>
 void backward(
     const scalar_t* grad, const Parameters<scalar_t>& parameters, int64_t first_channel, int64_t last_channel,
     scalar_t* coeffs_grad, scalar_t* decay_grad) {
+  const int64_t length = parameters.length, count_channels = last_channel - first_channel;
   Channels<scalar_t> channels(parameters, first_channel, last_channel);
   const int64_t num_coeffs = channels.num_coeffs;
-  std::vector<double> moments(channels.count * num_coeffs, 0.0), lag_moments(channels.count, 0.0);
-  channels.for_each_tile([&](int64_t d, int64_t first, int64_t lags) HYENAREC_INLINE_LAMBDA {
+  std::vector<double> moments(count_channels * num_coeffs, 0.0);
+  std::vector<double> lag_moments(count_channels, 0.0);
+  simd::run_with_widest_vectors([&](auto) HYENAREC_INLINE_LAMBDA {
     double sum[kTile], weighted[kTile], lag_terms[kTile];
-    const DecayTable& decay = channels.decays[d];
-    const double scale = decay.at_tile(first);
-    const scalar_t* row = grad + (first_channel + d) * parameters.length + first;
-    for (int64_t i = 0; i < lags; ++i) weighted[i] = scale * decay.within[i] * static_cast<double>(row[i]);
-    std::fill(weighted + lags, weighted + kTile, 0.0);
-    add_moments(weighted, channels.basis.data(), num_coeffs, moments.data() + d * num_coeffs);
-    channels.combine(d, sum);
-    // First all products, in vectors, then their sum in the order of the lags.
-    for (int64_t i = 0; i < kTile; ++i) lag_terms[i] = static_cast<double>(first + i) * weighted[i] * sum[i];
-    for (int64_t i = 0; i < lags; ++i) lag_moments[d] -= lag_terms[i];
+    for (int64_t first = 0; first < length; first += kTile) {
+      const int64_t count = std::min(kTile, length - first);
+      fill_basis(channels.basis.data(), num_coeffs, first, parameters.horizon);
+      for (int64_t d = 0; d < count_channels; ++d) {
+        const DecayTable& decay = channels.decays[d];
+        const double scale = decay.at_tile(first);
+        const scalar_t* row = grad + (first_channel + d) * length + first;
+        for (int64_t i = 0; i < count; ++i)
+          weighted[i] = scale * decay.within[i] * static_cast<double>(row[i]);
+        std::fill(weighted + count, weighted + kTile, 0.0);
+        add_moments(weighted, channels.basis.data(), num_coeffs, moments.data() + d * num_coeffs);
+        combine(channels.coeffs_of(d), channels.basis.data(), num_coeffs, sum);
+        // First all products, in vectors, then their sum in the order of the lags.
+        for (int64_t i = 0; i < kTile; ++i)
+          lag_terms[i] = static_cast<double>(first + i) * weighted[i] * sum[i];
+        for (int64_t i = 0; i < count; ++i) lag_moments[d] -= lag_terms[i];
+      }
+    }
   });
   if (coeffs_grad) std::copy(moments.begin(), moments.end(), coeffs_grad + first_channel * num_coeffs);
   if (decay_grad) std::copy(lag_moments.begin(), lag_moments.end(), decay_grad + first_channel);

@@ -43,7 +43,7 @@ Gradients backward(const Inputs<T>& in, BlockOrder order) {
   Buffer<double> moments(shape.segments * 2 * in.channels * in.degrees);
   Buffer<T> grad_coeffs(in.channels * in.degrees), grad_decay(in.channels);
   launch(
-      shape.launch, order, legendre_kernel_backward<T>, in.channels, in.degrees, in.horizon, in.length,
+      shape.launch, order, legendre_kernel_moments<T>, in.channels, in.degrees, in.horizon, in.length,
       shape.degree_tiles, shape.tile_degrees, shape.segments, shape.segment_lags, in.grad.data(),
       in.decay.data(), moments.data());
   launch(

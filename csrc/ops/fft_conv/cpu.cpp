@@ -21,12 +21,7 @@ using cpu::fft_conv::Plan, cpu::fft_conv::Tile, cpu::fft_conv::TileWork;
 
 constexpr int64_t kCorrelationGrain = 1 << 14;
 
-Plan plan_of(const FftConvArguments& arguments) {
-  const auto& u = arguments.u;
-  return {u.size(0), u.size(1), u.size(2), arguments.kernel.size(1)};
-}
-
-// Calls run(workspace, group, tile) for each tile. Tiles of one group and block of channels come in order, in
+// Calls run(workspace, tile) for each tile. Tiles of one group and block of channels come in order, in
 // one thread. `workspace` [signals * rows, size] is zero on first use, and past `length` it must stay so.
 template <typename compute_t, typename Run>
 void for_each_tile(const Plan& plan, int64_t signals, const Run& run) {
@@ -35,8 +30,7 @@ void for_each_tile(const Plan& plan, int64_t signals, const Run& run) {
     const auto workspace =
         at::zeros({signals * plan.tile_rows(), plan.size}, c10::CppTypeToScalarType<compute_t>::value);
     for (int64_t job = first_job; job < last_job; ++job) {
-      cpu::fft_conv::over_tiles(
-          plan, job, [&](int64_t group, const Tile& tile) { run(workspace, group, tile); });
+      cpu::fft_conv::over_tiles(plan, job, [&](const Tile& tile) { run(workspace, tile); });
     }
   });
 }
@@ -53,13 +47,18 @@ compute_t* pairs(const at::Tensor& spectra) {
   return reinterpret_cast<compute_t*>(spectra.mutable_data_ptr<c10::complex<compute_t>>());
 }
 
-// Spectrum of the lags in reach, with skip at lag 0: [D, bins].
-at::Tensor kernel_spectrum(const Plan& plan, const FftConvArguments& arguments) {
-  auto padded = at::zeros({plan.channels, plan.size}, arguments.kernel.options());
-  padded.narrow(1, 0, plan.lags).copy_(arguments.kernel.narrow(1, 0, plan.lags));
-  if (arguments.skip) padded.select(1, 0).add_(*arguments.skip);
-  return forward_fft(padded);
-}
+// What both passes read. An absent gate is undefined; the spectrum [D, bins] is that of the lags in reach.
+struct Inputs {
+  Plan plan;
+  at::Tensor u, pre_gate, post_gate, spectrum;
+
+  explicit Inputs(const FftConvArguments& arguments)
+      : plan(arguments.u.size(0), arguments.u.size(1), arguments.u.size(2), arguments.kernel.size(1)),
+        u(readable(arguments.u)),
+        pre_gate(readable(arguments.pre_gate)),
+        post_gate(readable(arguments.post_gate)),
+        spectrum(forward_fft(arguments.padded_kernel(0, plan.channels, plan.lags, plan.size))) {}
+};
 
 at::Tensor fft_conv_cpu(const FftConvArguments& arguments) {
   const auto& u = arguments.u;
@@ -67,23 +66,21 @@ at::Tensor fft_conv_cpu(const FftConvArguments& arguments) {
   auto out = at::empty(u.sizes(), u.options());
   if (out.numel() == 0) return out;
 
-  const auto plan = plan_of(arguments);
-  const auto input = readable(u), pre_gate = readable(arguments.pre_gate);
-  const auto post_gate = readable(arguments.post_gate);
-  const auto spectrum = kernel_spectrum(plan, arguments);
+  const Inputs in(arguments);
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, u.scalar_type(), "fft_conv", [&] {
     using compute_t = at::opmath_type<scalar_t>;
-    const auto x = rows_of<scalar_t>(input), pre = rows_of<scalar_t>(pre_gate);
-    const auto post = rows_of<scalar_t>(post_gate);
-    const auto to = rows_of_result<scalar_t>(out);
-    for_each_tile<compute_t>(plan, 1, [&](const at::Tensor& workspace, int64_t /*group*/, const Tile& tile) {
-      const TileWork<memory_t<scalar_t>, compute_t> work{plan, tile};
+    const auto run = [&](const at::Tensor& workspace, const Tile& tile) {
+      const TileWork<memory_t<scalar_t>, compute_t> work{in.plan, tile};
       const auto rows = workspace.narrow(0, 0, tile.rows());
-      work.read(x, pre, rows.mutable_data_ptr<compute_t>());
+      work.read(rows_of<scalar_t>(in.u), rows_of<scalar_t>(in.pre_gate), rows.mutable_data_ptr<compute_t>());
       const auto spectra = forward_fft(rows);
-      work.filter(pairs<compute_t>(spectra), pairs<compute_t>(spectrum), 1);
-      work.write(inverse_fft(spectra, plan.size).template const_data_ptr<compute_t>(), post, to);
-    });
+      work.filter(pairs<compute_t>(spectra), pairs<compute_t>(in.spectrum), 1);
+      const auto results = inverse_fft(spectra, in.plan.size);
+      work.write(
+          results.const_data_ptr<compute_t>(), rows_of<scalar_t>(in.post_gate),
+          rows_of_result<scalar_t>(out));
+    };
+    for_each_tile<compute_t>(in.plan, 1, run);
   });
   return out;
 }
@@ -92,38 +89,37 @@ at::Tensor fft_conv_cpu(const FftConvArguments& arguments) {
 template <typename scalar_t>
 struct BackwardTiles {
   using compute_t = at::opmath_type<scalar_t>;
-  using memory = memory_t<scalar_t>;
 
-  const Plan& plan;
-  const FftConvWanted& wanted;
-  Rows<const memory> grad, u, pre_gate, post_gate;
-  at::Tensor spectrum;  // of the kernel
-  Rows<memory> u_grad, pre_grad, post_grad;
-  at::Tensor sums;  // of cross-spectra [groups, D, bins]
+  const Inputs& in;
+  const at::Tensor grad;
+  const FftConvGradients& gradients;
+  const at::Tensor& sums;  // of cross-spectra [groups, D, bins]
 
-  void operator()(const at::Tensor& workspace, int64_t group, const Tile& tile) const {
-    const TileWork<memory, compute_t> work{plan, tile};
-    const bool needs_z = wanted.needs_z(), needs_h = wanted.needs_h();
+  void operator()(const at::Tensor& workspace, const Tile& tile) const {
+    const TileWork<memory_t<scalar_t>, compute_t> work{in.plan, tile};
+    const auto u = rows_of<scalar_t>(in.u), pre_gate = rows_of<scalar_t>(in.pre_gate);
+    const auto output_grad = rows_of<scalar_t>(grad), post_gate = rows_of<scalar_t>(in.post_gate);
+    const bool needs_z = gradients.needs_z(), needs_h = gradients.needs_h();
     const int64_t rows = tile.rows(), h_row = needs_z && needs_h ? rows : 0;
     auto* memory_of_rows = workspace.mutable_data_ptr<compute_t>();
     if (needs_z) work.read(u, pre_gate, memory_of_rows);
-    if (needs_h) work.read(grad, post_gate, memory_of_rows + h_row * plan.size);
+    if (needs_h) work.read(output_grad, post_gate, memory_of_rows + h_row * in.plan.size);
     const auto spectra = forward_fft(workspace.narrow(0, 0, (needs_z + needs_h) * rows));
-    auto *z = pairs<compute_t>(spectra), *h = z + h_row * 2 * plan.bins;
-    if (wanted.correlation()) work.correlate(z, h, pairs<compute_t>(sums), group);
-    if (!wanted.post_gate && !wanted.of_z()) return;
+    auto *z = pairs<compute_t>(spectra), *h = z + h_row * 2 * in.plan.bins;
+    if (gradients.correlation()) work.correlate(z, h, pairs<compute_t>(sums));
+    if (!gradients.post_gate && !gradients.of_z()) return;
 
-    const auto* kernel = pairs<compute_t>(spectrum);
-    if (wanted.post_gate) work.filter(z, kernel, 1);
-    if (wanted.of_z()) work.filter(h, kernel, -1);
+    const auto* kernel = pairs<compute_t>(in.spectrum);
+    if (gradients.post_gate) work.filter(z, kernel, 1);
+    if (gradients.of_z()) work.filter(h, kernel, -1);
     // One call for both, since each sets up its transform anew.
-    const int64_t count = (wanted.post_gate + wanted.of_z()) * rows;
-    const auto results = inverse_fft(spectra.narrow(0, wanted.post_gate ? 0 : h_row, count), plan.size);
+    const int64_t count = (gradients.post_gate + gradients.of_z()) * rows;
+    const auto results = inverse_fft(spectra.narrow(0, gradients.post_gate ? 0 : h_row, count), in.plan.size);
     const auto* y = results.const_data_ptr<compute_t>();
-    const auto* z_grad = y + (count - rows) * plan.size;
-    if (wanted.post_gate) work.write(y, grad, post_grad);
-    if (wanted.u) work.write(z_grad, pre_gate, u_grad);
-    if (wanted.pre_gate) work.write(z_grad, u, pre_grad);
+    const auto* z_grad = y + (count - rows) * in.plan.size;
+    if (gradients.post_gate) work.write(y, output_grad, rows_of_result<scalar_t>(gradients.all[4]));
+    if (gradients.u) work.write(z_grad, pre_gate, rows_of_result<scalar_t>(gradients.all[0]));
+    if (gradients.pre_gate) work.write(z_grad, u, rows_of_result<scalar_t>(gradients.all[3]));
   }
 };
 
@@ -141,41 +137,24 @@ at::Tensor correlation(const Plan& plan, const at::Tensor& sums) {
 }
 
 Tensors<5> fft_conv_backward_cpu(const FftConvBackwardArguments& arguments) {
-  const auto& [u, kernel, skip, pre_gate, post_gate] = arguments.forward;
+  const auto& u = arguments.forward.u;
   detail::check_cpu_activation_type({"fft_conv_backward", "u", u});
-  const auto gradients = detail::empty_gradients(arguments.forward, arguments.needs_grad);
-  for (int i : {1, 2}) gradients[i].zero_();  // lags beyond the sequence have no gradient
-  const FftConvWanted wanted(gradients);
-  if (u.numel() == 0 || !(wanted.needs_z() || wanted.needs_h())) return std::tuple_cat(gradients);
+  const FftConvGradients gradients(arguments);
+  if (u.numel() == 0 || !gradients.any()) return std::tuple_cat(gradients.all);
 
-  const auto plan = plan_of(arguments.forward);
-  const auto output_grad = readable(arguments.grad), input = readable(u);
-  const auto pre = readable(pre_gate), post = readable(post_gate);
-  const auto spectrum = kernel_spectrum(plan, arguments.forward);
-  const auto sums = wanted.correlation()
-                        ? at::zeros({plan.groups, plan.channels, plan.bins}, spectrum.options())
+  const Inputs in(arguments.forward);
+  const auto& plan = in.plan;
+  const auto sums = gradients.correlation()
+                        ? at::zeros({plan.groups, plan.channels, plan.bins}, in.spectrum.options())
                         : at::Tensor();
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, u.scalar_type(), "fft_conv_backward", [&] {
     using compute_t = at::opmath_type<scalar_t>;
-    const BackwardTiles<scalar_t> tiles{
-        plan,
-        wanted,
-        rows_of<scalar_t>(output_grad),
-        rows_of<scalar_t>(input),
-        rows_of<scalar_t>(pre),
-        rows_of<scalar_t>(post),
-        spectrum,
-        rows_of_result<scalar_t>(gradients[0]),
-        rows_of_result<scalar_t>(gradients[3]),
-        rows_of_result<scalar_t>(gradients[4]),
-        sums};
-    for_each_tile<compute_t>(plan, wanted.needs_z() + wanted.needs_h(), tiles);
-    if (!wanted.correlation()) return;
-    const auto lag_sums = correlation<compute_t>(plan, sums);
-    if (wanted.kernel) gradients[1].narrow(1, 0, plan.lags).copy_(lag_sums.narrow(1, 0, plan.lags));
-    if (wanted.skip) gradients[2].copy_(lag_sums.select(1, 0));
+    const BackwardTiles<scalar_t> tiles{in, readable(arguments.grad), gradients, sums};
+    for_each_tile<compute_t>(plan, gradients.needs_z() + gradients.needs_h(), tiles);
+    if (gradients.correlation())
+      gradients.store_correlation(correlation<compute_t>(plan, sums), 0, plan.lags);
   });
-  return std::tuple_cat(gradients);
+  return std::tuple_cat(gradients.all);
 }
 
 }  // namespace

@@ -44,7 +44,7 @@ struct Plan {
 
 // A part of [B, L, D], all of the time. Each (sequence, channel) of it is a row, padded to the FFT's size.
 struct Tile {
-  int64_t first_sequence, sequences, first_channel, channels;
+  int64_t group, first_sequence, sequences, first_channel, channels;
 
   int64_t rows() const { return sequences * channels; }
 
@@ -56,7 +56,7 @@ struct Tile {
   }
 };
 
-// Calls run(group, tile) for each tile of a job, in order.
+// Calls run(tile) for each tile of a job, in order.
 template <typename Run>
 void over_tiles(const Plan& plan, int64_t job, const Run& run) {
   const int64_t group = job / plan.channel_blocks;
@@ -64,57 +64,18 @@ void over_tiles(const Plan& plan, int64_t job, const Run& run) {
   const int64_t channels = std::min(plan.tile_channels, plan.channels - channel);
   const int64_t last = plan.batch * (group + 1) / plan.groups;
   for (int64_t s = plan.batch * group / plan.groups; s < last; s += plan.tile_sequences)
-    run(group, Tile{s, std::min(plan.tile_sequences, last - s), channel, channels});
+    run(Tile{group, s, std::min(plan.tile_sequences, last - s), channel, channels});
 }
 
-// to[d][t] = from[t][d] gate[t][d] for one sequence; the rows of `to` are `row_stride` apart.
-template <typename scalar_t, typename compute_t>
-HYENAREC_INLINE void gate_and_transpose(
-    const Rows<const scalar_t>& from, const Rows<const scalar_t>& gate, compute_t* to, int64_t row_stride,
-    int64_t length, int64_t channels) {
+// Calls block(t, d) for 8 x 8 numbers from event t and channel d on, and one(t, d) for each number left over.
+template <typename Block, typename One>
+HYENAREC_INLINE void for_each_block(int64_t length, int64_t channels, const Block& block, const One& one) {
   const int64_t whole_length = length / 8 * 8, whole_channels = channels / 8 * 8;
   for (int64_t t = 0; t < whole_length; t += 8) {
-    for (int64_t d = 0; d < whole_channels; d += 8) {
-      simd::Vector<compute_t> block[8];
-      for (int64_t i = 0; i < 8; ++i) {
-        block[i] = simd::load(from.row(t + i) + d);
-        if (gate.data) block[i] *= simd::load(gate.row(t + i) + d);
-      }
-      simd::transpose<compute_t>(block);
-      for (int64_t i = 0; i < 8; ++i) simd::store(block[i], to + (d + i) * row_stride + t);
-    }
+    for (int64_t d = 0; d < whole_channels; d += 8) block(t, d);
   }
   for (int64_t d = 0; d < channels; ++d) {
-    for (int64_t t = d < whole_channels ? whole_length : 0; t < length; ++t) {
-      const auto value = static_cast<compute_t>(from.row(t)[d]);
-      to[d * row_stride + t] = gate.data ? value * static_cast<compute_t>(gate.row(t)[d]) : value;
-    }
-  }
-}
-
-// to[t][d] = from[d][t] gate[t][d] for one sequence; the rows of `from` are `row_stride` apart.
-template <typename scalar_t, typename compute_t>
-HYENAREC_INLINE void transpose_and_gate(
-    const compute_t* from, int64_t row_stride, const Rows<const scalar_t>& gate, const Rows<scalar_t>& to,
-    int64_t length, int64_t channels) {
-  const int64_t whole_length = length / 8 * 8, whole_channels = channels / 8 * 8;
-  for (int64_t t = 0; t < whole_length; t += 8) {
-    for (int64_t d = 0; d < whole_channels; d += 8) {
-      simd::Vector<compute_t> block[8];
-      for (int64_t i = 0; i < 8; ++i) block[i] = simd::load(from + (d + i) * row_stride + t);
-      simd::transpose<compute_t>(block);
-      for (int64_t i = 0; i < 8; ++i) {
-        if (gate.data) block[i] *= simd::load(gate.row(t + i) + d);
-        simd::store(block[i], to.row(t + i) + d);
-      }
-    }
-  }
-  for (int64_t d = 0; d < channels; ++d) {
-    for (int64_t t = d < whole_channels ? whole_length : 0; t < length; ++t) {
-      const compute_t value = from[d * row_stride + t];
-      to.row(t)[d] =
-          static_cast<scalar_t>(gate.data ? value * static_cast<compute_t>(gate.row(t)[d]) : value);
-    }
+    for (int64_t t = d < whole_channels ? whole_length : 0; t < length; ++t) one(t, d);
   }
 }
 
@@ -146,25 +107,54 @@ struct TileWork {
   const Plan& plan;
   const Tile& tile;
 
-  // rows = from gate
+  // rows = from gate, transposed
   void read(const Rows<const scalar_t>& from, const Rows<const scalar_t>& gate, compute_t* rows) const {
-    simd::run_with_widest_vectors([&](auto) HYENAREC_INLINE_LAMBDA {
-      for (int64_t s = 0; s < tile.sequences; ++s) {
-        gate_and_transpose(
-            tile.of(from, s), tile.of(gate, s), rows + s * tile.channels * plan.size, plan.size, plan.length,
-            tile.channels);
-      }
+    for_each_sequence([&](int64_t s) HYENAREC_INLINE_LAMBDA {
+      const auto source = tile.of(from, s), factor = tile.of(gate, s);
+      const int64_t size = plan.size;
+      compute_t* target = rows + s * tile.channels * size;
+      for_each_block(
+          plan.length, tile.channels,
+          [&](int64_t t, int64_t d) HYENAREC_INLINE_LAMBDA {
+            simd::Vector<compute_t> block[8];
+            for (int64_t i = 0; i < 8; ++i) {
+              block[i] = simd::load(source.row(t + i) + d);
+              if (factor.data) block[i] *= simd::load(factor.row(t + i) + d);
+            }
+            simd::transpose<compute_t>(block);
+            for (int64_t i = 0; i < 8; ++i) simd::store(block[i], target + (d + i) * size + t);
+          },
+          [&](int64_t t, int64_t d) HYENAREC_INLINE_LAMBDA {
+            auto value = static_cast<compute_t>(source.row(t)[d]);
+            if (factor.data) value *= static_cast<compute_t>(factor.row(t)[d]);
+            target[d * size + t] = value;
+          });
     });
   }
 
-  // to = rows gate
+  // to = rows gate, transposed
   void write(const compute_t* rows, const Rows<const scalar_t>& gate, const Rows<scalar_t>& to) const {
-    simd::run_with_widest_vectors([&](auto) HYENAREC_INLINE_LAMBDA {
-      for (int64_t s = 0; s < tile.sequences; ++s) {
-        transpose_and_gate(
-            rows + s * tile.channels * plan.size, plan.size, tile.of(gate, s), tile.of(to, s), plan.length,
-            tile.channels);
-      }
+    for_each_sequence([&](int64_t s) HYENAREC_INLINE_LAMBDA {
+      const auto factor = tile.of(gate, s);
+      const auto target = tile.of(to, s);
+      const int64_t size = plan.size;
+      const compute_t* source = rows + s * tile.channels * size;
+      for_each_block(
+          plan.length, tile.channels,
+          [&](int64_t t, int64_t d) HYENAREC_INLINE_LAMBDA {
+            simd::Vector<compute_t> block[8];
+            for (int64_t i = 0; i < 8; ++i) block[i] = simd::load(source + (d + i) * size + t);
+            simd::transpose<compute_t>(block);
+            for (int64_t i = 0; i < 8; ++i) {
+              if (factor.data) block[i] *= simd::load(factor.row(t + i) + d);
+              simd::store(block[i], target.row(t + i) + d);
+            }
+          },
+          [&](int64_t t, int64_t d) HYENAREC_INLINE_LAMBDA {
+            compute_t value = source[d * size + t];
+            if (factor.data) value *= static_cast<compute_t>(factor.row(t)[d]);
+            target.row(t)[d] = static_cast<scalar_t>(value);
+          });
     });
   }
 
@@ -172,18 +162,24 @@ struct TileWork {
   void filter(compute_t* spectra, const compute_t* kernel_spectrum, compute_t sign) const {
     const auto* kernel = kernel_spectrum + tile.first_channel * 2 * plan.bins;
     const int64_t bins = tile.channels * plan.bins;
-    simd::run_with_widest_vectors([&](auto) HYENAREC_INLINE_LAMBDA {
-      for (int64_t s = 0; s < tile.sequences; ++s) multiply_by(spectra + s * 2 * bins, kernel, sign, bins);
-    });
+    for_each_sequence(
+        [&](int64_t s) HYENAREC_INLINE_LAMBDA { multiply_by(spectra + s * 2 * bins, kernel, sign, bins); });
   }
 
   // sums[group] += conj(z) h, over the sequences of the tile; sums [groups, D, bins].
-  void correlate(const compute_t* z, const compute_t* h, compute_t* sums, int64_t group) const {
-    auto* sum = sums + (group * plan.channels + tile.first_channel) * 2 * plan.bins;
+  void correlate(const compute_t* z, const compute_t* h, compute_t* sums) const {
+    auto* sum = sums + (tile.group * plan.channels + tile.first_channel) * 2 * plan.bins;
     const int64_t bins = tile.channels * plan.bins;
+    for_each_sequence([&](int64_t s) HYENAREC_INLINE_LAMBDA {
+      add_conjugate_product(sum, z + s * 2 * bins, h + s * 2 * bins, bins);
+    });
+  }
+
+ private:
+  template <typename Run>
+  void for_each_sequence(const Run& run) const {
     simd::run_with_widest_vectors([&](auto) HYENAREC_INLINE_LAMBDA {
-      for (int64_t s = 0; s < tile.sequences; ++s)
-        add_conjugate_product(sum, z + s * 2 * bins, h + s * 2 * bins, bins);
+      for (int64_t s = 0; s < tile.sequences; ++s) run(s);
     });
   }
 };

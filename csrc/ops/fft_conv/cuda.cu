@@ -1,7 +1,6 @@
 // fft_conv on CUDA: cuFFT between the kernels of fft_conv.cuh. The batch (and, for very long sequences, the
 // channels) is cut so that the buffers below stay within a limit.
 #include <ATen/Dispatch.h>
-#include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAGuard.h>
 
 #include <algorithm>
@@ -62,59 +61,49 @@ struct Part {
   int64_t first_batch, batch, first_channel, channels;
 };
 
-// An activation, a gate or a gradient of one: unit channel stride, or undefined.
-struct Source {
-  at::Tensor tensor;
+// An activation or a gate with unit channel stride; undefined if it is absent.
+at::Tensor readable(const OptionalTensor& tensor) {
+  return tensor ? with_unit_channel_stride(*tensor) : at::Tensor();
+}
 
-  explicit Source(const OptionalTensor& source)
-      : tensor(source ? with_unit_channel_stride(*source) : at::Tensor()) {}
-
-  template <typename scalar_t>
-  Activation<const scalar_t> part(const Part& part) const {
-    if (!tensor.defined()) return {nullptr, 0, 0};
-    return {
-        tensor.const_data_ptr<scalar_t>() + part.first_batch * tensor.stride(0) + part.first_channel,
-        tensor.stride(0), tensor.stride(1)};
-  }
-};
-
+// A part of what is readable (const) or of a gradient; without data if it is absent or not wanted.
 template <typename scalar_t>
-Activation<scalar_t> target(const at::Tensor& tensor, const Part& part) {
-  if (tensor.numel() == 0) return {nullptr, 0, 0};  // not wanted
+Activation<scalar_t> part_of(const at::Tensor& tensor, const Part& part) {
+  if (!tensor.defined() || tensor.numel() == 0) return {nullptr, 0, 0};
+  scalar_t* data;
+  if constexpr (std::is_const_v<scalar_t>)
+    data = tensor.const_data_ptr<scalar_t>();
+  else
+    data = tensor.mutable_data_ptr<scalar_t>();
   return {
-      tensor.mutable_data_ptr<scalar_t>() + part.first_batch * tensor.stride(0) + part.first_channel,
-      tensor.stride(0), tensor.stride(1)};
+      data + part.first_batch * tensor.stride(0) + part.first_channel, tensor.stride(0), tensor.stride(1)};
 }
 
 // The transforms and kernels of one call, for activations of type scalar_t.
 template <typename scalar_t>
-class Transformer {
- public:
+struct Transformer {
   using T = accumulate_t<scalar_t>;
 
-  Transformer(const Geometry& geometry, const at::TensorOptions& options)
-      : geometry_(geometry), options_(options) {}
+  const Geometry& geometry;
+  const at::TensorOptions options;
 
-  at::Tensor empty(int64_t signals) const { return at::empty({signals, geometry_.pitch}, options_); }
+  at::Tensor empty(int64_t signals) const { return at::empty({signals, geometry.pitch}, options); }
 
-  // The spectrum of kernel[first .. first + channels] with skip at lag 0: [channels, frequencies].
-  at::Tensor kernel_spectrum(const FftConvArguments& arguments, const Part& part) const {
-    auto signal = at::zeros({part.channels, geometry_.pitch}, options_);
-    signal.narrow(1, 0, geometry_.lags)
-        .copy_(arguments.kernel.narrow(0, part.first_channel, part.channels).narrow(1, 0, geometry_.lags));
-    if (arguments.skip)
-      signal.select(1, 0).add_(arguments.skip->narrow(0, part.first_channel, part.channels));
+  // Of the kernels of a range of channels, with skip at lag 0: [channels, frequencies].
+  at::Tensor kernel_spectrum(
+      const FftConvArguments& arguments, int64_t first_channel, int64_t channels) const {
+    auto signal = arguments.padded_kernel(first_channel, channels, geometry.lags, geometry.pitch);
     transform(signal, true);
     return signal;
   }
 
   // The spectra of input gate: [batch, channels, frequencies].
-  at::Tensor spectrum(const Source& input, const Source& gate, const Part& part) const {
+  at::Tensor spectrum(const at::Tensor& input, const at::Tensor& gate, const Part& part) const {
     auto signal = empty(part.batch * part.channels);
     launch(
-        transpose_shape<T>(part.batch, part.channels, geometry_.size), fft_conv_pack<scalar_t>, part.channels,
-        geometry_.length, geometry_.size, geometry_.pitch, input.part<scalar_t>(part),
-        gate.part<scalar_t>(part), signal.template mutable_data_ptr<T>());
+        transpose_shape<T>(part.batch, part.channels, geometry.size), fft_conv_pack<scalar_t>, part.channels,
+        geometry.length, geometry.size, geometry.pitch, part_of<const scalar_t>(input, part),
+        part_of<const scalar_t>(gate, part), signal.template mutable_data_ptr<T>());
     transform(signal, true);
     return signal;
   }
@@ -122,54 +111,42 @@ class Transformer {
   // Undefined tensors stand for what is not needed.
   void product(
       const SpectralProducts& wanted, const Part& part, const at::Tensor& kernel, const at::Tensor& z,
-      const at::Tensor& y, const at::Tensor& grad_kernel) const {
+      const at::Tensor& y = {}, const at::Tensor& grad_kernel = {}) const {
     launch(
-        product_shape<T>(part.batch, part.channels, geometry_.frequencies), fft_conv_product<T>, part.batch,
-        part.channels, geometry_.frequencies, T(1) / static_cast<T>(geometry_.size), wanted, complex(kernel),
+        product_shape<T>(part.batch, part.channels, geometry.frequencies), fft_conv_product<T>, part.batch,
+        part.channels, geometry.frequencies, T(1) / static_cast<T>(geometry.size), wanted, complex(kernel),
         complex(z), complex(y), complex(grad_kernel));
   }
 
   // signal (spectra when called) times the factors, cropped, into out and second_out where they are wanted.
   void unpack(
-      const at::Tensor& signal, const Part& part, const Source& factor, const at::Tensor& out,
-      const Source& second_factor, const at::Tensor& second_out) const {
+      const at::Tensor& signal, const Part& part, const at::Tensor& factor, const at::Tensor& out,
+      const at::Tensor& second_factor = {}, const at::Tensor& second_out = {}) const {
     transform(signal, false);
     launch(
-        transpose_shape<T>(part.batch, part.channels, geometry_.length), fft_conv_unpack<scalar_t>,
-        part.channels, geometry_.length, geometry_.pitch, signal.template const_data_ptr<T>(),
-        factor.part<scalar_t>(part), target<scalar_t>(out, part), second_factor.part<scalar_t>(part),
-        target<scalar_t>(second_out, part));
+        transpose_shape<T>(part.batch, part.channels, geometry.length), fft_conv_unpack<scalar_t>,
+        part.channels, geometry.length, geometry.pitch, signal.template const_data_ptr<T>(),
+        part_of<const scalar_t>(factor, part), part_of<scalar_t>(out, part),
+        part_of<const scalar_t>(second_factor, part), part_of<scalar_t>(second_out, part));
   }
 
   // Time to frequency or back, in place.
   void transform(const at::Tensor& signals, bool forward) const {
     constexpr bool kDouble = std::is_same_v<T, double>;
     const auto type = forward ? (kDouble ? CUFFT_D2Z : CUFFT_R2C) : (kDouble ? CUFFT_Z2D : CUFFT_C2R);
-    const auto plan = get_cufft_plan({signals.device().index(), geometry_.size, signals.size(0), type});
-    execute_cufft_plan(*plan, signals.mutable_data_ptr());
+    execute_cufft(
+        {signals.device().index(), geometry.size, signals.size(0), type}, signals.mutable_data_ptr());
   }
 
- private:
   static Complex<T>* complex(const at::Tensor& signals) {
     return signals.defined() ? static_cast<Complex<T>*>(signals.mutable_data_ptr()) : nullptr;
   }
-
-  const Geometry& geometry_;
-  const at::TensorOptions options_;
 };
 
-// Calls start(part) for each range of channels (its batch is empty), then run(part) for its parts of the
-// batch in order, then finish(part).
-template <typename Start, typename Run, typename Finish>
-void for_each_part(const Geometry& geometry, const Start& start, const Run& run, const Finish& finish) {
-  for (int64_t channel = 0; channel < geometry.channels; channel += geometry.channel_step) {
-    const int64_t channels = std::min(geometry.channel_step, geometry.channels - channel);
-    const Part range{0, 0, channel, channels};
-    start(range);
-    for (int64_t first = 0; first < geometry.batch; first += geometry.batch_step)
-      run(Part{first, std::min(geometry.batch_step, geometry.batch - first), channel, channels});
-    finish(range);
-  }
+// Calls run(first, count) for `step` numbers of [0, total) at a time, in order.
+template <typename Run>
+void in_steps(int64_t total, int64_t step, const Run& run) {
+  for (int64_t first = 0; first < total; first += step) run(first, std::min(step, total - first));
 }
 
 at::Tensor fft_conv_cuda(const FftConvArguments& arguments) {
@@ -178,69 +155,58 @@ at::Tensor fft_conv_cuda(const FftConvArguments& arguments) {
   auto out = at::empty(u.sizes(), u.options());
   if (out.numel() == 0) return out;
 
-  const Source input(u), pre(arguments.pre_gate), post(arguments.post_gate), none(std::nullopt);
+  const auto input = readable(u), pre = readable(arguments.pre_gate), post = readable(arguments.post_gate);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "fft_conv", [&] {
     const Geometry geometry(arguments, 2, sizeof(accumulate_t<scalar_t>));
-    const Transformer<scalar_t> fft(geometry, arguments.kernel.options());
-    at::Tensor weight;
-    for_each_part(
-        geometry, [&](const Part& range) { weight = fft.kernel_spectrum(arguments, range); },
-        [&](const Part& part) {
-          const auto z = fft.spectrum(input, pre, part);
-          fft.product(
-              {.convolve = true, .correlate = false, .reduce = false, .accumulate = false}, part, weight, z,
-              {}, {});
-          fft.unpack(z, part, post, out, none, at::Tensor());
-        },
-        [](const Part&) {});
+    const Transformer<scalar_t> fft{geometry, arguments.kernel.options()};
+    in_steps(geometry.channels, geometry.channel_step, [&](int64_t first_channel, int64_t channels) {
+      const auto weight = fft.kernel_spectrum(arguments, first_channel, channels);
+      in_steps(geometry.batch, geometry.batch_step, [&](int64_t first, int64_t batch) {
+        const Part part{first, batch, first_channel, channels};
+        const auto z = fft.spectrum(input, pre, part);
+        fft.product(
+            {.convolve = true, .correlate = false, .reduce = false, .accumulate = false}, part, weight, z);
+        fft.unpack(z, part, post, out);
+      });
+    });
   });
   return out;
 }
 
 Tensors<5> fft_conv_backward_cuda(const FftConvBackwardArguments& arguments) {
-  const auto& [u, kernel, skip, pre_gate, post_gate] = arguments.forward;
-  const c10::cuda::CUDAGuard guard(u.device());
-  const auto gradients = detail::empty_gradients(arguments.forward, arguments.needs_grad);
-  for (int i : {1, 2}) gradients[i].zero_();  // lags beyond the sequence have no gradient
-  const FftConvWanted wanted(gradients);
-  if (u.numel() == 0 || !(wanted.needs_z() || wanted.needs_h())) return std::tuple_cat(gradients);
+  const auto& forward = arguments.forward;
+  const c10::cuda::CUDAGuard guard(forward.u.device());
+  const FftConvGradients gradients(arguments);
+  if (forward.u.numel() == 0 || !gradients.any()) return std::tuple_cat(gradients.all);
 
-  const Source input(u), output(arguments.grad), pre(pre_gate), post(post_gate), none(std::nullopt);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "fft_conv_backward", [&] {
-    const int64_t buffers = 1 + wanted.needs_z() + wanted.needs_h();
-    const Geometry geometry(arguments.forward, buffers, sizeof(accumulate_t<scalar_t>));
-    const Transformer<scalar_t> fft(geometry, kernel.options());
-    at::Tensor weight, grad_weight;
-    for_each_part(
-        geometry,
-        [&](const Part& range) {
-          if (wanted.post_gate || wanted.of_z()) weight = fft.kernel_spectrum(arguments.forward, range);
-          if (wanted.correlation()) grad_weight = fft.empty(range.channels);
-        },
-        [&](const Part& part) {
-          at::Tensor z, y;
-          if (wanted.needs_z()) z = fft.spectrum(input, pre, part);
-          if (wanted.needs_h()) y = fft.spectrum(output, post, part);
-          const bool accumulate = part.first_batch > 0;
-          fft.product(
-              {wanted.post_gate, wanted.of_z(), wanted.correlation(), accumulate}, part, weight, z, y,
-              grad_weight);
-          if (wanted.of_z()) fft.unpack(y, part, pre, gradients[0], input, gradients[3]);
-          if (wanted.post_gate) fft.unpack(z, part, output, gradients[4], none, at::Tensor());
-        },
-        [&](const Part& range) {
-          if (!wanted.correlation()) return;
-          fft.transform(grad_weight, false);
-          if (wanted.kernel)
-            gradients[1]
-                .narrow(0, range.first_channel, range.channels)
-                .narrow(1, 0, geometry.lags)
-                .copy_(grad_weight.narrow(1, 0, geometry.lags));
-          if (wanted.skip)
-            gradients[2].narrow(0, range.first_channel, range.channels).copy_(grad_weight.select(1, 0));
-        });
+  const auto input = readable(forward.u), output = readable(arguments.grad);
+  const auto pre = readable(forward.pre_gate), post = readable(forward.post_gate);
+  const bool has_results = gradients.post_gate || gradients.of_z();
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "fft_conv_backward", [&] {
+    const int64_t buffers = 1 + gradients.needs_z() + gradients.needs_h();
+    const Geometry geometry(forward, buffers, sizeof(accumulate_t<scalar_t>));
+    const Transformer<scalar_t> fft{geometry, forward.kernel.options()};
+    in_steps(geometry.channels, geometry.channel_step, [&](int64_t first_channel, int64_t channels) {
+      at::Tensor weight, correlation;
+      if (has_results) weight = fft.kernel_spectrum(forward, first_channel, channels);
+      if (gradients.correlation()) correlation = fft.empty(channels);
+      in_steps(geometry.batch, geometry.batch_step, [&](int64_t first, int64_t batch) {
+        const Part part{first, batch, first_channel, channels};
+        at::Tensor z, y;
+        if (gradients.needs_z()) z = fft.spectrum(input, pre, part);
+        if (gradients.needs_h()) y = fft.spectrum(output, post, part);
+        fft.product(
+            {gradients.post_gate, gradients.of_z(), gradients.correlation(), first > 0}, part, weight, z, y,
+            correlation);
+        if (gradients.of_z()) fft.unpack(y, part, pre, gradients.all[0], input, gradients.all[3]);
+        if (gradients.post_gate) fft.unpack(z, part, output, gradients.all[4]);
+      });
+      if (!gradients.correlation()) return;
+      fft.transform(correlation, false);
+      gradients.store_correlation(correlation, first_channel, geometry.lags);
+    });
   });
-  return std::tuple_cat(gradients);
+  return std::tuple_cat(gradients.all);
 }
 
 }  // namespace

@@ -18,8 +18,6 @@ void check(cufftResult status, const char* call, const CufftPlanKey& key) {
       " for ", key.batch, " transforms of length ", key.length, " on cuda:", static_cast<int>(key.device));
 }
 
-}  // namespace
-
 class CufftPlan {
  public:
   explicit CufftPlan(const CufftPlanKey& key) : key_(key) {
@@ -75,14 +73,14 @@ class CufftPlan {
   std::mutex mutex_;
 };
 
-std::shared_ptr<CufftPlan> get_cufft_plan(const CufftPlanKey& key) {
+}  // namespace
+
+void execute_cufft(const CufftPlanKey& key, void* data) {
   // Never destroyed: at exit the CUDA driver may be gone before static objects are.
   static auto& cache = *new LruCache<CufftPlanKey, CufftPlan>(kCufftPlanCacheSize);
   const bool is_captured =
       c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
-  return cache.get(key, is_captured, [&] { return std::make_shared<CufftPlan>(key); });
+  cache.get(key, is_captured, [&] { return std::make_shared<CufftPlan>(key); })->execute(data);
 }
-
-void execute_cufft_plan(CufftPlan& plan, void* data) { plan.execute(data); }
 
 }  // namespace hyenarec

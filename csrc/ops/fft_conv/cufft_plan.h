@@ -6,7 +6,6 @@
 
 #include <compare>
 #include <cstdint>
-#include <memory>
 
 namespace hyenarec {
 
@@ -21,16 +20,11 @@ struct CufftPlanKey {
   auto operator<=>(const CufftPlanKey&) const = default;
 };
 
-class CufftPlan;
-
-// The plan of `key`, from the cache or made now (milliseconds; not while a CUDA graph is captured). The cache
-// keeps the kCufftPlanCacheSize plans used last, and those that a CUDA graph holds.
-constexpr size_t kCufftPlanCacheSize = 1024;
-std::shared_ptr<CufftPlan> get_cufft_plan(const CufftPlanKey& key);
-
 // Transforms `data` in place on the current stream of the plan's device, which must be current. Not
-// normalised. The work area comes from torch's caching allocator and goes back with the call, as other
-// temporaries do.
-void execute_cufft_plan(CufftPlan& plan, void* data);
+// normalised. The plan comes from a cache or is made now (milliseconds; not while a CUDA graph is captured);
+// the cache keeps the kCufftPlanCacheSize plans used last, and those that a CUDA graph holds. The work area
+// comes from torch's caching allocator and goes back with the call, as other temporaries do.
+constexpr size_t kCufftPlanCacheSize = 1024;
+void execute_cufft(const CufftPlanKey& key, void* data);
 
 }  // namespace hyenarec

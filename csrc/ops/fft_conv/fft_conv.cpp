@@ -1,5 +1,7 @@
 #include "fft_conv.h"
 
+#include <ATen/ops/zeros.h>
+
 #include "../common/autograd.h"
 #include "arguments.h"
 
@@ -27,6 +29,14 @@ void FftConvArguments::check_backward(const at::Tensor& grad) const {
   const char* op = "fft_conv_backward";
   check(op);
   detail::check_like({op, "grad", grad}, {op, "u", u});
+}
+
+at::Tensor FftConvArguments::padded_kernel(
+    int64_t first_channel, int64_t channels, int64_t lags, int64_t size) const {
+  auto padded = at::zeros({channels, size}, kernel.options());
+  padded.narrow(1, 0, lags).copy_(kernel.narrow(0, first_channel, channels).narrow(1, 0, lags));
+  if (skip) padded.select(1, 0).add_(skip->narrow(0, first_channel, channels));
+  return padded;
 }
 
 TORCH_LIBRARY_FRAGMENT(hyenarec, m) {

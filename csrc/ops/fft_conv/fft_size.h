@@ -8,19 +8,13 @@ namespace hyenarec {
 
 // The smallest 2^a 3^b 5^c 7^d >= minimum (and >= 1): the lengths for which FFT libraries are fast.
 inline int64_t next_fft_size(int64_t minimum) {
-  minimum = std::max<int64_t>(minimum, 1);
-  int64_t best = 1;
-  while (best < minimum) best *= 2;
-  for (int64_t seven = 1; seven < best; seven *= 7) {
-    for (int64_t five = seven; five < best; five *= 5) {
-      for (int64_t three = five; three < best; three *= 3) {
-        int64_t size = three;
-        while (size < minimum) size *= 2;
-        best = std::min(best, size);
-      }
+  for (int64_t size = std::max<int64_t>(minimum, 1);; ++size) {
+    int64_t rest = size;
+    for (int64_t prime : {2, 3, 5, 7}) {
+      while (rest % prime == 0) rest /= prime;
     }
+    if (rest == 1) return size;
   }
-  return best;
 }
 
 // Lags of the kernel that a sequence of `length` events can reach.

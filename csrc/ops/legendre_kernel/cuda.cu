@@ -42,7 +42,7 @@ Tensors<2> legendre_kernel_backward_cuda(const LegendreKernelBackwardArguments& 
       const auto shape = legendre_kernel_backward_shape<scalar_t>(channels, degrees, length);
       auto moments = at::empty({shape.segments, 2, channels, degrees}, rows.options().dtype(at::kDouble));
       launch(
-          shape.launch, legendre_kernel_backward<scalar_t>, channels, degrees, horizon, length,
+          shape.launch, legendre_kernel_moments<scalar_t>, channels, degrees, horizon, length,
           shape.degree_tiles, shape.tile_degrees, shape.segments, shape.segment_lags,
           grads.const_data_ptr<scalar_t>(), rates.const_data_ptr<scalar_t>(),
           moments.mutable_data_ptr<double>());

@@ -147,7 +147,7 @@ __device__ inline void fill_polynomials(
 }
 
 template <typename T>
-__global__ void legendre_kernel_backward(
+__global__ void legendre_kernel_moments(
     int64_t channels, int64_t degrees, int64_t horizon, int64_t length, int64_t degree_tiles,
     int64_t tile_degrees, int64_t segments, int64_t segment_lags, const T* __restrict__ grad,
     const T* __restrict__ decay, double* __restrict__ moments) {

@@ -1,5 +1,6 @@
 #include "legendre_kernel.h"
 
+#include "../common/autograd.h"
 #include "arguments.h"
 
 namespace hyenarec {
@@ -47,6 +48,14 @@ TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
   m.impl("legendre_kernel", detail::checked<legendre_kernel_meta>);
   m.impl(
       "legendre_kernel_backward", detail::checked<detail::meta_gradients<LegendreKernelBackwardArguments>>);
+}
+
+using LegendreKernelGradient = detail::Differentiable<
+    detail::dispatch<"legendre_kernel", at::Tensor, LegendreKernelArguments>, legendre_kernel_backward>;
+
+TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
+  m.impl("legendre_kernel", detail::unchecked<LegendreKernelGradient::kernel>);
+  m.impl("legendre_kernel_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace hyenarec

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "../common/operators.h"
+#include "layout.h"
 #include "legendre_step.h"
-#include "sizes.h"
 
 namespace hyenarec {
 
@@ -24,14 +24,20 @@ struct LegendreStepArguments {
 
   auto each() const { return std::tie(state, u, position, weights, horizon, pre_gate, post_gate); }
   void check() const;
-  // From the numbers of rows of state and weights.
-  LegendreStepSizes sizes() const;
+  // N and C, from the numbers of rows of state and weights.
+  std::pair<int64_t, int64_t> sizes() const;
+};
+
+// The arguments as the kernels read them: activations [B, L, D] with channels side by side, undefined if
+// absent; the others contiguous.
+struct LegendreStepInputs {
+  at::Tensor u, pre_gate, post_gate, positions, weights;
+  LegendreStepWork work;
+
+  explicit LegendreStepInputs(const LegendreStepArguments& arguments);
 };
 
 namespace detail {
-
-// An activation or gate as [B, L, D] with channels side by side; undefined if absent.
-at::Tensor legendre_step_events(const OptionalTensor& tensor);
 
 // The numbers of legendre_step_weights, on any device.
 at::Tensor make_legendre_step_weights(const LegendreStepWeightsArguments& arguments);

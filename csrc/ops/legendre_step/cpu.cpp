@@ -14,43 +14,37 @@ namespace {
 
 constexpr int64_t kThreadElements = 65536;  // multiply-adds below which a thread costs more than it saves
 
-void check_positions(const at::Tensor& positions, int64_t length, int64_t horizon) {
-  const auto* values = positions.const_data_ptr<int64_t>();
-  for (int64_t b = 0; b < positions.size(0); ++b) {
+void check_positions(const int64_t* positions, const LegendreStepWork& work) {
+  const int64_t most = work.horizon - work.length;
+  for (int64_t b = 0; b < work.streams; ++b) {
     TORCH_CHECK(
-        0 <= values[b] && values[b] <= horizon - length, "legendre_step: position must be from 0 to ",
-        horizon - length, ", so that the stream ends within the horizon = ", horizon, ", got ", values[b],
+        0 <= positions[b] && positions[b] <= most, "legendre_step: position must be from 0 to ", most,
+        ", so that the stream ends within the horizon = ", work.horizon, ", got ", positions[b],
         " for stream ", b);
   }
 }
 
 at::Tensor legendre_step_cpu(const LegendreStepArguments& arguments) {
-  const auto& [state, u, position, weights, sym_horizon, pre_gate, post_gate] = arguments;
-  const auto sizes = arguments.sizes();
-  const int64_t horizon = sym_horizon.expect_int();
+  const auto& u = arguments.u;
   detail::check_cpu_activation_type({"legendre_step", "u", u});
-  const auto events = detail::legendre_step_events(u);
-  const auto pre_gates = detail::legendre_step_events(pre_gate);
-  const auto post_gates = detail::legendre_step_events(post_gate);
-  const auto positions = position.contiguous(), rows = weights.contiguous();
-  const int64_t length = events.size(1), channels = events.size(2);
-  check_positions(positions, length, horizon);
+  const LegendreStepInputs in(arguments);
+  const auto& work = in.work;
+  const auto* positions = in.positions.const_data_ptr<int64_t>();
+  check_positions(positions, work);
   auto out = at::empty(u.sizes(), u.options());
   if (out.numel() == 0) return out;
 
-  const int64_t grain =
-      std::max<int64_t>(kThreadElements / ((sizes.num_coeffs + sizes.chunk) * channels * length), 1);
+  const int64_t grain = std::max<int64_t>(kThreadElements / (work.state_size() * work.length), 1);
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, u.scalar_type(), "legendre_step", [&] {
     using param_t = at::opmath_type<scalar_t>;
-    const step::Call<param_t> call{
-        sizes, channels, horizon, step::Weights<param_t>(rows.const_data_ptr<param_t>(), sizes, channels)};
-    const auto in = rows_of<scalar_t>(events), pre = rows_of<scalar_t>(pre_gates),
-               post = rows_of<scalar_t>(post_gates);
-    auto* out_data = reinterpret_cast<memory_t<scalar_t>*>(out.mutable_data_ptr<scalar_t>());
-    const auto* first_positions = positions.const_data_ptr<int64_t>();
+    const auto events = rows_of<scalar_t>(in.u), pre_gate = rows_of<scalar_t>(in.pre_gate),
+               post_gate = rows_of<scalar_t>(in.post_gate);
+    const auto* weights = in.weights.const_data_ptr<param_t>();
     auto* states = arguments.state.mutable_data_ptr<param_t>();
-    at::parallel_for(0, u.size(0), grain, [&](int64_t first, int64_t last) {
-      step::step_streams(call, first, last, length, first_positions, in, pre, post, states, out_data);
+    auto* out_data = reinterpret_cast<memory_t<scalar_t>*>(out.mutable_data_ptr<scalar_t>());
+    at::parallel_for(0, work.streams, grain, [&](int64_t first, int64_t last) {
+      step::step_streams(
+          work, first, last, positions, events, pre_gate, post_gate, weights, states, out_data);
     });
   });
   return out;

@@ -27,27 +27,24 @@ Activation<const scalar_t> data_of(const at::Tensor& events) {
 }
 
 at::Tensor legendre_step_cuda(const LegendreStepArguments& arguments) {
-  const auto& [state, u, position, weights, sym_horizon, pre_gate, post_gate] = arguments;
-  const auto [num_coeffs, chunk] = arguments.sizes();
-  const int64_t horizon = sym_horizon.expect_int();
+  const auto& u = arguments.u;
   const c10::cuda::CUDAGuard guard(u.device());
   auto out = at::empty(u.sizes(), u.options());
   if (out.numel() == 0) return out;
 
   static_assert(
       kShortChunk <= kLegendreStepThreads && kLongChunk <= kLegendreStepThreads, "a thread an event");
-  const auto events = detail::legendre_step_events(u);
-  const auto pre = detail::legendre_step_events(pre_gate), post = detail::legendre_step_events(post_gate);
-  const auto positions = position.contiguous(), rows = weights.contiguous();
-  const LegendreStepWork work{events.size(0), events.size(1), events.size(2), horizon, num_coeffs, chunk};
+  const LegendreStepInputs in(arguments);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "legendre_step", [&] {
     using T = accumulate_t<scalar_t>;
-    const auto tables = work.num_coeffs > 0 ? step_tables<T>(weights, horizon, work.num_coeffs) : nullptr;
+    const int64_t num_coeffs = in.work.num_coeffs;
+    const auto tables = num_coeffs > 0 ? step_tables<T>(in.weights, in.work.horizon, num_coeffs) : nullptr;
     launch(
-        legendre_step_shape<T>(work), legendre_step_forward<scalar_t>, work,
-        tables ? tables->tables : ScanTables<T>{}, rows.const_data_ptr<T>(),
-        positions.const_data_ptr<int64_t>(), data_of<scalar_t>(events), data_of<scalar_t>(pre),
-        data_of<scalar_t>(post), arguments.state.mutable_data_ptr<T>(), out.mutable_data_ptr<scalar_t>());
+        legendre_step_shape<T>(in.work), legendre_step_forward<scalar_t>, in.work,
+        tables ? tables->tables : ScanTables<T>{}, in.weights.const_data_ptr<T>(),
+        in.positions.const_data_ptr<int64_t>(), data_of<scalar_t>(in.u), data_of<scalar_t>(in.pre_gate),
+        data_of<scalar_t>(in.post_gate), arguments.state.mutable_data_ptr<T>(),
+        out.mutable_data_ptr<scalar_t>());
   });
   return out;
 }

@@ -6,48 +6,22 @@
 #pragma once
 
 #include "../common/cuda/activation.cuh"
-#include "../common/cuda/device.cuh"
 #include "../legendre_scan/cuda/layout.cuh"
 #include "../legendre_scan/math.h"
+#include "layout.h"
 
 namespace hyenarec {
 
-constexpr int kLegendreStepThreads = 64;  // channels of a block; at least the events of a chunk
+constexpr int kLegendreStepThreads = 64;  // channels of a block, a tile; at least the events of a chunk
 
-struct LegendreStepWork {
-  int64_t streams, length, channels, horizon;
-  int64_t num_coeffs, chunk;
-
-  __host__ __device__ int64_t tiles() const { return ceil_div(channels, kLegendreStepThreads); }
-};
-
-// One channel of a stream's state and of the weights; rows are `pitch` = channels apart. The layouts are
-// those of legendre_step.h.
-template <typename T>
-struct StepChannel {
-  int64_t pitch;
-  T* coefficients;
-  T* events;
-  const T* coeffs;
-  const T* near;
-  const T* decay_from_start;
-  const T* chunk_decay_change;
-
-  __device__ StepChannel(
-      const LegendreStepWork& work, T* states, const T* weights, int64_t stream, int64_t channel)
-      : pitch(work.channels),
-        coefficients(states + stream * (work.num_coeffs + work.chunk) * pitch + channel),
-        events(coefficients + work.num_coeffs * pitch),
-        coeffs(weights + channel),
-        near(coeffs + work.num_coeffs * pitch),
-        decay_from_start(near + work.chunk * pitch),
-        chunk_decay_change(decay_from_start + (work.chunk + 1) * pitch) {}
-};
+__host__ __device__ inline int64_t step_tiles(const LegendreStepWork& work) {
+  return ceil_div(work.channels, kLegendreStepThreads);
+}
 
 // What all events so far contribute to event j of the chunk that begins at `start`.
 template <typename T>
 __device__ inline T step_output(
-    const LegendreStepWork& work, const StepChannel<T>& channel, int64_t start, int64_t j) {
+    const LegendreStepWork& work, const LegendreStepRows<T>& channel, int64_t start, int64_t j) {
   const int64_t pitch = channel.pitch;
   T sum = T(0);
   if (start > 0) {
@@ -69,7 +43,8 @@ __device__ inline T step_output(
 // them; both in place.
 template <typename T>
 __device__ inline void step_leave_chunk(
-    const LegendreStepWork& work, const ScanTables<T>& tables, const StepChannel<T>& channel, int64_t index) {
+    const LegendreStepWork& work, const ScanTables<T>& tables, const LegendreStepRows<T>& channel,
+    int64_t index) {
   const int64_t pitch = channel.pitch;
   const T step = channel.decay_from_start[work.chunk * pitch],
           chunk_decay_change = channel.chunk_decay_change[0];
@@ -89,8 +64,8 @@ __device__ inline void step_leave_chunk(
 // channels only evaluate polynomials: thread j has P_q at event j.
 template <typename T>
 __device__ inline void step_finish_chunk(
-    const LegendreStepWork& work, const ScanTables<T>& tables, const StepChannel<T>& channel, bool is_inside,
-    int64_t index, T* basis) {
+    const LegendreStepWork& work, const ScanTables<T>& tables, const LegendreStepRows<T>& channel,
+    bool is_inside, int64_t index, T* basis) {
   const int64_t pitch = channel.pitch, event = threadIdx.x;
   if (is_inside) step_leave_chunk(work, tables, channel, index);
   const ScanChunkShape shape = tables.shapes[index];
@@ -127,10 +102,10 @@ __global__ void __launch_bounds__(kLegendreStepThreads) legendre_step_forward(
     accumulate_t<scalar_t>* states, scalar_t* __restrict__ out) {
   using T = accumulate_t<scalar_t>;
   HYENAREC_SHARED_MEMORY(T, basis);  // [chunk]: one degree at the chunk's events
-  const int64_t stream = blockIdx.x / work.tiles();
-  const int64_t d = blockIdx.x % work.tiles() * kLegendreStepThreads + threadIdx.x;
+  const int64_t stream = blockIdx.x / step_tiles(work);
+  const int64_t d = blockIdx.x % step_tiles(work) * kLegendreStepThreads + threadIdx.x;
   const bool is_inside = d < work.channels;
-  const StepChannel<T> channel(work, states, weights, stream, d);
+  const LegendreStepRows<T> channel(work, states, weights, stream, d);
   for (int64_t t = 0; t < work.length; ++t) {
     const int64_t position = positions[stream] + t;
     const bool is_known = position >= 0 && position < work.horizon;
@@ -153,7 +128,8 @@ __global__ void __launch_bounds__(kLegendreStepThreads) legendre_step_forward(
 template <typename T>
 LaunchShape legendre_step_shape(const LegendreStepWork& work) {
   return {
-      work.streams * work.tiles(), dim3(kLegendreStepThreads), static_cast<size_t>(work.chunk) * sizeof(T)};
+      work.streams * step_tiles(work), dim3(kLegendreStepThreads),
+      static_cast<size_t>(work.chunk) * sizeof(T)};
 }
 
 }  // namespace hyenarec

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "../common/autograd.h"
 #include "../common/channels_last.h"
 #include "../legendre_kernel/legendre_kernel.h"
 #include "../legendre_scan/tables.h"
@@ -43,7 +44,7 @@ void LegendreStepWeightsArguments::check() const {
   detail::check_kernel_parameters("legendre_step_weights", coeffs, decay, skip, horizon);
 }
 
-LegendreStepSizes LegendreStepArguments::sizes() const {
+std::pair<int64_t, int64_t> LegendreStepArguments::sizes() const {
   const int64_t state_rows = state.sym_size(1).guard_int(__FILE__, __LINE__);
   const int64_t weight_rows = weights.sym_size(0).guard_int(__FILE__, __LINE__);
   const int64_t chunk = weight_rows - state_rows - 2;
@@ -87,12 +88,22 @@ void LegendreStepArguments::check() const {
   if (post_gate) check_like({op, "post_gate", *post_gate}, u_argument);
 }
 
-namespace detail {
-
-at::Tensor legendre_step_events(const OptionalTensor& tensor) {
+static at::Tensor events_of(const OptionalTensor& tensor) {
   if (!tensor) return {};
   return with_unit_channel_stride(tensor->dim() == 2 ? tensor->unsqueeze(1) : *tensor);
 }
+
+LegendreStepInputs::LegendreStepInputs(const LegendreStepArguments& arguments)
+    : u(events_of(arguments.u)),
+      pre_gate(events_of(arguments.pre_gate)),
+      post_gate(events_of(arguments.post_gate)),
+      positions(arguments.position.contiguous()),
+      weights(arguments.weights.contiguous()) {
+  const auto [num_coeffs, chunk] = arguments.sizes();
+  work = {u.size(0), u.size(1), u.size(2), arguments.horizon.expect_int(), num_coeffs, chunk};
+}
+
+namespace detail {
 
 at::Tensor make_legendre_step_weights(const LegendreStepWeightsArguments& arguments) {
   const auto& [coeffs, decay, sym_horizon, skip] = arguments;
@@ -138,6 +149,33 @@ static at::Tensor legendre_step_meta(const LegendreStepArguments& arguments) {
 TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
   m.impl("legendre_step_weights", detail::checked<legendre_step_weights_meta>);
   m.impl("legendre_step", detail::checked<legendre_step_meta>);
+}
+
+// legendre_step has no gradient, and says so instead of giving a wrong one.
+static void check_no_gradient(const char* name, const OptionalTensor& tensor) {
+  TORCH_CHECK(
+      !tensor || !tensor->requires_grad(), "legendre_step: ", name,
+      " must not require a gradient, since a step has none: call it under torch.no_grad() or "
+      "torch.inference_mode(), or train with legendre_conv");
+}
+
+static at::Tensor legendre_step_autograd(const LegendreStepArguments& arguments) {
+  const auto& [state, u, position, weights, horizon, pre_gate, post_gate] = arguments;
+  if (at::GradMode::is_enabled()) {
+    check_no_gradient("state", state);
+    check_no_gradient("u", u);
+    check_no_gradient("weights", weights);
+    check_no_gradient("pre_gate", pre_gate);
+    check_no_gradient("post_gate", post_gate);
+  }
+  torch::autograd::impl::bump_version(state);  // first: it refuses what must not be changed
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return legendre_step(state, u, position, weights, horizon, pre_gate, post_gate);
+}
+
+TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
+  m.impl("legendre_step", detail::unchecked<legendre_step_autograd>);
+  m.impl("legendre_step_weights", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace hyenarec

@@ -9,7 +9,7 @@
 
 namespace hyenarec::detail {
 
-// Their shape, [rows, N, D], a sequence's one after another, by the arguments of an operator that scans. There
+// Their shape, [rows, N, D], a sequence's one after another, from an operator's arguments. There
 // are more rows than states, whose number depends on the values of horizon and offsets: two, and one for each
 // 256 events (N <= 9) or 512 events.
 template <typename Arguments>

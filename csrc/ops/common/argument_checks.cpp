@@ -118,7 +118,12 @@ void check_horizon(const char* op, const c10::SymInt& horizon) {
   TORCH_SYM_CHECK(horizon.sym_ge(1), op, ": horizon must be at least 1, got ", horizon);
 }
 
-void check_padded_length(const Argument& activation, const c10::SymInt& horizon, const char* padded) {
+void check_sequences_within(
+    const c10::SymInt& horizon, const Argument& activation, const std::optional<at::Tensor>& offsets,
+    const char* padded, const char* packed) {
+  check_sequences(activation, offsets, padded, packed);
+  check_horizon(activation.op, horizon);
+  if (offsets) return;
   TORCH_SYM_CHECK(
       activation.tensor.sym_size(1).sym_le(horizon), activation.op, ": ", activation.name, " must be ",
       padded, " with L at most the horizon = ", horizon, ", got ", activation.tensor.sym_sizes());

@@ -57,10 +57,11 @@ void check_sequences(
     const Argument& activation, const std::optional<at::Tensor>& offsets, const char* padded,
     const char* packed);
 
-// horizon >= 1, and padded sequences no longer than it. The length of packed ones is a value: see
-// cpu/tensors.h.
-void check_horizon(const char* op, const c10::SymInt& horizon);
-void check_padded_length(const Argument& activation, const c10::SymInt& horizon, const char* padded);
+void check_horizon(const char* op, const c10::SymInt& horizon);  // at least 1
+// Both, and padded sequences no longer than it. The length of packed ones is a value: see cpu/tensors.h.
+void check_sequences_within(
+    const c10::SymInt& horizon, const Argument& activation, const std::optional<at::Tensor>& offsets,
+    const char* padded, const char* packed);
 
 // What a *_backward operator returns: a contiguous tensor for the gradient of `argument`, or [0] if unneeded;
 // in the argument's dtype unless another is given.

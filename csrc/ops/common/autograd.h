@@ -39,15 +39,6 @@ inline at::Tensor if_needed(bool needed, const at::Tensor& gradient) {
 
 namespace detail {
 
-// Whether what is computed of the first `count` tensors among the arguments will have a backward pass.
-template <size_t count, typename Arguments>
-bool any_needs_gradient(const Arguments& arguments) {
-  bool any = false;
-  for_each_tensor<count>(
-      arguments, [&](size_t, const at::Tensor* tensor) { any = any || (tensor && tensor->requires_grad()); });
-  return any && at::GradMode::is_enabled();
-}
-
 // The gradient of an operator `forward` by an operator `backward`. forward(Arguments) returns the result, or
 // the result and a tensor to save; backward returns gradients of the first tensors among the arguments from
 // {grad, arguments, which of them are needed, the saved tensor if its arguments have a place for it}.
@@ -60,11 +51,6 @@ class Differentiable<forward_operator, backward_operator>
     : public torch::autograd::Function<Differentiable<forward_operator, backward_operator>> {
  public:
   static constexpr bool is_traceable = true;
-
-  // To be registered for Autograd.
-  static at::Tensor kernel(const Arguments& arguments) {
-    return std::apply([](const auto&... each) { return Differentiable::apply(each...); }, arguments.each());
-  }
 
   // Each argument by itself, for autograd to find the tensors among them.
   static at::Tensor forward(AutogradContext* ctx, const auto&... each) {
@@ -143,6 +129,27 @@ class Differentiable<forward_operator, backward_operator>
     return result;
   }
 };
+
+// The kernel of such an operator for Autograd.
+template <
+    auto forward, auto backward, typename Arguments = typename decltype(single_of(forward))::OfArguments>
+at::Tensor gradient(const Arguments& arguments) {
+  return std::apply(
+      [](const auto&... each) { return Differentiable<forward, backward>::apply(each...); },
+      arguments.each());
+}
+
+// The same where `saving` has something to save, if there will be a backward pass; else `forward` does.
+template <
+    auto forward, auto saving, auto backward,
+    typename Arguments = typename decltype(single_of(forward))::OfArguments>
+at::Tensor gradient_saving(const Arguments& arguments) {
+  bool any = false;
+  for_each_tensor<std::tuple_size_v<EachOf<Arguments>>>(
+      arguments, [&](size_t, const at::Tensor* tensor) { any = any || (tensor && tensor->requires_grad()); });
+  return any && at::GradMode::is_enabled() ? gradient<saving, backward>(arguments)
+                                           : gradient<forward, backward>(arguments);
+}
 
 }  // namespace detail
 }  // namespace hyenarec

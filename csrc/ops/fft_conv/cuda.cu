@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <string>
 
 #include "../common/channels_last.h"
 #include "../common/cuda/launch.cuh"

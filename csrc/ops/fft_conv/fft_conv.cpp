@@ -7,10 +7,12 @@
 
 namespace hyenarec {
 
+constexpr auto fft_conv_op = detail::dispatch<"fft_conv", at::Tensor, FftConvArguments>;
+
 at::Tensor fft_conv(
     const at::Tensor& u, const at::Tensor& kernel, const OptionalTensor& skip, const OptionalTensor& pre_gate,
     const OptionalTensor& post_gate) {
-  return detail::dispatch<"fft_conv", at::Tensor, FftConvArguments>({u, kernel, skip, pre_gate, post_gate});
+  return fft_conv_op({u, kernel, skip, pre_gate, post_gate});
 }
 
 void FftConvArguments::check(const char* op) const {
@@ -53,11 +55,8 @@ TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
   m.impl("fft_conv_backward", detail::checked<detail::meta_gradients<FftConvBackwardArguments>>);
 }
 
-using FftConvGradient =
-    detail::Differentiable<detail::dispatch<"fft_conv", at::Tensor, FftConvArguments>, fft_conv_backward>;
-
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  m.impl("fft_conv", detail::unchecked<FftConvGradient::kernel>);
+  m.impl("fft_conv", detail::unchecked<detail::gradient<fft_conv_op, fft_conv_backward>>);
   m.impl("fft_conv_backward", torch::autograd::autogradNotImplementedFallback());
 }
 

@@ -6,21 +6,20 @@
 
 namespace hyenarec {
 
+constexpr auto hyena_mixer_op = detail::dispatch<"hyena_mixer", at::Tensor, HyenaMixerArguments>;
+
 at::Tensor hyena_mixer(
     const at::Tensor& x, const at::Tensor& short_weight, const OptionalTensor& short_bias,
     const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon, const at::Tensor& skip,
     const OptionalTensor& offsets) {
-  return detail::dispatch<"hyena_mixer", at::Tensor, HyenaMixerArguments>(
-      {x, short_weight, short_bias, coeffs, decay, std::move(horizon), skip, offsets});
+  return hyena_mixer_op({x, short_weight, short_bias, coeffs, decay, std::move(horizon), skip, offsets});
 }
 
 void HyenaMixerArguments::check(const char* op) const {
   using namespace detail;
   const Argument x_argument{op, "x", x};
   check_activation_type(x_argument);
-  check_sequences(x_argument, offsets, "[B, L, 3D]", "[total, 3D]");
-  check_horizon(op, horizon);
-  if (!offsets) check_padded_length(x_argument, horizon, "[B, L, 3D]");
+  check_sequences_within(horizon, x_argument, offsets, "[B, L, 3D]", "[total, 3D]");
   TORCH_SYM_CHECK(
       (x.sym_size(-1) % 3).sym_eq(0), op,
       ": x must be [.., 3D], the channels of q, k and v side by side, got ", x.sym_sizes());
@@ -78,22 +77,15 @@ TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
   m.impl("hyena_mixer_backward", detail::checked<detail::meta_gradients<HyenaMixerBackwardArguments>>);
 }
 
-using HyenaMixerGradient = detail::Differentiable<
-    detail::dispatch<"hyena_mixer", at::Tensor, HyenaMixerArguments>, hyena_mixer_backward>;
-
 // The backward pass on a CPU begins with saved states. Elsewhere they would take memory for nothing.
-using HyenaMixerGradientCPU = detail::Differentiable<hyena_mixer_with_states, hyena_mixer_backward>;
-
-static at::Tensor hyena_mixer_autograd_cpu(const HyenaMixerArguments& arguments) {
-  return detail::any_needs_gradient<6>(arguments) ? HyenaMixerGradientCPU::kernel(arguments)
-                                                  : HyenaMixerGradient::kernel(arguments);
-}
-
 TORCH_LIBRARY_IMPL(hyenarec, AutogradCPU, m) {
-  m.impl("hyena_mixer", detail::unchecked<hyena_mixer_autograd_cpu>);
+  m.impl(
+      "hyena_mixer",
+      detail::unchecked<
+          detail::gradient_saving<hyena_mixer_op, hyena_mixer_with_states, hyena_mixer_backward>>);
 }
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  m.impl("hyena_mixer", detail::unchecked<HyenaMixerGradient::kernel>);
+  m.impl("hyena_mixer", detail::unchecked<detail::gradient<hyena_mixer_op, hyena_mixer_backward>>);
   m.impl("hyena_mixer_with_states", torch::autograd::autogradNotImplementedFallback());
   m.impl("hyena_mixer_backward", torch::autograd::autogradNotImplementedFallback());
 }

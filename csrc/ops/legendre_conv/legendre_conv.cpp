@@ -5,21 +5,20 @@
 
 namespace hyenarec {
 
+constexpr auto legendre_conv_op = detail::dispatch<"legendre_conv", at::Tensor, LegendreConvArguments>;
+
 at::Tensor legendre_conv(
     const at::Tensor& u, const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon,
     const OptionalTensor& skip, const OptionalTensor& pre_gate, const OptionalTensor& post_gate,
     const OptionalTensor& offsets) {
-  return detail::dispatch<"legendre_conv", at::Tensor, LegendreConvArguments>(
-      {u, coeffs, decay, std::move(horizon), skip, pre_gate, post_gate, offsets});
+  return legendre_conv_op({u, coeffs, decay, std::move(horizon), skip, pre_gate, post_gate, offsets});
 }
 
 void LegendreConvArguments::check(const char* op) const {
   using namespace detail;
   const Argument u_argument{op, "u", u};
   check_activation_type(u_argument);
-  check_sequences(u_argument, offsets, "[B, L, D]", "[total, D]");
-  check_horizon(op, horizon);
-  if (!offsets) check_padded_length(u_argument, horizon, "[B, L, D]");
+  check_sequences_within(horizon, u_argument, offsets, "[B, L, D]", "[total, D]");
   const auto channels = u.sym_size(-1);
   check_parameter({op, "coeffs", coeffs}, 2, channels, "[D, N]", "D", u_argument);
   check_parameter({op, "decay", decay}, 1, channels, "[D]", "D", u_argument);
@@ -55,22 +54,15 @@ TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
   m.impl("legendre_conv_backward", detail::checked<detail::meta_gradients<LegendreConvBackwardArguments>>);
 }
 
-using LegendreConvGradient = detail::Differentiable<
-    detail::dispatch<"legendre_conv", at::Tensor, LegendreConvArguments>, legendre_conv_backward>;
-
 // The backward pass on a CPU begins with saved states. Elsewhere they would take memory for nothing.
-using LegendreConvGradientCPU = detail::Differentiable<legendre_conv_with_states, legendre_conv_backward>;
-
-static at::Tensor legendre_conv_autograd_cpu(const LegendreConvArguments& arguments) {
-  return detail::any_needs_gradient<6>(arguments) ? LegendreConvGradientCPU::kernel(arguments)
-                                                  : LegendreConvGradient::kernel(arguments);
-}
-
 TORCH_LIBRARY_IMPL(hyenarec, AutogradCPU, m) {
-  m.impl("legendre_conv", detail::unchecked<legendre_conv_autograd_cpu>);
+  m.impl(
+      "legendre_conv",
+      detail::unchecked<
+          detail::gradient_saving<legendre_conv_op, legendre_conv_with_states, legendre_conv_backward>>);
 }
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  m.impl("legendre_conv", detail::unchecked<LegendreConvGradient::kernel>);
+  m.impl("legendre_conv", detail::unchecked<detail::gradient<legendre_conv_op, legendre_conv_backward>>);
   m.impl("legendre_conv_with_states", torch::autograd::autogradNotImplementedFallback());
   m.impl("legendre_conv_backward", torch::autograd::autogradNotImplementedFallback());
 }

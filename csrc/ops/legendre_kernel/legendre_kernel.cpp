@@ -5,10 +5,11 @@
 
 namespace hyenarec {
 
+constexpr auto legendre_kernel_op = detail::dispatch<"legendre_kernel", at::Tensor, LegendreKernelArguments>;
+
 at::Tensor legendre_kernel(
     const at::Tensor& coeffs, const at::Tensor& decay, c10::SymInt horizon, c10::SymInt length) {
-  return detail::dispatch<"legendre_kernel", at::Tensor, LegendreKernelArguments>(
-      {coeffs, decay, std::move(horizon), std::move(length)});
+  return legendre_kernel_op({coeffs, decay, std::move(horizon), std::move(length)});
 }
 
 void LegendreKernelArguments::check(const char* op) const {
@@ -50,11 +51,9 @@ TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
       "legendre_kernel_backward", detail::checked<detail::meta_gradients<LegendreKernelBackwardArguments>>);
 }
 
-using LegendreKernelGradient = detail::Differentiable<
-    detail::dispatch<"legendre_kernel", at::Tensor, LegendreKernelArguments>, legendre_kernel_backward>;
-
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  m.impl("legendre_kernel", detail::unchecked<LegendreKernelGradient::kernel>);
+  m.impl(
+      "legendre_kernel", detail::unchecked<detail::gradient<legendre_kernel_op, legendre_kernel_backward>>);
   m.impl("legendre_kernel_backward", torch::autograd::autogradNotImplementedFallback());
 }
 

@@ -5,10 +5,12 @@
 
 namespace hyenarec {
 
+constexpr auto short_conv_op = detail::dispatch<"short_conv", at::Tensor, ShortConvArguments>;
+
 at::Tensor short_conv(
     const at::Tensor& u, const at::Tensor& weight, const OptionalTensor& bias,
     const OptionalTensor& offsets) {
-  return detail::dispatch<"short_conv", at::Tensor, ShortConvArguments>({u, weight, bias, offsets});
+  return short_conv_op({u, weight, bias, offsets});
 }
 
 void detail::check_short_filter(
@@ -49,11 +51,8 @@ TORCH_LIBRARY_IMPL(hyenarec, Meta, m) {
   m.impl("short_conv_backward", detail::checked<detail::meta_gradients<ShortConvBackwardArguments>>);
 }
 
-using ShortConvGradient = detail::Differentiable<
-    detail::dispatch<"short_conv", at::Tensor, ShortConvArguments>, detail::short_conv_backward>;
-
 TORCH_LIBRARY_IMPL(hyenarec, Autograd, m) {
-  m.impl("short_conv", detail::unchecked<ShortConvGradient::kernel>);
+  m.impl("short_conv", detail::unchecked<detail::gradient<short_conv_op, detail::short_conv_backward>>);
   m.impl("short_conv_backward", torch::autograd::autogradNotImplementedFallback());
 }
 

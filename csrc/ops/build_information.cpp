@@ -35,4 +35,5 @@ c10::Dict<std::string, std::string> build_information() {
 }  // namespace
 }  // namespace hyenarec
 
-TORCH_LIBRARY_FRAGMENT(hyenarec, m) { m.def("build_information", hyenarec::build_information); }
+// The namespace `hyenarec` of torch's dispatcher. Each operator's schema stands in its own folder.
+TORCH_LIBRARY(hyenarec, m) { m.def("build_information", hyenarec::build_information); }

@@ -54,7 +54,6 @@ class LruCache {
     uint64_t last_use;
     bool is_kept;
   };
-  using Entries = std::map<Key, Entry>;
 
   // A call adds one value at most.
   Shared drop_one_too_many() {
@@ -71,7 +70,7 @@ class LruCache {
   const size_t most_;
   std::mutex mutex_;
   uint64_t uses_ = 0;
-  Entries entries_;
+  std::map<Key, Entry> entries_;
 };
 
 }  // namespace hyenarec

@@ -8,6 +8,7 @@
 
 #include "../common/channels_last.h"
 #include "../common/cuda/launch.cuh"
+#include "../common/raw_data.h"
 #include "arguments.h"
 #include "cuda.cuh"
 #include "cufft_plan.h"
@@ -137,9 +138,7 @@ struct Transformer {
         {signals.device().index(), geometry.size, signals.size(0), type}, signals.mutable_data_ptr());
   }
 
-  static Complex<T>* complex(const at::Tensor& signals) {
-    return signals.defined() ? static_cast<Complex<T>*>(signals.mutable_data_ptr()) : nullptr;
-  }
+  static Complex<T>* complex(const at::Tensor& signals) { return data_or_null<Complex<T>>(signals); }
 };
 
 // Calls run(first, count) for `step` numbers of [0, total) at a time, in order.

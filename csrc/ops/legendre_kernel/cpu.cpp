@@ -4,6 +4,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 
+#include "../common/raw_data.h"
 #include "arguments.h"
 
 namespace hyenarec {
@@ -38,10 +39,8 @@ Tensors<2> legendre_kernel_backward_cpu(const LegendreKernelBackwardArguments& a
         rows.const_data_ptr<scalar_t>(), rates.const_data_ptr<scalar_t>(), rows.size(1),
         arguments.forward.horizon.expect_int(), grads.size(1)};
     const auto* grad_data = grads.const_data_ptr<scalar_t>();
-    const auto data = [&](int i) {
-      return arguments.needs_grad[i] ? gradients[i].mutable_data_ptr<scalar_t>() : nullptr;
-    };
-    auto *coeffs_grad = data(0), *decay_grad = data(1);
+    auto* coeffs_grad = data_or_null<scalar_t>(gradients[0]);
+    auto* decay_grad = data_or_null<scalar_t>(gradients[1]);
     at::parallel_for(0, rows.size(0), kChannelGrain, [&](int64_t first, int64_t last) {
       cpu::legendre_kernel::backward(grad_data, parameters, first, last, coeffs_grad, decay_grad);
     });

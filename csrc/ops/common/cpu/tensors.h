@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "../channels_last.h"
+#include "../raw_data.h"
 #include "rows.h"
 #include "simd.h"
 #include "threads.h"
@@ -39,17 +40,15 @@ inline at::Tensor contiguous_or_undefined(const std::optional<at::Tensor>& tenso
 template <typename scalar_t>
 Rows<const memory_t<scalar_t>> rows_of(const at::Tensor& tensor) {
   if (!tensor.defined()) return {};
-  return {
-      reinterpret_cast<const memory_t<scalar_t>*>(tensor.const_data_ptr<scalar_t>()),
-      tensor.dim() == 3 ? tensor.stride(0) : 0, tensor.stride(-2)};
+  const int64_t sequence_stride = tensor.dim() == 3 ? tensor.stride(0) : 0;
+  return {data_or_null<const memory_t<scalar_t>>(tensor), sequence_stride, tensor.stride(-2)};
 }
 // Of a result; absent if it is [0]: a gradient that isn't wanted.
 template <typename scalar_t>
 Rows<memory_t<scalar_t>> rows_of_result(const at::Tensor& tensor) {
   if (!tensor.defined() || tensor.dim() < 2) return {};
-  return {
-      reinterpret_cast<memory_t<scalar_t>*>(tensor.mutable_data_ptr<scalar_t>()),
-      tensor.dim() == 3 ? tensor.stride(0) : 0, tensor.stride(-2)};
+  const int64_t sequence_stride = tensor.dim() == 3 ? tensor.stride(0) : 0;
+  return {data_or_null<memory_t<scalar_t>>(tensor), sequence_stride, tensor.stride(-2)};
 }
 
 // torch's threads.

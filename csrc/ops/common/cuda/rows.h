@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "../channels_last.h"
+#include "../raw_data.h"
 
 namespace hyenarec {
 
@@ -45,9 +46,7 @@ struct RowSequences {
       rows = count * length;
     }
   }
-  const int64_t* offsets_data() const {
-    return offsets.defined() ? offsets.const_data_ptr<int64_t>() : nullptr;
-  }
+  const int64_t* offsets_data() const { return data_or_null<const int64_t>(offsets); }
 };
 
 }  // namespace hyenarec

@@ -10,11 +10,9 @@
 // channels: what depends on chunk and channel, the coefficients contracted with the transfer table, is read
 // from the second-level cache by the first of them and from the first-level cache by the others.
 //
-// Two strategies, one code. Many sequences: a warp walks a whole sequence. Few and long ones: a sequence is
-// cut into segments of equal numbers of chunks, each walked by a warp of its own, after two small launches
-// have found the state at each segment's start: every segment from a zero state (legendre_scan_carry), then
-// the segments of a sequence one after another (legendre_scan_combine). That reads the inputs once more.
-// The backward sweep runs the same way in the other direction.
+// Two strategies, one code. Many sequences: a warp walks a whole sequence. Few and long ones: a warp walks a
+// segment of one, after legendre_scan_carry and legendre_scan_combine have found the state at its start,
+// which reads the inputs once more. The backward sweep runs the same way in the other direction.
 //
 // Cost an element, N = 17, horizon 1,024 (9 moments and 9 local terms of 17), multiply-adds: near 16.5,
 // moments and evaluation 9, restriction and local terms 8.4, transfer 3.7, decays 3; together 41. Numbers

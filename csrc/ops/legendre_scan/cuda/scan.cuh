@@ -218,9 +218,7 @@ class ScanCall {
 
   // `rows` rows of the channels, rounded up to whole warps.
   at::Tensor scratch(int64_t rows) const { return at::empty({rows, pitch_}, coeffs_.options()); }
-  static T* data(const at::Tensor& tensor) {
-    return tensor.defined() && tensor.numel() > 0 ? static_cast<T*>(tensor.data_ptr()) : nullptr;
-  }
+  static T* data(const at::Tensor& tensor) { return data_or_null<T>(tensor); }
 
   static constexpr int64_t kMaxBlocks = 1024;  // of a tile in the backward sweep
 

@@ -28,6 +28,7 @@ from hyenarec.config import (
     TrainConfig,
     model_config_named,
 )
+from hyenarec.config.auto import Auto, settled, with_fixed
 from hyenarec.config.names import NEW_NAMES, with_new_names
 from hyenarec.config.saved import saved_defaults
 
@@ -63,6 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def train_config(words: Sequence[str]) -> TrainConfig:
+    """The settings that `hyenarec train` has with these words as options."""
+    words = ["train", *(with_new_name(word) for word in words)]
+    parser = make_parser(model_name(words), {})
+    return TrainConfig(**_fields(parser.instantiate(parser.parse_args(words)).train))
 
 
 def make_parser(model: str, defaults: dict[str, Any]) -> ArgumentParser:
@@ -151,7 +159,7 @@ def _options_of(
     parser.add_argument("--config", action="config", help="YAML (or JSON) file of these settings")
     parser.add_class_arguments(config, skip=set(skip))
     for action in parser._actions:
-        if getattr(action, "_typehint", None) is bool:
+        if getattr(action, "_typehint", None) in (bool, bool | Auto):
             action.nargs, action.const = "?", True  # `--resume` alone means `--resume true`
     return parser
 
@@ -173,7 +181,7 @@ def _evaluate(options: Any) -> int:
         text_table,
     )
 
-    chosen = EvaluateOptions(**_fields(options))
+    chosen = with_fixed(EvaluateOptions(**_fields(options)))
     saved = load(chosen.model, _device(chosen.device))
     split = split_histories(load_histories(chosen.data, chosen.seed), chosen.data)
     if split.train.vocabulary != saved.vocabulary:
@@ -182,7 +190,7 @@ def _evaluate(options: Any) -> int:
             f"a different one of {split.train.num_items}"
         )
     targets = split.test if chosen.targets == "test" else split.validation
-    max_len, exclude_history = saved.model.config.max_len, chosen.data.exclude_history
+    max_len, exclude_history = saved.model.max_len, settled(chosen.data.exclude_history)
     name, ks = f"{split.name} {chosen.targets}", (chosen.k,)
     result = evaluate(
         saved.model,
@@ -204,7 +212,7 @@ def _evaluate(options: Any) -> int:
 def _recommend(options: Any) -> int:
     from hyenarec.evaluation.recommend import load
 
-    chosen = RecommendOptions(**_fields(options))
+    chosen = with_fixed(RecommendOptions(**_fields(options)))
     if (chosen.user is None) == (chosen.history is None):
         raise ValueError(f"either user or history must be given, got {chosen.user!r} and {chosen.history!r}")
     saved = load(chosen.model, _device(chosen.device))
@@ -214,7 +222,7 @@ def _recommend(options: Any) -> int:
             history = [_integer("history", word) for word in history]
     else:
         history = _history_of(chosen)
-    best = saved.recommend(history, k=chosen.k, exclude_history=chosen.data.exclude_history)
+    best = saved.recommend(history, k=chosen.k, exclude_history=settled(chosen.data.exclude_history))
     for item, score in best:
         print(f"{item}\t{score:.4f}")
     return 0

@@ -63,7 +63,6 @@ from hyenarec.config.loss import LOSSES
         (LossConfig, "name", "hinge", "loss.name must be one of 'softmax', 'sampled_softmax', 'bce', 'gbce'"),
         (LossConfig, "distribution", "log", "loss.distribution must be one of 'uniform', 'popularity'"),
         (LossConfig, "negatives", 0, "loss.negatives must be an integer of at least 1, got 0"),
-        (LossConfig, "negatives", 9, "loss.negatives must be null with softmax, got 9"),
         (LossConfig, "calibration", 1.5, "loss.calibration must be from 0 to 1, got 1.5"),
         (LossConfig, "label_smoothing", 1.0, "loss.label_smoothing must be at least 0 and below 1, got 1.0"),
         (OptimizerConfig, "betas", (0.9,), "optimizer.betas must be two numbers"),
@@ -79,6 +78,11 @@ from hyenarec.config.loss import LOSSES
 def test_bad_values_are_refused_by_name(kind: type, setting: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**{setting: value})
+
+
+def test_the_softmax_draws_nothing() -> None:
+    with pytest.raises(ValueError, match=r"loss.negatives must be null with softmax, got 9"):
+        LossConfig(name="softmax", negatives=9)
 
 
 def test_binary_losses_have_no_smoothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hyenarec.config.auto import Auto
 from hyenarec.config.checks import require, require_choice, require_count
 
 Format = Literal["auto", "text", "csv", "parquet", "inter"]
@@ -54,8 +55,8 @@ class DataConfig:
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
     targets: TargetKind = "next"
-    windows: Windows = "last"
-    exclude_history: bool = False
+    windows: Windows | Auto = "auto"
+    exclude_history: bool | Auto = "auto"
     synthetic_users: int = 3000
 
     def __post_init__(self) -> None:
@@ -66,7 +67,8 @@ class DataConfig:
         require_choice("data.on_bad_rows", BadRows, self.on_bad_rows)
         require_choice("data.split", SplitName, self.split)
         require_choice("data.targets", TargetKind, self.targets)
-        require_choice("data.windows", Windows, self.windows)
+        if self.windows != "auto":
+            require_choice("data.windows", Windows, self.windows)
         for name in ("validation_fraction", "test_fraction"):
             require(0 < getattr(self, name) < 1, f"data.{name}", "between 0 and 1", getattr(self, name))
         total = self.validation_fraction + self.test_fraction

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hyenarec.config.auto import Auto, settled
 from hyenarec.config.checks import require, require_choice, require_count
 
 LossName = Literal["softmax", "sampled_softmax", "bce", "gbce"]
@@ -58,7 +59,7 @@ class LossConfig:
         label_smoothing: share of the probability that the softmaxes spread over all their classes.
     """
 
-    name: LossName = "softmax"
+    name: LossName | Auto = "auto"
     negatives: int | None = None
     distribution: Distribution | None = None
     logq: bool = True
@@ -66,23 +67,25 @@ class LossConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        require_choice("loss.name", LossName, self.name)
         if self.distribution is not None:
             require_choice("loss.distribution", Distribution, self.distribution)
         if self.negatives is not None:
             require_count("loss.negatives", self.negatives)
-        used = self.is_sampled or self.negatives is None
-        require(used, "loss.negatives", f"null with {self.name}", self.negatives)
         require(0 <= self.calibration <= 1, "loss.calibration", "from 0 to 1", self.calibration)
         smoothing = self.label_smoothing
         require(0 <= smoothing < 1, "loss.label_smoothing", "at least 0 and below 1", smoothing)
+        if self.name == "auto":
+            return
+        require_choice("loss.name", LossName, self.name)
+        used = self.is_sampled or self.negatives is None
+        require(used, "loss.negatives", f"null with {self.name}", self.negatives)
         allowed = self.traits.softmax or smoothing == 0
         require(allowed, "loss.label_smoothing", f"0 with {self.name}", smoothing)
 
     @property
     def traits(self) -> LossTraits:
         """How the loss differs from the others."""
-        return LOSSES[self.name]
+        return LOSSES[settled(self.name)]
 
     @property
     def is_sampled(self) -> bool:

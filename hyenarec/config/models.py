@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from hyenarec.config.auto import Auto
 from hyenarec.config.checks import require, require_choice, require_count
 
 KernelFamily = Literal["legendre", "mlp", "free"]
@@ -31,7 +32,7 @@ class RecommenderConfig:
 
     name: str = ""
     num_items: int | None = None
-    max_len: int = 200
+    max_len: int | Auto = "auto"
 
     def __init_subclass__(cls) -> None:
         if "title" in vars(cls):  # a model's own settings, not those that several models share
@@ -44,7 +45,8 @@ class RecommenderConfig:
         require(self.name == own, "model.name", f"{own!r} for a {type(self).__name__}", self.name)
         if self.num_items is not None:
             require_count("model.num_items", self.num_items)
-        require_count("model.max_len", self.max_len)
+        if self.max_len != "auto":
+            require_count("model.max_len", self.max_len)
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,13 @@ class SequentialConfig(RecommenderConfig):
     """
 
     dim: int = 64
-    dropout: float = 0.2
+    dropout: float | Auto = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_count("model.dim", self.dim)
-        require(0 <= self.dropout < 1, "model.dropout", "at least 0 and below 1", self.dropout)
+        if self.dropout != "auto":
+            require(0 <= self.dropout < 1, "model.dropout", "at least 0 and below 1", self.dropout)
 
 
 @dataclass(frozen=True)

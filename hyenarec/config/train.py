@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+from hyenarec.config.auto import Auto
 from hyenarec.config.checks import require, require_choice, require_count
 from hyenarec.config.data import DataConfig
 from hyenarec.config.devices import Device, Precision
@@ -11,6 +13,8 @@ from hyenarec.config.loss import LossConfig
 from hyenarec.config.models import ModelConfig, RecommenderConfig
 from hyenarec.config.names import made_with_old_names
 from hyenarec.config.optimizer import OptimizerConfig
+
+Recipe = Literal["data", "none"]
 
 
 @made_with_old_names
@@ -42,9 +46,10 @@ class TrainConfig:
     model: RecommenderConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    epochs: int = 20
-    batch_events: int = 8192
-    patience: int | None = 10
+    recipe: Recipe = "data"
+    epochs: int | Auto = "auto"
+    batch_events: int | Auto = "auto"
+    patience: int | Auto | None = "auto"
     evaluate_every: int = 1
     seed: int = 0
     device: Device = "auto"
@@ -55,15 +60,16 @@ class TrainConfig:
     checkpoint_every: int | None = None
 
     @property
-    def batch_tokens(self) -> int:
+    def batch_tokens(self) -> int | Auto:
         """The old name of `batch_events`."""
         return self.batch_events
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_events", "evaluate_every"):
-            require_count(name, getattr(self, name))
-        for name in ("patience", "checkpoint_every"):
-            if getattr(self, name) is not None:
+        require_choice("recipe", Recipe, self.recipe)
+        require_count("evaluate_every", self.evaluate_every)
+        special = {"epochs": ("auto",), "batch_events": ("auto",), "patience": ("auto", None)}
+        for name, words in {**special, "checkpoint_every": (None,)}.items():
+            if getattr(self, name) not in words:
                 require_count(name, getattr(self, name))
         require_count("seed", self.seed, least=0)
         require_choice("device", Device, self.device)

@@ -160,7 +160,7 @@ class SavedModel:
             self.model,
             self._encode(histories),
             k=k,
-            max_len=self.model.config.max_len,
+            max_len=self.model.max_len,
             exclude_history=exclude_history,
             batch_size=batch_size,
         )

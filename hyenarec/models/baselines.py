@@ -27,6 +27,7 @@ from hyenarec.config import (
     RecommenderConfig,
     SASRecConfig,
 )
+from hyenarec.config.auto import settled
 from hyenarec.data.histories import Histories, offsets_of, ragged_indices
 from hyenarec.models.hyenarec import EMBEDDING_STD, Block, HyenaRec, SequentialModel, branch_gain, linear
 from hyenarec.models.pretrained import PretrainedModel
@@ -173,8 +174,9 @@ class SASRec(SequentialModel):
 
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__(config)
-        self.positions = nn.Embedding(config.max_len, config.dim)
+        self.positions = nn.Embedding(self.max_len, config.dim)
         nn.init.normal_(self.positions.weight, std=EMBEDDING_STD)
+        config = self.config
         self.blocks = nn.ModuleList(Block(config, Attention(config)) for _ in range(config.num_blocks))
         self._add_norm()
 
@@ -194,7 +196,7 @@ class SASRec(SequentialModel):
 
     def _layout(self, x: Tensor, offsets: Tensor) -> Groups | Packed:
         if Packed.can_attend(x, self.config.num_heads):
-            return Packed(offsets.int(), min(self.config.max_len, x.shape[0]))
+            return Packed(offsets.int(), min(self.max_len, x.shape[0]))
         return Groups.of(offsets, x.shape[0])
 
 
@@ -223,7 +225,7 @@ class Recurrence(nn.Module):
     def __init__(self, config: GRU4RecConfig) -> None:
         super().__init__()
         hidden, layers = config.hidden_multiple * config.dim, config.num_layers
-        dropout = config.dropout if layers > 1 else 0.0  # torch drops out between layers
+        dropout = settled(config.dropout) if layers > 1 else 0.0  # torch drops out between layers
         self.gru = nn.GRU(config.dim, hidden, layers, batch_first=True, dropout=dropout)
         self.out_proj = linear(hidden, config.dim)
 
@@ -273,7 +275,7 @@ class GRU4Rec(SequentialModel):
 
     def __init__(self, config: GRU4RecConfig) -> None:
         super().__init__(config)
-        self.mixer = Recurrence(config)
+        self.mixer = Recurrence(self.config)
         self._add_norm()
 
     def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:

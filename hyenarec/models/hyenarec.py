@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from hyenarec import ops
 from hyenarec.config import BlocksConfig, ModelConfig, SequentialConfig
+from hyenarec.config.auto import settled
 from hyenarec.models.dropout import Dropout
 from hyenarec.models.kernels import KERNELS, LegendreKernel
 from hyenarec.models.pretrained import PretrainedModel
@@ -214,7 +215,7 @@ class Block(nn.Module):
         self.mixer = mixer
         self.ffn_norm = nn.LayerNorm(config.dim)
         self.ffn = FeedForward(config)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = Dropout(settled(config.dropout))
 
     def forward(
         self, hidden_states: Tensor, residual: Tensor | None, *layout: object
@@ -282,9 +283,10 @@ class SequentialModel(PretrainedModel):
 
     def __init__(self, config: SequentialConfig) -> None:
         super().__init__(config)
+        config = self.config
         self.items = nn.Embedding(self.num_items + 1, config.dim, padding_idx=0)
         self.item_bias = nn.Parameter(torch.zeros(self.num_items))
-        self.dropout = Dropout(config.dropout)
+        self.dropout = Dropout(settled(config.dropout))
 
     def _add_norm(self) -> None:
         """Adds the final norm and initialises the item embedding.
@@ -335,7 +337,7 @@ class SequentialModel(PretrainedModel):
                 f"items must be [B, L], or packed [total] with offsets, got {list(items.shape)} "
                 f"{'without' if offsets is None else 'with'} offsets"
             )
-        max_len = self.config.max_len
+        max_len = self.max_len
         if items.shape[-1] <= max_len:  # all packed sequences together, in which case none is too long
             return
         message = f"sequences must have at most max_len = {max_len} events, got one with"
@@ -384,7 +386,7 @@ class HyenaRec(SequentialModel):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.blocks = nn.ModuleList(Block(config, Mixer(config)) for _ in range(config.num_blocks))
+        self.blocks = nn.ModuleList(Block(self.config, Mixer(self.config)) for _ in range(config.num_blocks))
         self._add_norm()
 
     def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:

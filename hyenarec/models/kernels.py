@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hyenarec import ops
 from hyenarec.config import ModelConfig
+from hyenarec.config.auto import settled
 
 
 class LegendreKernel(nn.Module):
@@ -16,11 +17,11 @@ class LegendreKernel(nn.Module):
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
-        self.horizon = config.max_len
+        self.horizon = settled(config.max_len)
         self.coeffs = nn.Parameter(torch.randn(channels, config.num_coeffs))
         self.log_decay = _log_decay(channels, config)
         with torch.no_grad():
-            self.coeffs.div_(self(config.max_len).norm(dim=1, keepdim=True))
+            self.coeffs.div_(self(self.horizon).norm(dim=1, keepdim=True))
 
     @property
     def decay(self) -> Tensor:
@@ -39,7 +40,7 @@ class MLPKernel(nn.Module):
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
-        self.horizon = config.max_len
+        self.horizon = settled(config.max_len)
         self.log_decay = _log_decay(channels, config)
         self.hidden = nn.ModuleList(
             [nn.Linear(2 * self.BANDS + 1, self.HIDDEN), nn.Linear(self.HIDDEN, self.HIDDEN)]
@@ -48,7 +49,7 @@ class MLPKernel(nn.Module):
         self.frequency = nn.Parameter(torch.full((self.HIDDEN,), self.FREQUENCY))
         self.gain = nn.Parameter(torch.ones(channels))
         with torch.no_grad():
-            self.gain.div_(self(config.max_len).norm(dim=1))
+            self.gain.div_(self(self.horizon).norm(dim=1))
 
     def forward(self, length: int) -> Tensor:
         """The kernel's first `length` lags, `[channels, length]`; in full precision even under autocast."""
@@ -77,8 +78,9 @@ class FreeKernel(nn.Module):
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
-        fade = torch.exp(-_geometric_decay(channels, config.max_len)[:, None] * torch.arange(config.max_len))
-        kernel = torch.randn(channels, config.max_len) * fade
+        horizon = settled(config.max_len)
+        fade = torch.exp(-_geometric_decay(channels, horizon)[:, None] * torch.arange(horizon))
+        kernel = torch.randn(channels, horizon) * fade
         self.kernel = nn.Parameter(kernel / kernel.norm(dim=1, keepdim=True))
 
     def forward(self, length: int) -> Tensor:
@@ -99,7 +101,7 @@ def _geometric_decay(channels: int, horizon: int) -> Tensor:
 
 
 def _log_decay(channels: int, config: ModelConfig) -> nn.Parameter | None:
-    return nn.Parameter(_geometric_decay(channels, config.max_len).log()) if config.decay else None
+    return nn.Parameter(_geometric_decay(channels, settled(config.max_len)).log()) if config.decay else None
 
 
 def _decay(log_decay: nn.Parameter | None, like: Tensor) -> Tensor:

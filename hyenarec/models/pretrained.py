@@ -14,6 +14,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from hyenarec.config import RecommenderConfig, model_config_from_dict
+from hyenarec.config.auto import settled, with_fixed
 from hyenarec.files import write_atomically
 
 CONFIG_FILE = "config.json"
@@ -40,13 +41,18 @@ class PretrainedModel(nn.Module):
             raise ValueError(
                 "config.num_items must be set to the catalogue's size before a model is made, got None"
             )
-        self.config = config
+        self.config = with_fixed(config, "model.")
         self._num_items = config.num_items
 
     @property
     def num_items(self) -> int:
         """V, size of the catalogue."""
         return self._num_items
+
+    @property
+    def max_len(self) -> int:
+        """The number of latest events of a history that the model sees."""
+        return settled(self.config.max_len)
 
     def score(self, items: Tensor, offsets: Tensor) -> Tensor:
         """Scores of the next event after each history; see `hyenarec.evaluation.scoring.Recommender`."""

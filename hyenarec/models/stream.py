@@ -45,6 +45,11 @@ class StreamedModel(Protocol):
     norm: nn.LayerNorm
 
     @property
+    def max_len(self) -> int:
+        """The number of latest events of a history that the model sees."""
+        ...
+
+    @property
     def item_weight(self) -> Tensor:
         """The output layer's rows `[V, D]`: row j belongs to item j + 1."""
         ...
@@ -117,7 +122,7 @@ class Stream:
         """
         self._require_whole()
         ids = [self._checked(item) for item in items]
-        max_len = self._model.config.max_len
+        max_len = self._model.max_len
         if self._length + len(ids) > max_len:
             raise ValueError(
                 f"a stream must have at most max_len = {max_len} events, got {self._length + len(ids)}: "

@@ -31,6 +31,7 @@ from hyenarec.evaluation.report import (
 from hyenarec.models.pretrained import PretrainedModel
 from hyenarec.models.registry import COUNT_BASED
 from hyenarec.train.checkpoint import Progress
+from hyenarec.train.recipe import complete
 from hyenarec.train.run_folder import begin_folder, require_usable_folder
 from hyenarec.train.run_log import read_log
 from hyenarec.train.trainer import SELECTION_METRIC, TrainingRun, evaluate_as_asked
@@ -48,6 +49,7 @@ class TrainResult:
         best_epoch: finished epochs at the best validation.
         best_score: validation NDCG@10 there.
         log: the records of `log.jsonl`, one an epoch.
+        config: the settings, with everything that was left to the data.
     """
 
     model: PretrainedModel
@@ -56,6 +58,7 @@ class TrainResult:
     best_epoch: int
     best_score: float
     log: list[dict[str, Any]]
+    config: TrainConfig
 
     @property
     def floors(self) -> dict[str, Evaluation]:
@@ -87,6 +90,9 @@ def train(config: TrainConfig) -> TrainResult:
         raise ValueError("precision must be no or bf16 on a CPU, got 'fp16'")
     accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
     try:
+        config, choices = complete(config, split.train)
+        if accelerator.is_main_process and choices:
+            print("chosen from the training data:", *choices, sep="\n  ", flush=True)
         if config.model.name in COUNT_BASED:
             return count(config, split, accelerator)
         run = TrainingRun(config, split, accelerator)
@@ -159,7 +165,8 @@ def conclude(
         write_report(folder / REPORT_FILE, written)
         print(text_table(results), split.leaks, f"saved in {folder}", sep="\n")
     accelerator.wait_for_everyone()
-    return TrainResult(model, test, baselines, progress.best_epoch, progress.best_score, read_log(folder))
+    best = (progress.best_epoch, progress.best_score)
+    return TrainResult(model, test, baselines, *best, read_log(folder), config)
 
 
 def with_catalogue(config: TrainConfig, num_items: int) -> TrainConfig:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hyenarec.config import TrainConfig, to_dict
+from hyenarec.config.auto import with_fixed
 from hyenarec.config.names import NEW_NAMES
 from hyenarec.config.saved import CONFIG_OF_RUN
 from hyenarec.data import Split
@@ -32,8 +33,8 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 FORMAT = "hyenarec-checkpoint-3"
 """Format 2 counted a step's windows, 3 counts its events: a run of one cannot continue as the other."""
 
-MAY_CHANGE = ("epochs", "patience", "checkpoint_every", "output_dir", "resume", "overwrite")
-"""Settings that a resumed run may change: how long it trains and where it writes.
+MAY_CHANGE = ("recipe", "epochs", "patience", "checkpoint_every", "output_dir", "resume", "overwrite")
+"""Settings that a resumed run may change: how long it trains and where it writes, and who chose the others.
 
 Only `epochs` changes what a step computes: the cosine schedule ends with the last epoch, so another number
 stretches or shrinks the rest of it, and the run differs from one that had this number from the beginning.
@@ -151,7 +152,7 @@ def require_same_config(saved: Mapping[str, Any], current: Mapping[str, Any]) ->
         ValueError: names the first setting that differs; those in `MAY_CHANGE` may.
     """
     before, now = (dict(_flatten(json.loads(json.dumps(config)))) for config in (saved, current))
-    defaults = dict(_flatten(to_dict(TrainConfig())))
+    defaults = dict(_flatten(to_dict(with_fixed(TrainConfig()))))
     before = {name: defaults[name] for name in now if name in defaults} | before
     settings = shlex.quote(os.path.join(now["output_dir"], CONFIG_OF_RUN))
     for name in (*now, *before):

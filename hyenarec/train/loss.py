@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from hyenarec import ops
 from hyenarec.config import LossConfig, LossName
+from hyenarec.config.auto import settled, with_fixed
 from hyenarec.models.hyenarec import SequentialModel
 from hyenarec.train.item_rows import ItemRows
 
@@ -41,7 +42,7 @@ class NextItemLoss(nn.Module):
 
     def __init__(self, model: SequentialModel, config: LossConfig | None = None) -> None:
         super().__init__()
-        self.model, self.config = model, config or LossConfig()
+        self.model, self.config = model, with_fixed(config or LossConfig(), "loss.")
 
     def forward(
         self, items: Tensor, offsets: Tensor | None, targets: Tensor, sample: Sample | None = None
@@ -76,7 +77,7 @@ class NextItemLoss(nn.Module):
         hidden = functional_call(self.model, rows.parameters, (rows.renumber(items), offsets)).flatten(0, -2)
         target, negatives = (rows.renumber(ids) - 1 for ids in (targets.flatten(), sample.negatives))
         compared = Comparison(hidden, rows.weight[1:], rows.bias, target, negatives, sample.log_q)
-        return SAMPLED_LOSSES[config.name](compared, config, self.model.num_items)
+        return SAMPLED_LOSSES[settled(config.name)](compared, config, self.model.num_items)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hyenarec.config import OptimizerConfig
+from hyenarec.config.auto import settled, with_fixed
 from hyenarec.models.kernels import KERNELS
 
 
@@ -99,10 +100,11 @@ class LazyAdamW(torch.optim.AdamW):
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> LazyAdamW:
     """AdamW over two parameter groups: those with weight decay, then all others."""
+    config = with_fixed(config, "optimizer.")
     decayed, others = parameter_groups(model)
     return LazyAdamW(
         [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=config.learning_rate,
+        lr=settled(config.learning_rate),
         betas=config.betas,
     )
 
@@ -128,10 +130,11 @@ def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float
     It grows linearly to the peak, which it reaches at step `warmup_steps`; then it stays there, or follows
     half a cosine down to `final_rate` x the peak at the last step, `total_steps - 1`.
     """
+    peak = settled(config.learning_rate)
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
+        return peak * (step + 1) / (config.warmup_steps + 1)
     if config.schedule == "constant":
-        return config.learning_rate
+        return peak
     passed = (step - config.warmup_steps) / max(total_steps - 1 - config.warmup_steps, 1)
     share = (1 + math.cos(math.pi * min(passed, 1.0))) / 2
-    return config.learning_rate * (config.final_rate + (1 - config.final_rate) * share)
+    return peak * (config.final_rate + (1 - config.final_rate) * share)

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from hyenarec.config import TrainConfig, to_dict
+from hyenarec.config.auto import settled, with_fixed
 from hyenarec.data import Batch, Split, Targets, TrainingBatches
 from hyenarec.evaluation.evaluate import Evaluation, evaluate
 from hyenarec.evaluation.scoring import Recommender
@@ -59,7 +60,7 @@ class TrainingRun:
     process writes files and prints.
 
     Args:
-        config: the settings, including `model.num_items`.
+        config: the settings, including `model.num_items`; what is still open gets its fixed value.
         split: training histories and evaluation targets.
         accelerator: device, precision and processes.
 
@@ -70,16 +71,17 @@ class TrainingRun:
     """
 
     def __init__(self, config: TrainConfig, split: Split, accelerator: Accelerator) -> None:
+        config = with_fixed(config)
         self.config, self.split, self.accelerator = config, split, accelerator
         self.folder = Path(config.output_dir)
         self._data = data_digest(split)
         self.is_main, self.processes = accelerator.is_main_process, accelerator.num_processes
         self.batches = TrainingBatches(
             split.train,
-            config.model.max_len,
-            config.batch_events,
+            settled(config.model.max_len),
+            settled(config.batch_events),
             config.seed,
-            config.data.windows,
+            settled(config.data.windows),
             rank=accelerator.process_index,
             world_size=self.processes,
         )
@@ -118,7 +120,7 @@ class TrainingRun:
         """
         progress = self.progress
         with self._open_log() as self._log, self._interrupt:
-            while progress.epoch < self.config.epochs and not self._out_of_patience():
+            while progress.epoch < settled(self.config.epochs) and not self._out_of_patience():
                 self._train_epoch()
                 record = self._finish_epoch()
                 if self._log is not None:
@@ -237,7 +239,7 @@ class TrainingRun:
             self._log.scalar("train/loss_of_step", loss / events, progress.total_steps)
 
     def _learning_rate(self) -> float:
-        total = self.config.epochs * self.batches.steps_per_epoch
+        total = settled(self.config.epochs) * self.batches.steps_per_epoch
         return learning_rate(self.progress.total_steps, total, self.config.optimizer)
 
     def _over_processes(self, values: Tensor) -> Tensor:
@@ -275,7 +277,7 @@ class TrainingRun:
             self.best = {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}
 
     def _out_of_patience(self) -> bool:
-        patience = self.config.patience
+        patience = settled(self.config.patience)
         return patience is not None and self.progress.validated_epoch - self.progress.best_epoch >= patience
 
     # --- the run on disk ---
@@ -383,8 +385,8 @@ def evaluate_as_asked(
     return evaluate(
         model,
         targets,
-        max_len=config.model.max_len,
-        exclude_history=config.data.exclude_history,
+        max_len=settled(config.model.max_len),
+        exclude_history=settled(config.data.exclude_history),
         split=title,
         distributed=distributed,
     )

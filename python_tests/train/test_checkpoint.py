@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from hyenarec.config import DataConfig, LossConfig, OptimizerConfig, SASRecConfig, TrainConfig, to_dict
+from hyenarec.config.auto import with_fixed
 from hyenarec.data import Histories, Split, Vocabulary, leave_one_out
 from hyenarec.files import replacing, write_atomically
 from hyenarec.train.checkpoint import (
@@ -26,7 +27,7 @@ from hyenarec.train.checkpoint import (
 
 def make_checkpoint(value: float = 0.5) -> Checkpoint:
     return Checkpoint(
-        config=to_dict(TrainConfig()),
+        config=to_dict(with_fixed(TrainConfig())),
         progress=Progress(
             epoch=2, step=3, total_steps=13, loss_sum=0.1, best_score=1 / 3, loss_scale={"scale": 2.0}
         ),
@@ -50,7 +51,7 @@ def test_what_is_saved_is_loaded(tmp_path):
             torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype
             for name in before
         )
-    require_same_config(loaded.config, to_dict(TrainConfig()))
+    require_same_config(loaded.config, to_dict(with_fixed(TrainConfig())))
 
 
 def test_the_old_checkpoint_stays_when_writing_fails(tmp_path, monkeypatch):
@@ -105,7 +106,8 @@ def test_a_checkpoint_of_fixed_numbers_of_windows_is_refused_and_says_what_to_do
 
 def test_the_first_other_setting_is_named():
     saved = make_checkpoint().config
-    other = TrainConfig(optimizer=OptimizerConfig(learning_rate=0.5, weight_decay=0.5), batch_events=7)
+    optimizer = OptimizerConfig(learning_rate=0.5, weight_decay=0.5)
+    other = with_fixed(TrainConfig(optimizer=optimizer, batch_events=7))
     with pytest.raises(
         ValueError, match=r"optimizer.learning_rate must be 0.002 to resume this run, got 0.5"
     ):
@@ -114,7 +116,12 @@ def test_the_first_other_setting_is_named():
 
 def test_settings_of_how_far_and_where_to_may_differ():
     changed = dataclasses.replace(
-        TrainConfig(), epochs=99, patience=None, checkpoint_every=3, output_dir="elsewhere", resume=True
+        with_fixed(TrainConfig(recipe="none")),
+        epochs=99,
+        patience=None,
+        checkpoint_every=3,
+        output_dir="elsewhere",
+        resume=True,
     )
     require_same_config(make_checkpoint().config, to_dict(changed))
 
@@ -122,11 +129,11 @@ def test_settings_of_how_far_and_where_to_may_differ():
 def test_a_setting_that_the_checkpoint_does_not_know_had_its_default():
     older = make_checkpoint().config
     del older["model"]["name"], older["loss"]
-    require_same_config(older, to_dict(TrainConfig()))
+    require_same_config(older, to_dict(with_fixed(TrainConfig())))
     with pytest.raises(ValueError, match=r"loss\.name must be 'softmax' to resume this run, got 'bce'"):
-        require_same_config(older, to_dict(TrainConfig(loss=LossConfig(name="bce"))))
+        require_same_config(older, to_dict(with_fixed(TrainConfig(loss=LossConfig(name="bce")))))
     with pytest.raises(ValueError, match=r"model\.name must be 'hyenarec' to resume this run, got 'sasrec'"):
-        require_same_config(older, to_dict(TrainConfig(model=SASRecConfig())))
+        require_same_config(older, to_dict(with_fixed(TrainConfig(model=SASRecConfig()))))
 
 
 def test_a_path_may_be_written_differently(tmp_path):

@@ -22,7 +22,7 @@ from hyenarec.train.loss import NextItemLoss, Sample
 from hyenarec.train.trainer import Readback, TrainingRun
 
 LOSSES = [
-    LossConfig(),
+    LossConfig("softmax"),
     LossConfig("sampled_softmax", 10),
     LossConfig("sampled_softmax", 10, "uniform"),
     LossConfig("bce", 2),

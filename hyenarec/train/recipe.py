@@ -1,0 +1,153 @@
+"""The recipe: values for the settings that are left open, from statistics of the training data.
+
+docs/recipe.md has the rules as a table, and the measurements behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hyenarec.config import TrainConfig
+from hyenarec.config.auto import open_settings, with_fixed, with_values
+from hyenarec.data import Histories
+
+STEPS_PER_EPOCH = 125
+LENGTHS = (50, 100, 200, 500, 1000, 2000, 5000, 10000)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the rules look at.
+
+    Attributes:
+        num_items: V, size of the catalogue.
+        num_targets: events with one before them, each of which is predicted once an epoch.
+        usual_length: nine histories of ten are not longer.
+        repeats: share of the events whose item the user has had before.
+    """
+
+    num_items: int
+    num_targets: int
+    usual_length: int
+    repeats: float
+
+    @staticmethod
+    def of(train: Histories) -> Statistics:
+        """Statistics of the training events; users without any don't count."""
+        lengths = train.lengths[train.lengths > 0]
+        user = np.repeat(np.arange(train.num_users, dtype=np.int64), train.lengths)
+        distinct = len(np.unique(user * (train.num_items + 1) + train.items))
+        return Statistics(
+            num_items=train.num_items,
+            num_targets=int((lengths - 1).sum()),
+            usual_length=int(np.quantile(lengths, 0.9)) if len(lengths) else 0,
+            repeats=1 - distinct / max(train.num_events, 1),
+        )
+
+    @property
+    def targets_per_item(self) -> float:
+        """How often an item is to be predicted in an epoch, on average."""
+        return self.num_targets / max(self.num_items, 1)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value that the recipe chose for a setting, and why, in a few words."""
+
+    setting: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.setting:<24} {self.value!s:<10} {self.reason}"
+
+
+# --- the rules: each looks at the statistics and gives a value and its reason ---
+
+
+def exclude_history(data: Statistics) -> tuple[bool, str]:
+    """Excludes what a user has had where people don't repeat."""
+    return data.repeats < 0.02, f"{data.repeats:.1%} of the events repeat an item of their history"
+
+
+def max_len(data: Statistics) -> tuple[int, str]:
+    """Long enough for nearly all histories: an event of a long one costs no more."""
+    length = next((length for length in LENGTHS if length >= data.usual_length), LENGTHS[-1])
+    return length, f"nine histories of ten have at most {data.usual_length:,} events"
+
+
+def windows(data: Statistics) -> tuple[str, str]:
+    """All of them: the older events teach as much as the latest."""
+    return "all", "every event is predicted once an epoch"
+
+
+def batch_events(data: Statistics) -> tuple[int, str]:
+    """As many as make about `STEPS_PER_EPOCH` steps an epoch."""
+    events = 256 * round(data.num_targets / STEPS_PER_EPOCH / 256)
+    events = min(max(events, 512), 16384)
+    return events, f"{data.num_targets / events:,.0f} steps an epoch of {data.num_targets:,} events"
+
+
+def dropout(data: Statistics) -> tuple[float, str]:
+    """The more, the fewer events tell about an item."""
+    sparse = data.targets_per_item
+    value = 0.5 if sparse < 20 else 0.3 if sparse < 100 else 0.2
+    return value, f"{sparse:,.0f} events an item"
+
+
+def learning_rate(data: Statistics) -> tuple[float, str]:
+    """Lower on sparse data."""
+    return (1e-3 if data.targets_per_item < 20 else 2e-3), f"{data.targets_per_item:,.0f} events an item"
+
+
+def schedule(data: Statistics) -> tuple[str, str]:
+    """Constant on sparse data, where patience ends the run."""
+    return ("constant" if data.targets_per_item < 20 else "cosine"), "with this rate"
+
+
+def epochs(data: Statistics) -> tuple[int, str]:
+    """Enough for the schedule."""
+    return (60 if data.targets_per_item < 20 else 30), "with this schedule"
+
+
+def patience(data: Statistics) -> tuple[int, str]:
+    """The same for all data."""
+    return 6, "validations without a better one"
+
+
+def loss(data: Statistics) -> tuple[str, str]:
+    """The full softmax, unless the catalogue is large."""
+    sampled = data.num_items > 100_000
+    return ("sampled_softmax" if sampled else "softmax"), f"{data.num_items:,} items"
+
+
+RULES: dict[str, Callable[[Statistics], tuple[Any, str]]] = {
+    "data.exclude_history": exclude_history,
+    "data.windows": windows,
+    "model.max_len": max_len,
+    "model.dropout": dropout,
+    "loss.name": loss,
+    "optimizer.learning_rate": learning_rate,
+    "optimizer.schedule": schedule,
+    "epochs": epochs,
+    "batch_events": batch_events,
+    "patience": patience,
+}
+"""How each setting that may be open follows from the data."""
+
+
+def complete(config: TrainConfig, train: Histories) -> tuple[TrainConfig, list[Choice]]:
+    """Settles what is left open, by `config.recipe`: from the training events, or at fixed values.
+
+    Returns:
+        The settings, and what was chosen from the data; settings that were given stay as they are.
+    """
+    if config.recipe == "none":
+        return with_fixed(config), []
+    data = Statistics.of(train)
+    choices = [Choice(name, *RULES[name](data)) for name in open_settings(config)]
+    return with_values(config, {choice.setting: choice.value for choice in choices}), choices

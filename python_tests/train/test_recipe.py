@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from hyenarec.config import LossConfig, ModelConfig, OptimizerConfig, SASRecConfig, TrainConfig
+from hyenarec.config.auto import FIXED, open_settings
+from hyenarec.data import Histories, Vocabulary
+from hyenarec.data.histories import offsets_of
+from hyenarec.train import train
+from hyenarec.train.recipe import RULES, Statistics, complete
+
+
+def histories_of(*users: list[int], num_items: int = 9) -> Histories:
+    return Histories(
+        offsets=offsets_of(np.array([len(items) for items in users])),
+        items=np.array([item for items in users for item in items], dtype=np.int32),
+        timestamps=None,
+        user_ids=np.arange(len(users)),
+        vocabulary=Vocabulary(np.arange(num_items)),
+    )
+
+
+def test_statistics_of_a_small_table():
+    data = Statistics.of(histories_of([1, 2, 1, 1], [], [3], [1, 2, 3]))
+    assert data == Statistics(num_items=9, num_targets=5, usual_length=3, repeats=2 / 8)
+    assert data.targets_per_item == 5 / 9
+
+
+def test_every_open_setting_has_a_rule_and_a_fixed_value():
+    assert set(open_settings(TrainConfig())) == set(FIXED) == set(RULES)
+    assert open_settings(complete(TrainConfig(), histories_of([1, 2, 3]))[0]) == []
+    assert open_settings(complete(TrainConfig(recipe="none"), histories_of([1, 2, 3]))[0]) == []
+
+
+def test_what_is_given_wins():
+    given = TrainConfig(
+        model=SASRecConfig(dropout=0.35, max_len=70),
+        optimizer=OptimizerConfig(learning_rate=0.1),
+        loss=LossConfig(name="bce"),
+        patience=None,
+        batch_events=33,
+    )
+    config, choices = complete(given, histories_of([1, 2, 3]))
+    assert (config.model.dropout, config.model.max_len, config.loss.name) == (0.35, 70, "bce")
+    assert (config.optimizer.learning_rate, config.patience, config.batch_events) == (0.1, None, 33)
+    assert {choice.setting for choice in choices} == {
+        "data.exclude_history", "data.windows", "optimizer.schedule", "epochs",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("repeated, excluded", [(0, True), (1, True), (10, False), (300, False)])
+def test_the_history_is_excluded_where_nobody_repeats(repeated, excluded):
+    items = [*range(1, 201), *[1] * repeated]
+    config, _ = complete(TrainConfig(), histories_of(items, num_items=200))
+    assert config.data.exclude_history is excluded
+
+
+def test_sizes_follow_from_the_histories():
+    sparse, dense = (histories_of(*[list(range(1, n))] * 500, num_items=8000) for n in (12, 900))
+    small, large = (complete(TrainConfig(), data)[0] for data in (sparse, dense))
+    assert (small.model.max_len, large.model.max_len) == (50, 1000)
+    assert (small.batch_events, large.batch_events) == (512, 3584)
+    assert small.model.dropout > large.model.dropout
+
+
+def test_fixed_values_ask_no_data():
+    config, choices = complete(TrainConfig(recipe="none"), histories_of([1, 2, 3]))
+    assert choices == []
+    assert (config.epochs, config.batch_events, config.model.max_len) == (20, 8192, 200)
+    with pytest.raises(ValueError, match=r"recipe must be one of 'data', 'none', got 'magic'"):
+        TrainConfig(recipe="magic")
+
+
+def test_a_run_prints_and_stores_what_was_chosen(make_config, tmp_path, capsys):
+    config = dataclasses.replace(
+        make_config(epochs=1), model=ModelConfig(dim=8, num_blocks=1), optimizer=OptimizerConfig()
+    )
+    result = train(config)
+    printed = capsys.readouterr().out
+    assert "model.max_len            50         nine histories of ten have at most" in printed
+    assert "epochs" not in printed.partition("epoch 1")[0]  # it was given
+    saved = json.loads((tmp_path / "run" / "train_config.json").read_text())
+    assert saved["model"]["max_len"] == result.config.model.max_len == result.model.max_len == 50
+    assert saved["optimizer"]["schedule"] == result.config.optimizer.schedule
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["max_len"] == 50
+    resumed = train(dataclasses.replace(config, epochs=2, resume=True))
+    assert [record["epoch"] for record in resumed.log] == [1, 2]

@@ -1,0 +1,291 @@
+"""Trains a grid of data sets, models and seeds, and compares how well the models rank.
+
+python benchmarks/accuracy.py run GRID --data FOLDER       trains what is not there yet
+python benchmarks/accuracy.py table GRID                   validation figures, by which settings are chosen
+python benchmarks/accuracy.py table GRID --test            test figures, for models that were chosen before
+
+A grid is a YAML file: `sets` and `models`, each a mapping of names to options of `hyenarec train` (those of a
+model win), `seeds`, and `reference`, the model that all others are compared with; `only` limits a model to
+some sets. Paths of data are relative to FOLDER.
+
+Each run leaves one JSON file in the output folder and is then done; a run that was interrupted goes on where
+it stopped. Several such commands share a grid: each trains what no other one is training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fcntl
+import json
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from paired import Difference, ndcg_of, pack_ranks, paired_difference
+from report import machine, save
+
+from hyenarec import cli
+from hyenarec.config import TrainConfig, to_dict
+from hyenarec.data import load_histories, split_histories
+from hyenarec.evaluation.evaluate import Evaluation
+from hyenarec.evaluation.report import REPORT_FILE
+from hyenarec.train import TrainResult, train
+from hyenarec.train.checkpoint import data_digest
+from hyenarec.train.trainer import SELECTION_METRIC, evaluate_as_asked
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the grid.
+
+    Attributes:
+        data: name of the data set.
+        model: name of the model, which its options may describe further.
+        seed: of the run.
+        options: those of the set and the model.
+    """
+
+    data: str
+    model: str
+    seed: int
+    options: Options
+
+    @property
+    def name(self) -> str:
+        return f"{self.data}/{self.model}/seed-{self.seed}"
+
+    def config(self, data: Path, folder: Path) -> TrainConfig:
+        """The settings of the training, which writes to `folder`."""
+        options = {**self.options, "data.path": str(data / self.options["data.path"]), "seed": self.seed}
+        options |= {"output_dir": str(folder), "resume": True}
+        return cli.train_config([f"--{name}={_word(value)}" for name, value in options.items()])
+
+
+def _word(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def runs_of(grid: dict[str, Any]) -> list[Run]:
+    """All runs of a grid: the first seed of every model first."""
+    runs = []
+    for seed in grid["seeds"]:
+        for data, of_set in grid["sets"].items():
+            for model, of_model in grid["models"].items():
+                options = dict(of_model or {})
+                if data in options.pop("only", grid["sets"]):
+                    runs.append(Run(data, model, seed, {**of_set, **options}))
+    return runs
+
+
+# --- training ---
+
+
+def run_all(runs: list[Run], data: Path, output: Path) -> int:
+    """Trains every run that is neither done nor in another process's hands; returns how many failed."""
+    failed = 0
+    for run in runs:
+        with only_here(output / f"{run.name}.lock") as ours:
+            if not ours or is_done(run, output):
+                continue
+            try:
+                save(output / f"{run.name}.json", train_one(run, data, output / run.name))
+            except (ValueError, FloatingPointError) as error:
+                print(f"{run.name}: {error}", file=sys.stderr)
+                failed += 1
+            else:
+                shutil.rmtree(output / run.name)
+    return failed
+
+
+@contextmanager
+def only_here(path: Path) -> Iterator[bool]:
+    """Whether this process has the lock of that file; the system frees it when a process ends, however."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def is_done(run: Run, output: Path) -> bool:
+    """Whether the run's file is there.
+
+    Raises:
+        ValueError: it is, but the run had other options.
+    """
+    path = output / f"{run.name}.json"
+    if not path.exists():
+        return False
+    options = json.loads(path.read_text())["options"]
+    if options != run.options:
+        raise ValueError(f"{path} must be of a run with {run.options}, got {options}: remove or rename it")
+    return True
+
+
+def train_one(run: Run, data: Path, folder: Path) -> dict[str, Any]:
+    """Trains, and returns the content of the run's file."""
+    print(f"== {run.name}", flush=True)
+    result = train(run.config(data, folder))
+    report = json.loads((folder / REPORT_FILE).read_text())
+    on_gpu = result.config.device == "auto" and torch.cuda.is_available()
+    return {
+        "set": run.data,
+        "model": run.model,
+        "seed": run.seed,
+        "options": run.options,
+        **machine("cuda" if on_gpu else "cpu"),
+        "seconds": round(report["wall_seconds"]),
+        "settings": portable(to_dict(result.config), run),
+        "parameters": sum(p.numel() for p in result.model.parameters()),
+        "best_epoch": result.best_epoch,
+        "curve": [record["validation"][SELECTION_METRIC] for record in result.log if "validation" in record],
+        **outcome(result),
+    }
+
+
+def portable(settings: dict[str, Any], run: Run) -> dict[str, Any]:
+    """The settings without what belongs to the machine."""
+    settings["data"]["path"] = run.options["data.path"]
+    return {name: value for name, value in settings.items() if name not in ("output_dir", "resume")}
+
+
+def outcome(result: TrainResult) -> dict[str, Any]:
+    """Figures and ranks on the validation and the test targets."""
+    config = result.config
+    split = split_histories(load_histories(config.data, config.seed), config.data)
+    validation = evaluate_as_asked(
+        config, result.model, split.validation, f"{split.name} validation", distributed=False
+    )
+    baselines = {name: figures(evaluation) for name, evaluation in result.reference_baselines.items()}
+    return {
+        "targets": data_digest(split),
+        "validation": {**figures(validation), "ranks": pack_ranks(validation.ranks)},
+        "test": {**figures(result.test), "ranks": pack_ranks(result.test.ranks)},
+        "reference_baselines": baselines,
+    }
+
+
+def figures(evaluation: Evaluation) -> dict[str, float]:
+    return {name: round(figure.mean, 5) for name, figure in evaluation.figures.items()}
+
+
+# --- tables ---
+
+
+def comparison(grid: dict[str, Any], output: Path, part: str) -> list[dict[str, Any]]:
+    """A row for each set and model that has a finished run, compared with the reference on the same set."""
+    done: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for run in runs_of(grid):
+        if is_done(run, output):
+            content = json.loads((output / f"{run.name}.json").read_text())
+            done.setdefault((run.data, run.model), []).append(content)
+    rows = []
+    for (data, model), runs in done.items():
+        others = done.get((data, grid["reference"]), [])
+        row = {"set": data, "model": model, **summary(runs, part)}
+        if others and model != grid["reference"]:
+            row["difference"] = dataclasses.asdict(difference(runs, others, part))
+        rows.append(row)
+    return sorted(rows, key=lambda row: list(grid["sets"]).index(row["set"]))
+
+
+def summary(runs: list[dict[str, Any]], part: str) -> dict[str, Any]:
+    """Means over the seeds, and how far single runs deviate."""
+    row: dict[str, Any] = {"seeds": [run["seed"] for run in runs], "part": part}
+    for name in ("HR@10", "NDCG@10"):
+        values = [run[part][name] for run in runs]
+        row[name] = statistics.fmean(values)
+        row[f"{name} deviation"] = statistics.stdev(values) if len(values) > 1 else None
+    row["best_epoch"] = statistics.fmean(run["best_epoch"] for run in runs)
+    row["seconds"] = statistics.fmean(run["seconds"] for run in runs)
+    row["commits"] = sorted({run["commit"] for run in runs})
+    return row
+
+
+def difference(runs: list[dict[str, Any]], others: list[dict[str, Any]], part: str) -> Difference:
+    """The difference in NDCG@10, if all runs ranked the same targets."""
+    if len({run["targets"] for run in (*runs, *others)}) > 1:
+        raise ValueError(f"runs of {runs[0]['set']} must have the same data, got different ones")
+    first, second = (ndcg_of([run[part]["ranks"] for run in group]) for group in (runs, others))
+    return paired_difference(first, second)
+
+
+def markdown(rows: list[dict[str, Any]], reference: str) -> str:
+    """The rows as a table."""
+    columns = [
+        "set",
+        "model",
+        "seeds",
+        "HR@10",
+        "NDCG@10",
+        f"difference to {reference}",
+        "p",
+        "epochs",
+        "minutes",
+    ]
+    lines = [columns, ["---"] * len(columns)]
+    for row in rows:
+        spread = row["NDCG@10 deviation"]
+        compared = row.get("difference")
+        lines.append(
+            [
+                row["set"],
+                row["model"],
+                str(len(row["seeds"])),
+                f"{row['HR@10']:.4f}",
+                f"{row['NDCG@10']:.4f}" + ("" if spread is None else f" ± {spread:.4f}"),
+                "" if compared is None else "{mean:+.4f} [{low:+.4f}, {high:+.4f}]".format(**compared),
+                "" if compared is None else f"{compared['p']:.3f}",
+                f"{row['best_epoch']:.0f}",
+                f"{row['seconds'] / 60:.0f}",
+            ]
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=["run", "table"])
+    parser.add_argument("grid", type=Path)
+    parser.add_argument("--data", type=Path, default=Path(), help="folder of the data sets")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/accuracy"), help="folder of the runs' files"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="of each training")
+    parser.add_argument("--only", default="", help="train only runs whose name (set/model/seed-N) holds this")
+    parser.add_argument("--test", action="store_true", help="show test instead of validation figures")
+    parser.add_argument("--json", type=Path, help="write the table's content here, too")
+    arguments = parser.parse_args()
+    grid = yaml.safe_load(arguments.grid.read_text())
+    try:
+        if arguments.action == "run":
+            torch.set_num_threads(arguments.threads)
+            chosen = [run for run in runs_of(grid) if arguments.only in run.name]
+            return min(run_all(chosen, arguments.data, arguments.output), 1)
+        rows = comparison(grid, arguments.output, "test" if arguments.test else "validation")
+    except ValueError as error:
+        print(f"accuracy.py: {error}", file=sys.stderr)
+        return 2
+    print(markdown(rows, grid["reference"]))
+    if arguments.json is not None:
+        save(arguments.json, {"grid": grid, "rows": rows})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,6 +11,7 @@ from hyenarec.config.auto import Auto
 from hyenarec.config.checks import require, require_choice, require_count
 
 KernelFamily = Literal["legendre", "mlp", "free"]
+NormPlacement = Literal["post", "pre"]
 
 MODEL_CONFIGS: dict[str, type[RecommenderConfig]] = {}
 """The settings of each model, by its name; a class's defaults are the model's own."""
@@ -75,15 +76,19 @@ class BlocksConfig(SequentialConfig):
     Attributes:
         num_blocks: number of blocks, each a mixer and a feed-forward layer.
         ffn_multiple: width of the feed-forward layer in units of `dim`.
+        norm: where the layer norms are: `post`, of the embedded events and of every sum of a residual branch
+            and its input; or `pre`, of every branch's input and of the result.
     """
 
     num_blocks: int = 2
     ffn_multiple: int = 4
+    norm: NormPlacement = "post"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("num_blocks", "ffn_multiple"):
             require_count(f"model.{name}", getattr(self, name))
+        require_choice("model.norm", NormPlacement, self.norm)
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,15 @@ Recipe = Literal["data", "none"]
 class TrainConfig:
     """One training run, from the events to the reported score.
 
+    A setting that is `auto`, here or in the parts, is left to the recipe; one that is given always counts.
+
     Attributes:
         data: the events and their split.
         model: the model: an object of a class in `MODEL_CONFIGS`.
         loss: the training objective; a model that counts has none.
         optimizer: the optimiser and its schedule.
+        recipe: where the values of settings that are `auto` come from: the training `data`, by the rules in
+            docs/recipe.md, or `none` of it: they are fixed, in `hyenarec.config.auto`.
         epochs: most passes over the training windows; another number on `resume` stretches or shrinks the
             rest of the cosine schedule.
         batch_events: most events a step, over all processes together; a longer window is a step of its own.

@@ -29,7 +29,15 @@ from hyenarec.config import (
 )
 from hyenarec.config.auto import settled
 from hyenarec.data.histories import Histories, offsets_of, ragged_indices
-from hyenarec.models.hyenarec import EMBEDDING_STD, Block, HyenaRec, SequentialModel, branch_gain, linear
+from hyenarec.models.hyenarec import (
+    EMBEDDING_STD,
+    Block,
+    BlocksModel,
+    HyenaRec,
+    SequentialModel,
+    branch_gain,
+    linear,
+)
 from hyenarec.models.pretrained import PretrainedModel
 
 try:
@@ -154,7 +162,7 @@ class Attention(nn.Module):
         return out
 
 
-class SASRec(SequentialModel):
+class SASRec(BlocksModel):
     """Self-attention over the events, with a learned vector for each position: 0 is a sequence's first event.
 
     Like later implementations, and unlike the first one, it normalises before each branch, has a
@@ -189,10 +197,7 @@ class SASRec(SequentialModel):
                 offsets[:-1], offsets.diff(), output_size=x.shape[0]
             )
         layout = None if offsets is None else self._layout(x, offsets)
-        hidden_states, residual = x + self.positions(position), None
-        for block in self.blocks:
-            hidden_states, residual = block(hidden_states, residual, layout)
-        return self.dropout.add_norm(hidden_states, residual, self.norm)[0]
+        return self._through_blocks(x + self.positions(position), layout)
 
     def _layout(self, x: Tensor, offsets: Tensor) -> Groups | Packed:
         if Packed.can_attend(x, self.config.num_heads):

@@ -3,9 +3,9 @@
 From top to bottom: the parts of a block, each beside its step for one event after another; the block; the
 model.
 
-    x   = dropout(sqrt(D) E[items])
-    per block:  x = x + dropout(mixer(norm(x)));  x = x + dropout(ffn(norm(x)))
-    scores = norm(x_last) · E[item] + bias[item]
+    x   = dropout(norm(sqrt(D) E[items]))
+    per block:  x = norm(x + dropout(mixer(x)));  x = norm(x + dropout(ffn(x)))
+    scores = x_last · E[item] + bias[item]
 
 No position table: time lives in the convolution kernels. Every sequence starts at index 0 (packed, or
 padded on the right), so a history gives the same numbers alone, in a batch, and packed with others.
@@ -202,7 +202,10 @@ class FeedForward(nn.Sequential):
 
 
 class Block(nn.Module):
-    """Two residual branches with norms before and dropout after them: the mixer, then the feed-forward layer.
+    """Two residual branches, each with dropout and a norm: the mixer, then the feed-forward layer.
+
+    Dropout, addition and norm are one operator. With `post` norms it ends a branch; with `pre` norms it
+    begins the next one, so that a block leaves its last branch to be added by what follows.
 
     Args:
         config: the shape.
@@ -211,6 +214,7 @@ class Block(nn.Module):
 
     def __init__(self, config: BlocksConfig, mixer: nn.Module) -> None:
         super().__init__()
+        self.norm_first = config.norm == "pre"
         self.mixer_norm = nn.LayerNorm(config.dim)
         self.mixer = mixer
         self.ffn_norm = nn.LayerNorm(config.dim)
@@ -219,20 +223,26 @@ class Block(nn.Module):
 
     def forward(
         self, hidden_states: Tensor, residual: Tensor | None, *layout: object
-    ) -> tuple[Tensor, Tensor]:
-        """One block. Dropout, addition and norm are one operator, so each branch is added by the next norm.
+    ) -> tuple[Tensor, Tensor | None]:
+        """One block.
 
         Args:
-            hidden_states: `[..., D]`, not yet added: the output of the branch before, or the embedded events.
-            residual: `[..., D]`, the residual stream without `hidden_states`; None at the first block.
+            hidden_states: `[..., D]`: with `post` norms the block's input. With `pre` norms not yet added:
+                the output of the branch before, or the embedded events.
+            residual: with `pre` norms `[..., D]`, the residual stream without `hidden_states`; None at the
+                first block, and with `post` norms.
             layout: further arguments of the mixer.
 
         Returns:
-            The output of the block's last branch, not yet added, and the residual stream without it.
+            The same for the next block.
         """
-        hidden_states, residual = self.dropout.add_norm(hidden_states, residual, self.mixer_norm)
+        add_norm = self.dropout.add_norm
+        if not self.norm_first:
+            x, _ = add_norm(self.mixer(hidden_states, *layout), hidden_states, self.mixer_norm)
+            return add_norm(self.ffn(x), x, self.ffn_norm)[0], None
+        hidden_states, residual = add_norm(hidden_states, residual, self.mixer_norm)
         hidden_states = self.mixer(hidden_states, *layout)
-        hidden_states, residual = self.dropout.add_norm(hidden_states, residual, self.ffn_norm)
+        hidden_states, residual = add_norm(hidden_states, residual, self.ffn_norm)
         return self.ffn(hidden_states), residual
 
 
@@ -244,6 +254,7 @@ class BlockStep:
     """
 
     def __init__(self, block: Block) -> None:
+        self._norm_first = block.norm_first
         self._mix = MixerStep(cast(Mixer, block.mixer))
         # Without the modules' lookups and hooks, as in `MixerStep`.
         self._mixer_norm, self._ffn_norm = block.mixer_norm.forward, block.ffn_norm.forward
@@ -251,11 +262,16 @@ class BlockStep:
 
     def __call__(self, x: Tensor, position: Tensor) -> Tensor:
         """The residual stream `[L, D]` before the block -> after it; `position` as for `MixerStep`."""
-        x = x + self._mix(self._mixer_norm(x), position)
-        inner = self._ffn_norm(x)
+        if self._norm_first:
+            x = x + self._mix(self._mixer_norm(x), position)
+            return x + self._feed_forward(self._ffn_norm(x))
+        x = self._mixer_norm(x + self._mix(x, position))
+        return self._ffn_norm(x + self._feed_forward(x))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
         for layer in self._ffn:
-            inner = layer(inner)
-        return x + inner
+            x = layer(x)
+        return x
 
     def copy(self) -> BlockStep:
         """An independent copy of the state; the weights are shared."""
@@ -372,7 +388,28 @@ class SequentialModel(PretrainedModel):
         return torch.addmm(self.item_bias[first:last], state, self.item_weight[first:last].t())
 
 
-class HyenaRec(SequentialModel):
+class BlocksModel(SequentialModel):
+    """What models of residual blocks share: the way from embedded events to hidden rows.
+
+    A model adds its blocks as `blocks`, then calls `_add_norm`. That norm, the only one outside the blocks,
+    is of what enters them with `post` norms, and of what leaves them with `pre` norms.
+    """
+
+    config: BlocksConfig
+    blocks: nn.ModuleList
+
+    def _through_blocks(self, x: Tensor, *layout: object) -> Tensor:
+        """Embedded events `[..., D]` -> hidden rows `[..., D]`; `layout` is for the mixers."""
+        norm_first = self.config.norm == "pre"
+        hidden_states, residual = x if norm_first else self.dropout(self.norm(x)), None
+        for block in self.blocks:
+            hidden_states, residual = block(hidden_states, residual, *layout)
+        if norm_first:
+            hidden_states, _ = self.dropout.add_norm(hidden_states, residual, self.norm)
+        return hidden_states
+
+
+class HyenaRec(BlocksModel):
     """The recommender: embedding, blocks, norm, and the embedding again as the output layer.
 
     Args:
@@ -391,13 +428,10 @@ class HyenaRec(SequentialModel):
 
     def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Ids `[B, L]`, or packed `[total]` with `offsets` -> rows `[B, L, D]` or `[total, D]`."""
-        hidden_states, residual = self._embed(items, offsets), None
-        padding = None
+        x, padding = self._embed(items, offsets), None
         if offsets is not None and self.config.kernel != "legendre":
             padding = Padding.around(offsets, items.shape[0])
-        for block in self.blocks:
-            hidden_states, residual = block(hidden_states, residual, offsets, padding)
-        return self.dropout.add_norm(hidden_states, residual, self.norm)[0]
+        return self._through_blocks(x, offsets, padding)
 
     def steps(self) -> list[BlockStep]:
         """The blocks of an empty history, to be advanced event by event."""

@@ -13,12 +13,20 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from hyenarec.config import RecommenderConfig, model_config_from_dict
+from hyenarec.config import (
+    BlocksConfig,
+    ModelConfig,
+    RecommenderConfig,
+    model_config_from_dict,
+    model_config_named,
+)
 from hyenarec.config.auto import settled, with_fixed
 from hyenarec.files import write_atomically
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+FORMAT = 2
+"""Of `config.json`. Format 1 had no number, and its blocks had `pre` norms only."""
 
 
 class PretrainedModel(nn.Module):
@@ -71,7 +79,7 @@ class PretrainedModel(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        text = json.dumps(dataclasses.asdict(self.config), indent=2) + "\n"
+        text = json.dumps({"format": FORMAT, **dataclasses.asdict(self.config)}, indent=2) + "\n"
         write_atomically(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
         write_atomically(folder / CONFIG_FILE, text.encode())
 
@@ -111,4 +119,13 @@ def read_config(folder: str | os.PathLike[str]) -> RecommenderConfig:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise ValueError(f"folder must hold {CONFIG_FILE} and {WEIGHTS_FILE}, but {folder} has no {name}")
-    return model_config_from_dict(json.loads((folder / CONFIG_FILE).read_text()))
+    values = json.loads((folder / CONFIG_FILE).read_text())
+    version = values.pop("format", 1)
+    if version not in range(1, FORMAT + 1):
+        raise ValueError(
+            f"format must be at most {FORMAT}, which this version of hyenarec reads, got {version!r} "
+            f"in {folder / CONFIG_FILE}"
+        )
+    if version == 1 and issubclass(model_config_named(values.get("name", ModelConfig.name)), BlocksConfig):
+        values["norm"] = "pre"
+    return model_config_from_dict(values)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, Self
 
 import torch
@@ -59,6 +59,10 @@ class StreamedModel(Protocol):
         ...
 
 
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
 class Stream:
     """A growing history and the scores of its next item; `HyenaRec.stream()` makes one.
 
@@ -87,6 +91,9 @@ class Stream:
             )
         self._model = model
         self._blocks = model.steps()
+        norm, norm_first = model.norm.forward, model.config.norm == "pre"
+        self._enter: Callable[[Tensor], Tensor] = _unchanged if norm_first else norm
+        self._leave: Callable[[Tensor], Tensor] = norm if norm_first else _unchanged
         self._length = 0
         self._whole = True
         self._last = model.items.weight[0].clone()  # what the last block gave for the last event
@@ -133,6 +140,7 @@ class Stream:
         items_weight = self._model.items.weight
         position = torch.tensor([self._length], device=items_weight.device)
         x = items_weight[torch.tensor(ids, device=items_weight.device)] * math.sqrt(self._model.config.dim)
+        x = self._enter(x)
         self._whole = False
         for block in self._blocks:
             x = block(x, position)
@@ -152,7 +160,7 @@ class Stream:
         if self._length == 0:
             raise ValueError("a stream must have at least one event before it has scores, got none")
         model = self._model
-        return torch.addmv(model.item_bias, model.item_weight, model.norm(self._last))
+        return torch.addmv(model.item_bias, model.item_weight, self._leave(self._last))
 
     @torch.inference_mode()
     def copy(self) -> Stream:

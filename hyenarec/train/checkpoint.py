@@ -30,8 +30,10 @@ from hyenarec.data import Split
 from hyenarec.files import replacing
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-FORMAT = "hyenarec-checkpoint-3"
-"""Format 2 counted a step's windows, 3 counts its events: a run of one cannot continue as the other."""
+FORMAT = "hyenarec-checkpoint-4"
+"""Format 2 counted a step's windows, 3 its events; models of 4 have post norms unless they say otherwise.
+
+A run of one cannot continue as another."""
 
 MAY_CHANGE = ("recipe", "epochs", "patience", "checkpoint_every", "output_dir", "resume", "overwrite")
 """Settings that a resumed run may change: how long it trains and where it writes, and who chose the others.

@@ -124,10 +124,10 @@ def test_saved_and_loaded_models_are_the_same(name: str, tmp_path: Path) -> None
 
 
 def test_a_saved_model_without_a_name_is_hyenarec(tmp_path: Path) -> None:
-    model = fresh("hyenarec")
+    model = fresh("hyenarec", norm="pre")
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    del config["name"]
+    del config["name"], config["format"], config["norm"]  # as the first version wrote it
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert load_model(tmp_path).config == model.config
 

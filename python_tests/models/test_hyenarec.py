@@ -55,10 +55,13 @@ def layer_norm(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
 def by_hand(model: HyenaRec, items: Tensor) -> Tensor:
     """The formulas at the top of models/hyenarec.py for one sequence `[L]`, Legendre family -> `[L, D]`."""
     w, config = dict(model.state_dict()), model.config
+    pre = config.norm == "pre"
     x = w["items.weight"][items] * math.sqrt(config.dim)
+    x = x if pre else layer_norm(x, w, "norm")
     for block in range(config.num_blocks):
         p = f"blocks.{block}."
-        h = layer_norm(x, w, p + "mixer_norm") @ w[p + "mixer.in_proj.weight"].T + w[p + "mixer.in_proj.bias"]
+        h = layer_norm(x, w, p + "mixer_norm") if pre else x
+        h = h @ w[p + "mixer.in_proj.weight"].T + w[p + "mixer.in_proj.bias"]
         h = reference.short_conv(h[None], w[p + "mixer.short_weight"], w[p + "mixer.short_bias"])
         *queries, k, v = h.split(config.dim, dim=-1)
         z = k * v
@@ -69,15 +72,18 @@ def by_hand(model: HyenaRec, items: Tensor) -> Tensor:
             )
             z = q * reference.fft_conv(z, kernel, w[c + "skip"])
         x = x + z[0] @ w[p + "mixer.out_proj.weight"].T + w[p + "mixer.out_proj.bias"]
-        h = layer_norm(x, w, p + "ffn_norm") @ w[p + "ffn.0.weight"].T + w[p + "ffn.0.bias"]
+        x = x if pre else layer_norm(x, w, p + "mixer_norm")
+        h = layer_norm(x, w, p + "ffn_norm") if pre else x
+        h = h @ w[p + "ffn.0.weight"].T + w[p + "ffn.0.bias"]
         h = h * 0.5 * (1 + torch.erf(h / math.sqrt(2)))
         x = x + h @ w[p + "ffn.2.weight"].T + w[p + "ffn.2.bias"]
-    return layer_norm(x, w, "norm")
+        x = x if pre else layer_norm(x, w, p + "ffn_norm")
+    return layer_norm(x, w, "norm") if pre else x
 
 
-@pytest.mark.parametrize("order", [2, 3])
-def test_equals_its_formulas(order: int) -> None:
-    model = make_model(order=order)
+@pytest.mark.parametrize("order, norm", [(2, "post"), (3, "post"), (2, "pre")])
+def test_equals_its_formulas(order: int, norm: str) -> None:
+    model = make_model(order=order, norm=norm)
     items, offsets = packed([24, 1, 7])
     hidden = model(items, offsets)
     expected = torch.cat([by_hand(model, part) for part in items.tensor_split(offsets[1:-1])])
@@ -255,6 +261,21 @@ def test_saved_and_loaded_models_are_the_same(family: str, tmp_path: Path) -> No
     items, offsets = packed([6, 2])
     assert torch.equal(loaded.score(items, offsets), model.score(items, offsets))
     assert sorted(file.name for file in (tmp_path / "model").iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+
+
+def test_saved_models_of_the_first_format_had_pre_norms(tmp_path: Path) -> None:
+    model = make_model(norm="pre").float()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    assert config["format"] == 2
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config | {"format": 3}))
+    with pytest.raises(ValueError, match=r"format must be at most 2, which .* reads, got 3 in .*config\.json"):
+        HyenaRec.from_pretrained(tmp_path)
+    del config["format"], config["norm"]
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    loaded = HyenaRec.from_pretrained(tmp_path)
+    items, offsets = packed([6, 2])
+    assert torch.equal(loaded.score(items, offsets), model.score(items, offsets))
 
 
 def test_a_saved_model_with_an_unknown_setting_is_refused(tmp_path: Path) -> None:

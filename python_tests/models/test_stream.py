@@ -56,6 +56,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
         {},
         {"order": 3},
         {"decay": False},
+        {"norm": "pre"},
         {"num_coeffs": 33, "short_conv_width": 1},
         {"num_coeffs": 9, "short_conv_width": 8},
         {"num_coeffs": 1, "order": 4},

@@ -91,7 +91,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="garbage must be a checkpoint of a run, but it cannot be read"):
         load_checkpoint(tmp_path / "garbage")
     save_file({"x": torch.zeros(1)}, tmp_path / "weights")
-    with pytest.raises(ValueError, match="must be in the format hyenarec-checkpoint-3, got None"):
+    with pytest.raises(ValueError, match="must be in the format hyenarec-checkpoint-4, got None"):
         load_checkpoint(tmp_path / "weights")
 
 

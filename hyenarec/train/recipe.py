@@ -87,7 +87,7 @@ def windows(data: Statistics) -> tuple[str, str]:
 
 def batch_events(data: Statistics) -> tuple[int, str]:
     """As many as make about `STEPS_PER_EPOCH` steps an epoch."""
-    events = 256 * round(data.num_targets / STEPS_PER_EPOCH / 256)
+    events = 128 * round(data.num_targets / STEPS_PER_EPOCH / 128)
     events = min(max(events, 512), 16384)
     return events, f"{data.num_targets / events:,.0f} steps an epoch of {data.num_targets:,} events"
 

@@ -83,7 +83,6 @@ class BlocksConfig(SequentialConfig):
     num_blocks: int = 2
     ffn_multiple: int = 4
     norm: NormPlacement = "post"
-    swiglu: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,14 +111,6 @@ class ModelConfig(BlocksConfig):
     num_coeffs: int = 17
     decay: bool = True
     short_conv_width: int = 4
-    weighting: str = "product"
-    gate: str = "raw"
-    conv_norm: bool = False
-    positive: bool = False
-    fading: bool = False
-    skip: str = "random"
-    identity: bool = False
-    mixer_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

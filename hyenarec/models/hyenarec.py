@@ -18,7 +18,6 @@ import dataclasses
 import math
 from typing import ClassVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -96,81 +95,6 @@ class LongConv(nn.Module):
                 u, kernel.coeffs, kernel.decay, kernel.horizon, self.skip, pre_gate, post_gate, offsets
             )
         return ops.fft_conv(u, kernel(u.shape[1]), self.skip, pre_gate, post_gate)
-
-
-class Trial(nn.Module):
-    """Mixers on trial."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        dim, width = config.dim, config.short_conv_width
-        self.sizes = [dim] if config.gate != "none" else []
-        if config.weighting != "none":
-            self.sizes.append(dim)
-        self.sizes.append(dim)
-        total = sum(self.sizes)
-        self.in_proj = linear(dim, total)
-        self.short_weight = nn.Parameter(torch.empty(total, width).uniform_(-1, 1) / math.sqrt(width))
-        self.short_bias = nn.Parameter(torch.zeros(total))
-        if config.identity:
-            with torch.no_grad():
-                self.short_weight.zero_()[:, 0] = 1
-        self.kernel = LegendreKernel(dim, config)
-        self.skip = nn.Parameter({"random": torch.randn, "one": torch.ones, "zero": torch.zeros}[config.skip](dim))
-        if config.conv_norm:
-            self.conv_norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(config.mixer_dropout)
-        self.out_proj = linear(dim, dim, gain=branch_gain(config))
-        n = config.num_coeffs
-        if config.positive:
-            nodes, weights = np.polynomial.legendre.leggauss(2 * n - 1)
-            values = np.polynomial.legendre.legvander(nodes, 2 * n - 2)
-            back = values * weights[:, None] * (2 * np.arange(2 * n - 1) + 1) / 2
-            self.register_buffer("values", torch.tensor(values[:, :n], dtype=torch.float32), persistent=False)
-            self.register_buffer("back", torch.tensor(back, dtype=torch.float32), persistent=False)
-
-    def forward(self, x: Tensor, offsets: Tensor | None, padding: Padding | None) -> Tensor:
-        c = self.config
-        x = ops.short_conv(self.in_proj(x), self.short_weight, self.short_bias, offsets)
-        parts = list(x.split(self.sizes, dim=-1))
-        q = parts.pop(0) if c.gate != "none" else None
-        v = parts.pop().contiguous()
-        coeffs, decay = self.kernel.coeffs, self.kernel.decay
-        if c.positive:
-            with torch.autocast(x.device.type, enabled=False):
-                coeffs = (coeffs @ self.values.t()).square() @ self.back
-        T = self.kernel.horizon
-        if c.weighting == "none":
-            z = ops.legendre_conv(v, coeffs, decay, T, self.skip, None, None, offsets)
-        elif c.weighting == "product":
-            z = ops.legendre_conv(v, coeffs, decay, T, self.skip, parts[0].contiguous(), None, offsets)
-        else:
-            w = parts[0].float().clamp(-15, 15).exp()
-            skip = None if c.skip == "zero" else torch.cat([self.skip.square()] * 2)
-            both = ops.legendre_conv(
-                torch.cat([w * v.float(), w], dim=-1), torch.cat([coeffs] * 2), torch.cat([decay] * 2), T, skip,
-                None, None, offsets,
-            )
-            num, den = both.chunk(2, dim=-1)
-            z = (num / (den + 1e-6)).to(v.dtype)
-        if c.conv_norm:
-            z = self.conv_norm(z)
-        if q is not None:
-            z = {"silu": torch.nn.functional.silu, "sigmoid": torch.sigmoid, "raw": lambda t: t}[c.gate](q) * z
-        y: Tensor = self.out_proj(self.dropout(z))
-        return y
-
-
-class SwiGLU(nn.Module):
-    def __init__(self, config: BlocksConfig) -> None:
-        super().__init__()
-        inner = config.ffn_multiple * config.dim * 2 // 3
-        self.up, self.down = linear(config.dim, 2 * inner), linear(inner, config.dim, branch_gain(config))
-
-    def forward(self, x: Tensor) -> Tensor:
-        a, b = self.up(x).chunk(2, dim=-1)
-        return self.down(torch.nn.functional.silu(a) * b)
 
 
 class Mixer(nn.Module):
@@ -294,7 +218,7 @@ class Block(nn.Module):
         self.mixer_norm = nn.LayerNorm(config.dim)
         self.mixer = mixer
         self.ffn_norm = nn.LayerNorm(config.dim)
-        self.ffn = SwiGLU(config) if config.swiglu else FeedForward(config)
+        self.ffn = FeedForward(config)
         self.dropout = Dropout(settled(config.dropout))
 
     def forward(
@@ -485,14 +409,6 @@ class BlocksModel(SequentialModel):
         return hidden_states
 
 
-def make_mixer(config: ModelConfig) -> nn.Module:
-    """Today's mixer, or one that is on trial."""
-    default = type(config)()
-    names = ("weighting", "gate", "conv_norm", "positive", "skip", "identity", "mixer_dropout", "fading")
-    same = all(getattr(config, name) == getattr(default, name) for name in names)
-    return Mixer(config) if same else Trial(config)
-
-
 class HyenaRec(BlocksModel):
     """The recommender: embedding, blocks, norm, and the embedding again as the output layer.
 
@@ -507,7 +423,7 @@ class HyenaRec(BlocksModel):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.blocks = nn.ModuleList(Block(self.config, make_mixer(self.config)) for _ in range(config.num_blocks))
+        self.blocks = nn.ModuleList(Block(self.config, Mixer(self.config)) for _ in range(config.num_blocks))
         self._add_norm()
 
     def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:

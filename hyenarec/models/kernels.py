@@ -19,10 +19,6 @@ class LegendreKernel(nn.Module):
         super().__init__()
         self.horizon = settled(config.max_len)
         self.coeffs = nn.Parameter(torch.randn(channels, config.num_coeffs))
-        if config.fading:
-            with torch.no_grad():
-                self.coeffs.mul_(0.05)
-                self.coeffs[:, 0] = 1.0
         self.log_decay = _log_decay(channels, config)
         with torch.no_grad():
             self.coeffs.div_(self(self.horizon).norm(dim=1, keepdim=True))

@@ -16,7 +16,12 @@ from hyenarec.config.auto import open_settings, with_fixed, with_values
 from hyenarec.data import Histories
 
 STEPS_PER_EPOCH = 125
+FEWEST_EVENTS, MOST_EVENTS = 128, 16384
+"""A step's: fewer make poor gradients, more are no faster."""
+
 LENGTHS = (50, 100, 200, 500, 1000, 2000, 5000, 10000)
+SPARSE, MEDIUM = 20, 100
+"""Events an item, below which there is little to learn about most of them."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,21 @@ class Statistics:
         """How often an item is to be predicted in an epoch, on average."""
         return self.num_targets / max(self.num_items, 1)
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether most items are seen too rarely to learn much about them."""
+        return self.targets_per_item < SPARSE
+
+    @property
+    def step_events(self) -> int:
+        """Events a step, a multiple of 128, so that an epoch has about `STEPS_PER_EPOCH` steps."""
+        wanted = 128 * round(self.num_targets / STEPS_PER_EPOCH / 128)
+        return min(max(wanted, FEWEST_EVENTS), MOST_EVENTS)
+
+    def epochs(self, usual: int) -> int:
+        """As many as have the steps of `usual` epochs, where tiny data have fewer steps in each."""
+        return max(usual, round(usual * STEPS_PER_EPOCH * self.step_events / max(self.num_targets, 1)))
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -87,36 +107,34 @@ def windows(data: Statistics) -> tuple[str, str]:
 
 def batch_events(data: Statistics) -> tuple[int, str]:
     """As many as make about `STEPS_PER_EPOCH` steps an epoch."""
-    events = 128 * round(data.num_targets / STEPS_PER_EPOCH / 128)
-    events = min(max(events, 512), 16384)
-    return events, f"{data.num_targets / events:,.0f} steps an epoch of {data.num_targets:,} events"
+    steps = data.num_targets / data.step_events
+    return data.step_events, f"{steps:,.0f} steps an epoch of {data.num_targets:,} events"
 
 
 def dropout(data: Statistics) -> tuple[float, str]:
     """The more, the fewer events tell about an item."""
-    sparse = data.targets_per_item
-    value = 0.5 if sparse < 20 else 0.3 if sparse < 100 else 0.2
-    return value, f"{sparse:,.0f} events an item"
+    value = 0.5 if data.is_sparse else 0.3 if data.targets_per_item < MEDIUM else 0.2
+    return value, f"{data.targets_per_item:,.0f} events an item"
 
 
 def learning_rate(data: Statistics) -> tuple[float, str]:
     """Lower on sparse data."""
-    return (1e-3 if data.targets_per_item < 20 else 2e-3), f"{data.targets_per_item:,.0f} events an item"
+    return (1e-3 if data.is_sparse else 2e-3), f"{data.targets_per_item:,.0f} events an item"
 
 
 def schedule(data: Statistics) -> tuple[str, str]:
     """Constant on sparse data, where patience ends the run."""
-    return ("constant" if data.targets_per_item < 20 else "cosine"), "with this rate"
+    return ("constant" if data.is_sparse else "cosine"), "with this rate"
 
 
 def epochs(data: Statistics) -> tuple[int, str]:
     """Enough for the schedule."""
-    return (60 if data.targets_per_item < 20 else 30), "with this schedule"
+    return data.epochs(60 if data.is_sparse else 30), "enough steps for this schedule"
 
 
 def patience(data: Statistics) -> tuple[int, str]:
-    """The same for all data."""
-    return 6, "validations without a better one"
+    """Long enough that chance doesn't end a run."""
+    return data.epochs(6), "epochs without a better validation"
 
 
 def loss(data: Statistics) -> tuple[str, str]:

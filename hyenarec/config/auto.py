@@ -20,6 +20,7 @@ FIXED: dict[str, Any] = {
     "epochs": 20,
     "batch_events": 8192,
     "patience": 10,
+    "model.repeats": False,
 }
 """Every setting that may be `auto`, by its option's name, and its value where there is no data to ask."""
 

@@ -57,10 +57,13 @@ class SequentialConfig(RecommenderConfig):
     Attributes:
         dim: D, channels of an event.
         dropout: probability on the embeddings, every residual branch, and between recurrent layers.
+        repeats: whether a head of its own scores the items of the history by when they occurred, for data in
+            which people come back to them; trained by the full softmax only.
     """
 
     dim: int = 64
     dropout: float | Auto = "auto"
+    repeats: bool | Auto = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -53,11 +53,11 @@ class TiledRecommender(Recommender, Protocol):
         """V, size of the catalogue."""
         ...
 
-    def encode(self, items: Tensor, offsets: Tensor) -> Tensor:
-        """What the scores need of each packed history, `[B, ...]`; arguments as for `score`."""
+    def encode(self, items: Tensor, offsets: Tensor) -> Any:
+        """What the scores need of each packed history, for `score_tile`; arguments as for `score`."""
         ...
 
-    def score_tile(self, state: Tensor, first: int, last: int) -> Tensor:
+    def score_tile(self, state: Any, first: int, last: int) -> Tensor:
         """The columns `first` up to `last` of `score`, `[B, last - first]`, from what `encode` gave.
 
         The same tile of the same state must give the same numbers, bit for bit, every time.

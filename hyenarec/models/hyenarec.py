@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from typing import ClassVar, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from hyenarec.config.auto import settled
 from hyenarec.models.dropout import Dropout
 from hyenarec.models.kernels import KERNELS, LegendreKernel
 from hyenarec.models.pretrained import PretrainedModel
+from hyenarec.models.repeats import RepeatHead, RepeatScores
 from hyenarec.models.stream import Stream
 
 EMBEDDING_STD = 0.02
@@ -285,6 +286,18 @@ class BlockStep:
         return self._mix.nbytes
 
 
+class Encoded(NamedTuple):
+    """Histories as the scores need them.
+
+    Attributes:
+        hidden: `[B, D]`, the row of each history's last event.
+        repeats: what the items of the histories score besides; None without a repeat head.
+    """
+
+    hidden: Tensor
+    repeats: RepeatScores | None
+
+
 class SequentialModel(PretrainedModel):
     """What all models that learn share: an item embedding that is also the output layer.
 
@@ -302,6 +315,9 @@ class SequentialModel(PretrainedModel):
         config = self.config
         self.items = nn.Embedding(self.num_items + 1, config.dim, padding_idx=0)
         self.item_bias = nn.Parameter(torch.zeros(self.num_items))
+        self.repeats: RepeatHead | None = None
+        if settled(config.repeats):
+            self.repeats = RepeatHead(config.dim, self.num_items, self.max_len)
         self.dropout = Dropout(settled(config.dropout))
 
     def _add_norm(self) -> None:
@@ -371,8 +387,8 @@ class SequentialModel(PretrainedModel):
         """The output layer's rows `[V, D]`: row j belongs to item j + 1."""
         return self.items.weight[1:]
 
-    def encode(self, items: Tensor, offsets: Tensor) -> Tensor:
-        """The hidden row of each packed history's last event, `[B, D]`.
+    def encode(self, items: Tensor, offsets: Tensor) -> Encoded:
+        """What scores need of each packed history.
 
         Every history must have at least one event. An empty one raises ValueError on the CPU; on a GPU, where
         a check would wait for all earlier work, it gives the state of another row.
@@ -380,12 +396,15 @@ class SequentialModel(PretrainedModel):
         self._check(items, offsets)
         if offsets.device.type == "cpu" and bool((offsets.diff() < 1).any()):
             raise ValueError("offsets must describe histories of at least one event, got an empty one")
-        last: Tensor = self(items, offsets)[offsets[1:] - 1]
-        return last
+        hidden: Tensor = self(items, offsets)[offsets[1:] - 1]
+        return Encoded(
+            hidden, None if self.repeats is None else self.repeats.of_histories(items, offsets, hidden)
+        )
 
-    def score_tile(self, state: Tensor, first: int, last: int) -> Tensor:
+    def score_tile(self, state: Encoded, first: int, last: int) -> Tensor:
         """The columns `first` up to `last` of the scores, `[B, last - first]`, from what `encode` gave."""
-        return torch.addmm(self.item_bias[first:last], state, self.item_weight[first:last].t())
+        scores = torch.addmm(self.item_bias[first:last], state.hidden, self.item_weight[first:last].t())
+        return scores if state.repeats is None else state.repeats.add_to(scores, first)
 
 
 class BlocksModel(SequentialModel):

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import safetensors
 import safetensors.torch
@@ -66,11 +66,11 @@ class PretrainedModel(nn.Module):
         """Scores of the next event after each history; see `hyenarec.evaluation.scoring.Recommender`."""
         return self.score_tile(self.encode(items, offsets), 0, self.num_items)
 
-    def encode(self, items: Tensor, offsets: Tensor) -> Tensor:
+    def encode(self, items: Tensor, offsets: Tensor) -> Any:
         """What the scores need of each packed history; see `hyenarec.evaluation.scoring.TiledRecommender`."""
         raise NotImplementedError
 
-    def score_tile(self, state: Tensor, first: int, last: int) -> Tensor:
+    def score_tile(self, state: Any, first: int, last: int) -> Tensor:
         """The columns `first` up to `last` of the scores, from what `encode` gave."""
         raise NotImplementedError
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hyenarec.config import ModelConfig
+from hyenarec.models.repeats import RepeatHead, RepeatMemory
 
 
 class Step(Protocol):
@@ -43,6 +44,7 @@ class StreamedModel(Protocol):
     items: nn.Embedding
     item_bias: nn.Parameter
     norm: nn.LayerNorm
+    repeats: RepeatHead | None
 
     @property
     def max_len(self) -> int:
@@ -94,6 +96,7 @@ class Stream:
         norm, norm_first = model.norm.forward, model.config.norm == "pre"
         self._enter: Callable[[Tensor], Tensor] = _unchanged if norm_first else norm
         self._leave: Callable[[Tensor], Tensor] = norm if norm_first else _unchanged
+        self._memory = None if model.repeats is None else RepeatMemory(model.repeats)
         self._length = 0
         self._whole = True
         self._last = model.items.weight[0].clone()  # what the last block gave for the last event
@@ -144,6 +147,9 @@ class Stream:
         self._whole = False
         for block in self._blocks:
             x = block(x, position)
+        if self._memory is not None:
+            for place, item in enumerate(ids, self._length):
+                self._memory.append(item, place)
         self._last = x[-1].clone()
         self._length += len(ids)
         self._whole = True
@@ -160,7 +166,11 @@ class Stream:
         if self._length == 0:
             raise ValueError("a stream must have at least one event before it has scores, got none")
         model = self._model
-        return torch.addmv(model.item_bias, model.item_weight, self._leave(self._last))
+        hidden = self._leave(self._last)
+        scores = torch.addmv(model.item_bias, model.item_weight, hidden)
+        if self._memory is None:
+            return scores
+        return self._memory.scores(hidden, self._length).add_to(scores[None], 0)[0]
 
     @torch.inference_mode()
     def copy(self) -> Stream:
@@ -172,12 +182,14 @@ class Stream:
         self._require_whole()
         other = copy.copy(self)
         other._blocks = [block.copy() for block in self._blocks]
+        other._memory = None if self._memory is None else self._memory.copy()
         return other
 
     @property
     def nbytes(self) -> int:
         """Bytes of this stream's own state, without the model and what copies share."""
-        return self._last.nbytes + sum(block.nbytes for block in self._blocks)
+        memory = 0 if self._memory is None else self._memory.nbytes
+        return self._last.nbytes + memory + sum(block.nbytes for block in self._blocks)
 
     def _require_whole(self) -> None:
         if not self._whole:

@@ -23,6 +23,9 @@ LENGTHS = (50, 100, 200, 500, 1000, 2000, 5000, 10000)
 SPARSE, MEDIUM = 20, 100
 """Events an item, below which there is little to learn about most of them."""
 
+REPEATING = 0.02
+"""Share of repeated events from which on people are said to come back to items."""
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -91,7 +94,7 @@ class Choice:
 
 def exclude_history(data: Statistics) -> tuple[bool, str]:
     """Excludes what a user has had where people don't repeat."""
-    return data.repeats < 0.02, f"{data.repeats:.1%} of the events repeat an item of their history"
+    return data.repeats < REPEATING, f"{data.repeats:.1%} of the events repeat an item of their history"
 
 
 def max_len(data: Statistics) -> tuple[int, str]:
@@ -143,6 +146,11 @@ def loss(data: Statistics) -> tuple[str, str]:
     return ("sampled_softmax" if sampled else "softmax"), f"{data.num_items:,} items"
 
 
+def repeats(data: Statistics) -> tuple[bool, str]:
+    """A head for the history's items where people come back to them."""
+    return data.repeats >= REPEATING, f"{data.repeats:.1%} of the events repeat an item of their history"
+
+
 RULES: dict[str, Callable[[Statistics], tuple[Any, str]]] = {
     "data.exclude_history": exclude_history,
     "data.windows": windows,
@@ -154,6 +162,7 @@ RULES: dict[str, Callable[[Statistics], tuple[Any, str]]] = {
     "epochs": epochs,
     "batch_events": batch_events,
     "patience": patience,
+    "model.repeats": repeats,
 }
 """How each setting that may be open follows from the data."""
 
@@ -166,6 +175,11 @@ def complete(config: TrainConfig, train: Histories) -> tuple[TrainConfig, list[C
     """
     if config.recipe == "none":
         return with_fixed(config), []
-    data = Statistics.of(train)
-    choices = [Choice(name, *RULES[name](data)) for name in open_settings(config)]
-    return with_values(config, {choice.setting: choice.value for choice in choices}), choices
+    data, choices = Statistics.of(train), []
+    for name in open_settings(config):
+        choice = Choice(name, *RULES[name](data))
+        if name == "model.repeats" and choice.value and not config.loss.is_plain_softmax:
+            choice = Choice(name, False, "only the softmax without label smoothing trains it")
+        choices.append(choice)
+        config = with_values(config, {name: choice.value})
+    return config, choices

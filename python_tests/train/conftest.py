@@ -45,6 +45,7 @@ def make_config(events: Path, tmp_path: Path) -> MakeConfig:
                 dim=16, num_blocks=1, max_len=16, num_coeffs=5, ffn_multiple=2, dropout=dropout
             ),
             optimizer=OptimizerConfig(warmup_steps=5, learning_rate=learning_rate, weight_decay=0.01),
+            recipe="none",
             epochs=3,
             batch_events=150,
             device="cpu",

@@ -48,15 +48,18 @@ def test_what_is_given_wins():
     assert (config.model.dropout, config.model.max_len, config.loss.name) == (0.35, 70, "bce")
     assert (config.optimizer.learning_rate, config.patience, config.batch_events) == (0.1, None, 33)
     assert {choice.setting for choice in choices} == {
-        "data.exclude_history", "data.windows", "optimizer.schedule", "epochs",
+        "data.exclude_history", "data.windows", "model.repeats", "optimizer.schedule", "epochs",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("repeated, excluded", [(0, True), (1, True), (10, False), (300, False)])
-def test_the_history_is_excluded_where_nobody_repeats(repeated, excluded):
-    items = [*range(1, 201), *[1] * repeated]
-    config, _ = complete(TrainConfig(), histories_of(items, num_items=200))
+def test_where_nobody_repeats_the_history_is_excluded_and_elsewhere_scored(repeated, excluded):
+    items = histories_of([*range(1, 201), *[1] * repeated], num_items=200)
+    config, _ = complete(TrainConfig(), items)
     assert config.data.exclude_history is excluded
+    assert config.model.repeats is not excluded
+    for loss in (LossConfig("bce"), LossConfig(label_smoothing=0.1)):
+        assert complete(TrainConfig(loss=loss), items)[0].model.repeats is False
 
 
 def test_sizes_follow_from_the_histories():
@@ -84,7 +87,9 @@ def test_fixed_values_ask_no_data():
 
 def test_a_run_prints_and_stores_what_was_chosen(make_config, tmp_path, capsys):
     config = dataclasses.replace(
-        make_config(epochs=1), model=ModelConfig(dim=8, num_blocks=1), optimizer=OptimizerConfig()
+        make_config(epochs=1, recipe="data"),
+        model=ModelConfig(dim=8, num_blocks=1),
+        optimizer=OptimizerConfig(),
     )
     result = train(config)
     printed = capsys.readouterr().out

@@ -208,6 +208,24 @@ class PopularityConfig(RecommenderConfig):
     name: str = "popularity"
 
 
+@dataclass(frozen=True)
+class PersonalConfig(RecommenderConfig):
+    """How often the user had each item, fading with the number of events since; counted, not learned."""
+
+    title: ClassVar[str] = "Personal"
+
+    name: str = "personal"
+
+
+@dataclass(frozen=True)
+class PersonalMarkovConfig(RecommenderConfig):
+    """The user's own items, as `personal` counts them, mixed with Markov counts; counted, not learned."""
+
+    title: ClassVar[str] = "Personal + Markov"
+
+    name: str = "personal_markov"
+
+
 LEARNED_NAMES = tuple(name for name, config in MODEL_CONFIGS.items() if issubclass(config, SequentialConfig))
 """Names of the models that a training loop trains."""
 

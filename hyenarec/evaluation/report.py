@@ -17,9 +17,8 @@ from hyenarec.config import RecommenderConfig
 from hyenarec.data import Histories, Targets
 from hyenarec.data.histories import offsets_of
 from hyenarec.evaluation.evaluate import Evaluation, evaluate
-from hyenarec.evaluation.scoring import Recommender
 from hyenarec.files import write_atomically
-from hyenarec.models.baselines import Markov, Popularity
+from hyenarec.models.counting import CountingModel, Markov, Personal, PersonalMarkov, Popularity
 
 REPORT_FILE = "report.json"
 
@@ -33,7 +32,10 @@ def evaluate_reference_baselines(
     split: str,
     ks: tuple[int, ...] = (10,),
 ) -> dict[str, Evaluation]:
-    """Evaluates popularity and first-order Markov counts on the same targets by the same protocol.
+    """Evaluates models that count on the same targets by the same protocol.
+
+    They are first-order Markov counts, popularity and, unless the history is excluded, the user's own items
+    by frequency and recency, alone and mixed with Markov counts.
 
     Everything known before the targets of the evaluated users is counted, which includes their validation
     events when the test targets are ranked, as in published baselines, and the training events of all others.
@@ -51,12 +53,19 @@ def evaluate_reference_baselines(
         The evaluations by name.
     """
     known = _known_before(train, targets)
-    baselines: dict[str, Recommender] = {"Markov": Markov.of(known), "Popularity": Popularity.of(known)}
+    baselines: list[type[CountingModel]] = [Markov, Popularity]
+    if not exclude_history:
+        baselines += [Personal, PersonalMarkov]
     return {
-        name: evaluate(
-            baseline, targets, max_len=max_len, exclude_history=exclude_history, split=split, ks=ks
+        baseline.config_type.title: evaluate(
+            baseline.of(known),
+            targets,
+            max_len=max_len,
+            exclude_history=exclude_history,
+            split=split,
+            ks=ks,
         )
-        for name, baseline in baselines.items()
+        for baseline in baselines
     }
 
 

@@ -1,6 +1,6 @@
-"""The models to compare with, with the same interface as HyenaRec: those that learn, then those that count.
+"""The models that learn to compare HyenaRec with, with the same interface.
 
-Those that learn share HyenaRec's embedding, output layer, loss, batches and optimiser and, if they have
+They share HyenaRec's embedding, output layer, loss, batches and optimiser and, if they have
 blocks, its norms and feed-forward layers; they differ in how a row sees the events before it. Packed
 sequences stay packed, except where rectangles are needed: for attention on a CPU, with bounded padding, and
 the FFT.
@@ -9,9 +9,8 @@ the FFT.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,13 +21,10 @@ from torch.nn.utils.rnn import PackedSequence
 from hyenarec.config import (
     GRU4RecConfig,
     HyenaConfig,
-    MarkovConfig,
-    PopularityConfig,
-    RecommenderConfig,
     SASRecConfig,
 )
 from hyenarec.config.auto import settled
-from hyenarec.data.histories import Histories, offsets_of, ragged_indices
+from hyenarec.data.histories import offsets_of, ragged_indices
 from hyenarec.models.hyenarec import (
     EMBEDDING_STD,
     Block,
@@ -38,7 +34,6 @@ from hyenarec.models.hyenarec import (
     branch_gain,
     linear,
 )
-from hyenarec.models.pretrained import PretrainedModel
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -288,112 +283,3 @@ class GRU4Rec(SequentialModel):
         x = self.dropout(self._embed(items, offsets))
         rows: Tensor = self.norm(self.mixer(x, offsets))
         return rows
-
-
-# --- those that count ---
-
-
-class CountingModel(PretrainedModel):
-    """A recommender that counts instead of learning: its buffers are counts of training events; see `of`.
-
-    Args:
-        config: its settings; `num_items` must be set.
-        counts: its tensors by name, as returned by `_count`.
-
-    Raises:
-        RuntimeError: the tensors do not belong to such a model.
-    """
-
-    def __init__(self, config: RecommenderConfig, counts: Mapping[str, Tensor]) -> None:
-        super().__init__(config)
-        for name, tensor in counts.items():
-            self.register_buffer(name, tensor)
-        shapes = {name: list(tensor.shape) for name, tensor in counts.items()}
-        if shapes != (expected := self._shapes(len(counts.get("counts", ())))):
-            raise RuntimeError(f"counts must be tensors of the shapes {expected}, got {shapes}")
-
-    @classmethod
-    def of(cls, train: Histories, config: RecommenderConfig | None = None) -> Self:
-        """The model of these training events; unknown items (0) are left out."""
-        config = cls.config_type(num_items=train.num_items) if config is None else config
-        return cls(config, cls._count(train))
-
-    def encode(self, items: Tensor, offsets: Tensor) -> Tensor:
-        """The last item of each packed history, `[B]`: no count uses more of it."""
-        return items[offsets[1:] - 1]
-
-    @staticmethod
-    def _count(train: Histories) -> dict[str, Tensor]:
-        raise NotImplementedError
-
-    def _shapes(self, counts: int) -> dict[str, list[int]]:
-        """The shapes that the tensors must have, given the number of counts."""
-        raise NotImplementedError
-
-    @classmethod
-    def _restore(cls, config: RecommenderConfig, tensors: Mapping[str, Tensor]) -> Self:
-        return cls(config, tensors)
-
-
-class Popularity(CountingModel):
-    """Scores each item by how often it occurs in training, regardless of the history."""
-
-    config_type = PopularityConfig
-    counts: Tensor
-
-    @staticmethod
-    def _count(train: Histories) -> dict[str, Tensor]:
-        counts = np.bincount(train.items, minlength=train.num_items + 1)[1:]
-        return {"counts": torch.from_numpy(counts.astype(np.float64))}
-
-    def _shapes(self, counts: int) -> dict[str, list[int]]:
-        return {"counts": [self.num_items]}
-
-    def score_tile(self, state: Tensor, first: int, last: int) -> Tensor:
-        """Counts of the columns `first` up to `last`, the same for each history, float64."""
-        return self.counts[first:last].expand(len(state), -1)
-
-
-class Markov(CountingModel):
-    """First-order Markov counts: how often each item directly followed the history's last item in training.
-
-    Ties, such as between all items that never did, are broken by popularity. Memory is one entry for each
-    distinct pair of neighbours, not V x V.
-    """
-
-    config_type = MarkovConfig
-    pairs: Tensor
-    """int64, ascending: (V + 1) times an item's id, plus the id of an item that directly followed it."""
-    counts: Tensor
-    tie_break: Tensor
-
-    @staticmethod
-    def _count(train: Histories) -> dict[str, Tensor]:
-        events = np.arange(1, train.num_events)
-        follows = np.ones(train.num_events, dtype=bool)
-        follows[train.offsets[:-1][train.lengths > 0]] = False  # the first event of a user follows nothing
-        follows = follows[1:] & (train.items[:-1] > 0) & (train.items[1:] > 0)
-        last = train.items[events[follows] - 1].astype(np.int64)
-        following = train.items[events[follows]].astype(np.int64)
-        pairs, counts = np.unique(last * (train.num_items + 1) + following, return_counts=True)
-        popularity = Popularity.of(train).counts
-        return {
-            "pairs": torch.from_numpy(pairs),
-            "counts": torch.from_numpy(counts.astype(np.float64)),
-            # Below 1, the smallest difference of two counts.
-            "tie_break": popularity / (popularity.max() + 1),
-        }
-
-    def _shapes(self, counts: int) -> dict[str, list[int]]:
-        return {"pairs": [counts], "counts": [counts], "tie_break": [self.num_items]}
-
-    def score_tile(self, state: Tensor, first: int, last: int) -> Tensor:
-        """Counts of columns `first` up to `last` after each last item, plus popularity below 1, float64."""
-        scores = self.tie_break[first:last].repeat(len(state), 1)
-        smallest = state * (self.num_items + 1) + 1  # the pair of each last item with item 1
-        starts, ends = (torch.searchsorted(self.pairs, smallest + column) for column in (first, last))
-        lengths = ends - starts
-        row = torch.repeat_interleave(torch.arange(len(state), device=state.device), lengths)
-        entry = torch.arange(len(row), device=state.device) + (starts - lengths.cumsum(0) + lengths)[row]
-        column = self.pairs[entry] - smallest[row] - first
-        return scores.index_put_((row, column), self.counts[entry], accumulate=True)

@@ -6,7 +6,8 @@ import os
 from typing import TypeVar
 
 from hyenarec.config import RecommenderConfig, SequentialConfig
-from hyenarec.models.baselines import CountingModel, GRU4Rec, Hyena, Markov, Popularity, SASRec
+from hyenarec.models.baselines import GRU4Rec, Hyena, SASRec
+from hyenarec.models.counting import CountingModel, Markov, Personal, PersonalMarkov, Popularity
 from hyenarec.models.hyenarec import HyenaRec, SequentialModel
 from hyenarec.models.pretrained import PretrainedModel, read_config
 
@@ -20,7 +21,7 @@ def _by_name(*models: type[M]) -> dict[str, type[M]]:
 LEARNED: dict[str, type[SequentialModel]] = _by_name(HyenaRec, SASRec, GRU4Rec, Hyena)
 """The models that a training loop trains, by the names in their settings."""
 
-COUNT_BASED: dict[str, type[CountingModel]] = _by_name(Markov, Popularity)
+COUNT_BASED: dict[str, type[CountingModel]] = _by_name(Markov, Popularity, Personal, PersonalMarkov)
 """The models that are made from counts."""
 
 

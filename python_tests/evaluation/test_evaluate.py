@@ -29,7 +29,7 @@ from hyenarec.evaluation.evaluate import Evaluation, _ranks_within, evaluate
 from hyenarec.evaluation.metrics import MISS
 from hyenarec.evaluation.recommend import recommend
 from hyenarec.evaluation.scoring import Places, score_blocks, scoring_mode
-from hyenarec.models.baselines import Markov, Popularity
+from hyenarec.models.counting import Markov, Popularity
 
 
 def targets_of(histories: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> Targets:

@@ -23,7 +23,7 @@ from hyenarec.evaluation.report import (
     text_table,
     write_report,
 )
-from hyenarec.models.baselines import Markov, Popularity
+from hyenarec.models.counting import Markov, Popularity
 
 
 def evaluation(hit_rate: float, ndcg: float, exclude_history: bool = True) -> Evaluation:
@@ -145,7 +145,10 @@ def test_baselines_count_what_is_known_before_the_targets() -> None:
     )
     options = {"max_len": 10, "exclude_history": False, "split": "test"}
     baselines = evaluate_reference_baselines(split.train, split.test, **options)
-    assert list(baselines) == ["Markov", "Popularity"]
+    assert list(baselines) == ["Markov", "Popularity", "Personal", "Personal + Markov"]
+    # Where the history is excluded, those of the user's own items have nothing to recommend.
+    excluded = evaluate_reference_baselines(split.train, split.test, **options | {"exclude_history": True})
+    assert list(excluded) == ["Markov", "Popularity"]
     by_hand = {"Markov": Markov.of(expected), "Popularity": Popularity.of(expected)}
     for name, recommender in by_hand.items():
         assert (

@@ -34,7 +34,7 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(make_config, tmp_path,
 
     folder = tmp_path / "run"
     report = json.loads((folder / "report.json").read_text())
-    assert report["results"].keys() == {"HyenaRec", "Markov", "Popularity"}
+    assert report["results"].keys() == {"HyenaRec", "Markov", "Popularity", "Personal", "Personal + Markov"}
     assert report["results"]["HyenaRec"]["figures"]["NDCG@10"]["mean"] == result.test.figures["NDCG@10"].mean
     assert (
         report["best_validation"]["NDCG@10"]

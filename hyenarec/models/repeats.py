@@ -1,18 +1,22 @@
 """The repeat head: where people come back to items, those of the history score by when they occurred.
 
-    P(j) ∝ exp(score[j]) + g A[j],   A[j] = Σ_{s: item_s = j} w(t - s),   g = exp(a · hidden + b)
-    w(τ) = Σ_k p_k (1 - exp(-r_k)) exp(-r_k τ)
+    P(j) ∝ exp(score[j]) + g A[j],   A[j] = F[j] w(τ[j]),   g = exp(a · hidden + b)
 
-after event t: the softmax over the catalogue, mixed with the items of the history. Each occurrence is
-weighted by its lag, with a learned mixture of geometric distributions; the model's state says how much
-repeats count. Only items of the history score differently than without the head: log(exp(score) + g A). And
-the sum over all items, which the loss needs, is Σ exp(score) + g Σ_s w(t - s): it takes no further scores.
+after event t, where τ[j] is the number of events since item j occurred last, and
 
-A[j] changes only with events of item j, apart from its fading, so all sums are computed along each item's own
-occurrences: in training by a scan over these, in a stream one event after another.
+    F[j] = Σ_k c_k Σ_{s: item_s = j} exp(-r_k (t - τ[j] - s))   how often it had occurred, fading,
+    w(τ) = (Σ_m a_m exp(-q_m τ))² / Z                           how likely it is to return after so long.
+
+So the softmax over the catalogue is mixed with the items of the history; the model's state says how much
+repeats count. All weights are positive, and w may be small at first: for what rests before it returns. Z makes
+it sum to 1. Only items of the history score differently than without the head: log(exp(score) + g A).
+
+Nothing here takes pairs of events. F changes only with events of its item, along whose occurrences it is a
+scan. Σ_j A[j], which the loss needs, is a sum of exponentials in time, to which each event adds its item's new
+ones and from which it takes the old ones: a long convolution with N = 1.
 
 Source: the mixture is the copy mechanism of Gu et al., "Incorporating Copying Mechanism in
-Sequence-to-Sequence Learning", ACL 2016, with weights by lag in place of attention.
+Sequence-to-Sequence Learning", ACL 2016, with learned weights by time in place of attention.
 """
 
 from __future__ import annotations
@@ -25,15 +29,17 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-RATES = 8
-"""Geometric distributions that the weight over lags is a mixture of."""
+from hyenarec import ops
+
+RATES = 4
+"""Exponentials in F, and in the root of w."""
 
 FIRST_SHARE = 0.1
-"""What the history's items get of the probability before anything is learned."""
+"""What the history's items get of the probability, roughly, before anything is learned."""
 
 
 class RepeatHead(nn.Module):
-    """Adds to the scores of a history's items; see the top of this file.
+    """Adds to the scores of a history's items; see the top of this file. It computes in float64.
 
     Args:
         dim: D, channels of a hidden row.
@@ -44,22 +50,15 @@ class RepeatHead(nn.Module):
     def __init__(self, dim: int, num_items: int, max_len: int) -> None:
         super().__init__()
         self._base = (num_items + 1, max_len)
-        self.log_rate = nn.Parameter(
-            torch.linspace(math.log(math.log(2)), -math.log(max(max_len, 2)), RATES)  # half-lives of 1 to T
-        )
-        self.mixture = nn.Parameter(torch.zeros(RATES))
+        rates = torch.linspace(
+            math.log(math.log(2)), -math.log(max(max_len, 2)), RATES
+        )  # half-lives of 1 to T
+        self.log_frequency_rate = nn.Parameter(rates.clone())  # r
+        self.frequency_mixture = nn.Parameter(torch.zeros(RATES))  # c = softmax
+        self.log_return_rate = nn.Parameter(rates.clone())  # q
+        self.return_amplitude = nn.Parameter(rates.exp().sqrt())  # a; each exponential with the same sum
         self.strength = nn.Parameter(torch.zeros(dim))
         self.bias = nn.Parameter(torch.tensor(math.log(num_items * FIRST_SHARE / (1 - FIRST_SHARE))))
-
-    @property
-    def rate(self) -> Tensor:
-        """r, the rate of each distribution per lag, `[RATES]`."""
-        return self.log_rate.exp()
-
-    @property
-    def weight(self) -> Tensor:
-        """w(0) of each distribution, `[RATES]`."""
-        return self.mixture.softmax(0) * -torch.expm1(-self.rate)
 
     def log_gain(self, hidden: Tensor) -> Tensor:
         """Rows `[..., D]` -> log g, `[...]`, in float32 at least."""
@@ -75,14 +74,13 @@ class RepeatHead(nn.Module):
             targets: int64 `[total]`, the item after each event.
 
         Returns:
-            log A of the targets, -inf for those that are not in the history, and log Σ_s w; `[total]` each.
+            log A of the targets, -inf for those that are not in the history, and log Σ_j A[j]; `[total]` each.
         """
         occurrences = Occurrences.of(items, offsets, self._base)
-        sums = self._sums(occurrences)
+        frequency = self._frequency(occurrences)
         place, lag, found = occurrences.latest(targets)
-        faded = sums.index_select(0, place) * torch.exp(-self.rate * lag[:, None])
-        everything = self.mixture.softmax(0) * -torch.expm1(-self.rate * (occurrences.position + 1)[:, None])
-        return _log(faded @ self.weight, found), everything.sum(1).log()
+        log_targets = _log(frequency.index_select(0, place), found) + self._log_return(lag)
+        return log_targets, self._log_total(occurrences, frequency, offsets)
 
     def of_histories(self, items: Tensor, offsets: Tensor, hidden: Tensor) -> RepeatScores:
         """What the items of whole histories score, after their last events.
@@ -96,27 +94,55 @@ class RepeatHead(nn.Module):
         row = occurrences.sequence.index_select(0, occurrences.order)
         position = occurrences.position.index_select(0, occurrences.order)
         lag = offsets.diff().index_select(0, row) - 1 - position
-        value = (self._sums(occurrences) * torch.exp(-self.rate * lag[:, None])) @ self.weight
+        log_score = _log(self._frequency(occurrences), occurrences.is_last()) + self._log_return(lag)
         return RepeatScores(
             row=row,
             item=items.index_select(0, occurrences.order),
-            log_score=_log(value, occurrences.is_last()) + self.log_gain(hidden).index_select(0, row),
+            log_score=log_score + self.log_gain(hidden).index_select(0, row),
         )
 
-    def _sums(self, occurrences: Occurrences) -> Tensor:
-        """Σ exp(-r lag) over an item's occurrences up to each one, `[total, RATES]`, in sorted order.
+    def _frequency(self, occurrences: Occurrences) -> Tensor:
+        """F at each event, of its item, `[total]`, in sorted order.
 
         A scan by doubling: after each round, the sums reach twice as far back.
         """
-        is_first = occurrences.is_first()
-        fade = torch.exp(-self.rate * occurrences.gap()[:, None]).masked_fill(is_first[:, None], 0)
+        rate = self.log_frequency_rate.double().exp()
+        fade = torch.exp(-rate * occurrences.gap()[:, None])
+        fade = fade.masked_fill(occurrences.is_first()[:, None], 0)
         sums = torch.ones_like(fade)
         reach = 1
         while reach < min(len(sums), self._base[1]):
             sums = torch.cat([sums[:reach], torch.addcmul(sums[reach:], fade[reach:], sums[:-reach])])
             fade = torch.cat([torch.zeros_like(fade[:reach]), fade[reach:] * fade[:-reach]])
             reach *= 2
-        return sums
+        return sums @ self.frequency_mixture.double().softmax(0)
+
+    def _return_terms(self) -> tuple[Tensor, Tensor]:
+        """Rates and coefficients of w as a sum of `RATES`² exponentials."""
+        rate = self.log_return_rate.double().exp()
+        rates = (rate[:, None] + rate).flatten()
+        amplitude = self.return_amplitude.double()
+        coefficients = (amplitude[:, None] * amplitude).flatten()
+        return rates, coefficients / (coefficients / -torch.expm1(-rates)).sum()
+
+    def _log_return(self, lag: Tensor) -> Tensor:
+        """Log w of each lag."""
+        rates, coefficients = self._return_terms()
+        return (torch.exp(-rates * lag[:, None]) @ coefficients).clamp(min=TINY).log()
+
+    def _log_total(self, occurrences: Occurrences, frequency: Tensor, offsets: Tensor) -> Tensor:
+        """Log Σ_j A[j] after each event, `[total]`, in the events' original order."""
+        rates, coefficients = self._return_terms()
+        before = frequency.roll(1).masked_fill(occurrences.is_first(), 0)
+        old = before[:, None] * torch.exp(-rates * occurrences.gap()[:, None])
+        change = torch.zeros_like(old).index_copy(0, occurrences.order, frequency[:, None] - old)
+        one = torch.ones_like(rates)[:, None]
+        terms = ops.legendre_conv(change, one, rates, self._base[1], offsets=offsets)
+        return (terms @ coefficients).clamp(min=TINY).log()
+
+
+TINY = 1e-30
+"""The least weight, so that logarithms and their gradients are finite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +238,8 @@ class RepeatMemory:
 
     def __init__(self, head: RepeatHead) -> None:
         self._head = head
-        self._rate, self._weight = head.rate.detach(), head.weight.detach()
+        self._rate = head.log_frequency_rate.detach().double().exp()
+        self._mixture = head.frequency_mixture.detach().double().softmax(0)
         self._slots: dict[int, int] = {}
         self._sums = self._rate.new_zeros(0, RATES)
         self._last = torch.zeros(0, dtype=torch.int64, device=self._rate.device)
@@ -231,10 +258,11 @@ class RepeatMemory:
     def scores(self, hidden: Tensor, length: int) -> RepeatScores:
         """What the history's items score after `length` events; `hidden` `[D]` is the last one's row."""
         used = len(self._slots)
-        lag = length - 1 - self._last[:used]
-        value = (self._sums[:used] * torch.exp(-self._rate * lag[:, None])) @ self._weight
-        item = torch.tensor(list(self._slots), dtype=torch.int64, device=lag.device)
-        return RepeatScores(torch.zeros_like(item), item, value.log() + self._head.log_gain(hidden))
+        frequency = self._sums[:used] @ self._mixture
+        returning = self._head._log_return(length - 1 - self._last[:used])
+        item = torch.tensor(list(self._slots), dtype=torch.int64, device=frequency.device)
+        log_score = frequency.log() + returning + self._head.log_gain(hidden)
+        return RepeatScores(torch.zeros_like(item), item, log_score)
 
     def copy(self) -> Self:
         """An independent copy."""

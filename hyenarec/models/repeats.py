@@ -9,11 +9,11 @@ after event t, where τ[j] is the number of events since item j occurred last, a
 
 So the softmax over the catalogue is mixed with the items of the history; the model's state says how much
 repeats count. All weights are positive, and w may be small at first: for what rests before it returns. Z makes
-it sum to 1. Only items of the history score differently than without the head: log(exp(score) + g A).
+its sum 1. Only items of the history score differently than without the head: log(exp(score) + g A).
 
 Nothing here takes pairs of events. F changes only with events of its item, along whose occurrences it is a
-scan. Σ_j A[j], which the loss needs, is a sum of exponentials in time, to which each event adds its item's new
-ones and from which it takes the old ones: a long convolution with N = 1.
+scan. Σ_j A[j], which the loss needs, is a sum of exponentials in time, to which each event adds its item's
+new ones and from which it takes the old ones: a long convolution with N = 1.
 
 Source: the mixture is the copy mechanism of Gu et al., "Incorporating Copying Mechanism in
 Sequence-to-Sequence Learning", ACL 2016, with learned weights by time in place of attention.
@@ -36,6 +36,9 @@ RATES = 4
 
 FIRST_SHARE = 0.1
 """What the history's items get of the probability, roughly, before anything is learned."""
+
+TINY = 1e-30
+"""The least weight, so that logarithms and their gradients are finite."""
 
 
 class RepeatHead(nn.Module):
@@ -74,7 +77,8 @@ class RepeatHead(nn.Module):
             targets: int64 `[total]`, the item after each event.
 
         Returns:
-            log A of the targets, -inf for those that are not in the history, and log Σ_j A[j]; `[total]` each.
+            log A of the targets, -inf for those that are not in the history, and log Σ_j A[j]: `[total]`,
+            float64.
         """
         occurrences = Occurrences.of(items, offsets, self._base)
         frequency = self._frequency(occurrences)
@@ -139,10 +143,6 @@ class RepeatHead(nn.Module):
         one = torch.ones_like(rates)[:, None]
         terms = ops.legendre_conv(change, one, rates, self._base[1], offsets=offsets)
         return (terms @ coefficients).clamp(min=TINY).log()
-
-
-TINY = 1e-30
-"""The least weight, so that logarithms and their gradients are finite."""
 
 
 @dataclass(frozen=True, eq=False)

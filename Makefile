@@ -96,8 +96,8 @@ $(NEWEST_VENV)/.torch-installed: requirements/build.txt
 # --- what the targets do ------------------------------------------------------------------------------------------
 
 demo: $(VENV)/.installed
-	$(BIN)/hyenarec train --epochs 6 --batch_events 6144 --optimizer.learning_rate 3e-3 --model.dropout 0.1 \
-		--output_dir $(DEMO) --overwrite
+	$(BIN)/hyenarec train --model.dim 32 --model.num_blocks 1 --model.dropout 0.1 --epochs 8 --batch_events 4096 \
+		--optimizer.learning_rate 4e-3 --output_dir $(DEMO) --overwrite
 	$(BIN)/hyenarec recommend --model $(DEMO) --user 1 --k 10
 
 # The C++ tests are built in pip's build tree, beside the library that they test.

@@ -13,7 +13,13 @@ from hyenarec.data.histories import Histories
 from hyenarec.data.load import load_histories, split_histories
 from hyenarec.data.read import read_histories
 from hyenarec.data.split import Split, Targets, leave_one_out, moments_by_share, temporal_split
-from hyenarec.data.synthetic import SyntheticProcess, best_achievable, simulate, synthetic_histories
+from hyenarec.data.synthetic import (
+    SyntheticProcess,
+    best_achievable,
+    simulate,
+    synthetic_bounds,
+    synthetic_histories,
+)
 from hyenarec.data.vocabulary import Vocabulary
 
 __all__ = [
@@ -34,6 +40,7 @@ __all__ = [
     "read_histories",
     "simulate",
     "split_histories",
+    "synthetic_bounds",
     "synthetic_histories",
     "temporal_split",
 ]

@@ -52,7 +52,7 @@ class SyntheticProcess:
     topic_size: int = 15
     min_events: int = 100
     max_events: int = 600
-    burst_starts: float = 0.2
+    burst_starts: float = 0.12
     burst_goes_on: float = 0.6
     favourites: int = 16
     rest: int = 10
@@ -137,6 +137,15 @@ def synthetic_histories(num_users: int = 3000, seed: int = 0, **parameters: Any)
     With the defaults: 3000 users of 100 to 600 events, 300 items, about a million events.
     """
     return simulate(SyntheticProcess(num_users=num_users, seed=seed, **parameters)).histories()
+
+
+def synthetic_bounds(num_users: int = 3000, seed: int = 0) -> dict[str, dict[str, float]]:
+    """What the default histories' last events allow, by name: `best_achievable` with and without a limit."""
+    simulation = simulate(SyntheticProcess(num_users=num_users, seed=seed))
+    return {
+        "best with the last 10 events": best_achievable(simulation, 10),
+        "best achievable": best_achievable(simulation),
+    }
 
 
 def simulate(process: SyntheticProcess, targets: tuple[int, ...] = (-1, -2)) -> Simulation:

@@ -22,6 +22,9 @@ from hyenarec.models.counting import CountingModel, Markov, Personal, PersonalMa
 
 REPORT_FILE = "report.json"
 
+Bounds = Mapping[str, Mapping[str, float]]
+"""What the data allow, where that is known: expected figures by name, by the name of the bound."""
+
 
 def evaluate_reference_baselines(
     train: Histories,
@@ -91,9 +94,16 @@ def _known_before(train: Histories, targets: Targets) -> Histories:
     )
 
 
-def text_table(results: Mapping[str, Evaluation]) -> str:
-    """The figures with 95% intervals, one recommender a line, below their common protocol."""
+def text_table(results: Mapping[str, Evaluation], bounds: Bounds | None = None) -> str:
+    """The figures with 95% intervals, one recommender a line, below their common protocol.
+
+    Args:
+        results: the recommenders, by name.
+        bounds: further lines, of expected figures without intervals.
+    """
     protocol, rows = _protocol(results), _cells(results)
+    for name, values in (bounds or {}).items():
+        rows.append([name, *(f"{values[figure]:.4f}" for figure in rows[0][1:])])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -8,8 +8,8 @@ after event t, where τ[j] is the number of events since item j occurred last, a
     w(τ) = (Σ_m a_m exp(-q_m τ))² / Z                           how likely it is to return after so long.
 
 So the softmax over the catalogue is mixed with the items of the history; the model's state says how much
-repeats count. All weights are positive, and w may be small at first, for what rests before it returns; its sum
-is 1. Only items of the history score differently than without the head: log(exp(score) + g A).
+repeats count. All weights are positive, and w, which sums to 1, may be small at first, for what rests before
+it returns. Only items of the history score differently than without the head: log(exp(score) + g A).
 
 Nothing here takes pairs of events. F changes only with events of its item, along whose occurrences it is a
 scan. Σ_j A[j], which the loss needs, is a sum of exponentials in time, to which each event adds its item's

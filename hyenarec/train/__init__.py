@@ -16,11 +16,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from hyenarec.config import TrainConfig, to_dict
-from hyenarec.data import Split, load_histories, split_histories
+from hyenarec.config import SYNTHETIC, TrainConfig, to_dict
+from hyenarec.config.auto import settled
+from hyenarec.data import Split, load_histories, split_histories, synthetic_bounds
 from hyenarec.evaluation.evaluate import Evaluation
 from hyenarec.evaluation.report import (
     REPORT_FILE,
+    Bounds,
     beside_reference_baselines,
     device_name,
     evaluate_reference_baselines,
@@ -150,6 +152,7 @@ def conclude(
             split=test.split,
         )
         results = beside_reference_baselines(config.model, test, baselines)
+        bounds = known_bounds(config)
         written = make_report(
             results,
             leaks=split.leaks,
@@ -161,12 +164,22 @@ def conclude(
             wall_seconds=progress.wall_seconds,
             processes=accelerator.num_processes,
             device=device_name(accelerator.device),
+            bounds=bounds,
         )
         write_report(folder / REPORT_FILE, written)
-        print(text_table(results), split.leaks, f"saved in {folder}", sep="\n")
+        print(text_table(results, bounds), split.leaks, f"saved in {folder}", sep="\n")
     accelerator.wait_for_everyone()
     best = (progress.best_epoch, progress.best_score)
     return TrainResult(model, test, baselines, *best, read_log(folder), config)
+
+
+def known_bounds(config: TrainConfig) -> Bounds:
+    """What the test targets allow, of the generated histories as they are; empty for any other data."""
+    data = config.data
+    as_generated = data.path == SYNTHETIC and data.min_user_events == data.min_item_events == 1
+    if not as_generated or data.split != "leave-one-out" or settled(data.exclude_history):
+        return {}
+    return synthetic_bounds(data.synthetic_users, config.seed)
 
 
 def with_catalogue(config: TrainConfig, num_items: int) -> TrainConfig:

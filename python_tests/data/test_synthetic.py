@@ -43,8 +43,8 @@ def test_bursts_walk_the_ring_of_their_topic(simulation):
     same_topic = before // PROCESS.topic_size == after // PROCESS.topic_size
     step = (after - before) % PROCESS.topic_size
     assert np.all(same_topic[burst]) and np.all(step[burst] == 1)
-    # share of bursts: starts / (starts + 1 - goes_on) = 1/3
-    assert abs(burst.mean() - 1 / 3) < 0.01
+    # share of bursts: starts / (starts + 1 - goes_on) = 3 / 13
+    assert abs(burst.mean() - 3 / 13) < 0.01
 
 
 def turns_of(simulation, user):

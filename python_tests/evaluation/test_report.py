@@ -57,6 +57,11 @@ def test_text_table() -> None:
     ]
 
 
+def test_bounds_stand_below_the_figures() -> None:
+    bounds = {"best": {"HR@10": 0.9, "NDCG@10": 0.60001, "MRR@10": 0.5}}
+    assert text_table(RESULTS, bounds).splitlines()[-1] == "best      0.9000                   0.6000"
+
+
 def test_markdown_table() -> None:
     assert markdown_table(RESULTS).splitlines() == [
         "|  | HR@10 | NDCG@10 |",

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from devices import needs_gpu
 
 import hyenarec
-from hyenarec.config import LossConfig
-from hyenarec.data import TrainingBatches, Vocabulary, load_histories, split_histories
+from hyenarec.config import DataConfig, LossConfig, ModelConfig, TrainConfig
+from hyenarec.config.auto import with_fixed
+from hyenarec.data import TrainingBatches, Vocabulary, load_histories, split_histories, synthetic_bounds
 from hyenarec.models.hyenarec import HyenaRec
-from hyenarec.train import train, trainer
+from hyenarec.train import known_bounds, train, trainer
 from hyenarec.train.loss import NextItemLoss
 
 
@@ -247,3 +248,22 @@ def test_all_windows_of_a_temporal_split(make_config, tmp_path):
     split = split_histories(load_histories(data), data)
     predicted = (split.train.lengths - 1).sum()
     assert result.log[0]["step"] == -(-predicted // config.batch_events)
+
+
+def test_generated_histories_come_with_what_they_allow(tmp_path, capsys):
+    config = TrainConfig(
+        data=DataConfig(synthetic_users=30),
+        model=ModelConfig(dim=8, num_blocks=1, max_len=50),
+        epochs=1,
+        device="cpu",
+        output_dir=str(tmp_path / "run"),
+    )
+    train(config)
+    bounds = synthetic_bounds(30)
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["bounds"] == bounds
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("best achievable")]
+    assert line.split()[2:] == [f"{figure:.4f}" for figure in bounds["best achievable"].values()]
+    others = {"exclude_history": True}, {"min_item_events": 2}, {"split": "temporal"}, {"path": "x.csv"}
+    for changes in others:
+        changed = dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+        assert known_bounds(with_fixed(changed)) == {}

@@ -1,6 +1,8 @@
-"""Writes the tables of README.md and docs/results.md from benchmarks/results: no figure is typed by hand.
+"""Writes the tables of README.md, docs/accuracy.md and docs/results.md from benchmarks/results.
 
-python benchmarks/readme_results.py           rewrites what stands between the markers of both pages
+No figure is typed by hand.
+
+python benchmarks/readme_results.py           rewrites what stands between the markers of these pages
 python benchmarks/readme_results.py --check   changes nothing; exit status 1 if a page is out of date
 """
 
@@ -14,8 +16,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+from accuracy import comparison
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+GRIDS = ROOT / "benchmarks" / "grids"
 BEGIN, END = "<!-- results: written by benchmarks/readme_results.py -->", "<!-- end of results -->"
 FIGURES = ("HR@10", "NDCG@10", "MRR@10")
 DIRECTIONS = ("forward", "forward + backward")
@@ -201,10 +207,50 @@ def ops(name: str, device: str) -> str:
     )
 
 
+def accuracy(name: str, title: str) -> str:
+    """The finished runs of a grid: validation, by which settings are chosen, and test beside it."""
+    grid = yaml.safe_load((GRIDS / f"{name}.yaml").read_text())
+    parts = [comparison(grid, RESULTS / "accuracy", part) for part in ("validation", "test")]
+    rows = []
+    for validation, test in zip(*parts, strict=True):
+        compared = validation.get("difference")
+        rows.append(
+            [
+                validation["set"],
+                validation["model"],
+                str(len(validation["seeds"])),
+                f"{validation['NDCG@10']:.4f}",
+                "" if compared is None else "{mean:+.4f} [{low:+.4f}, {high:+.4f}]".format(**compared),
+                f"{test['HR@10']:.4f}",
+                f"{test['NDCG@10']:.4f}",
+                f"{validation['best_epoch']:.0f}",
+                f"{validation['seconds'] / 60:.0f}",
+            ]
+        )
+    difference = f"difference to {grid['reference']}"
+    columns = [
+        "set",
+        "model",
+        "seeds",
+        "validation",
+        difference,
+        "test HR@10",
+        "test NDCG@10",
+        "epoch",
+        "minutes",
+    ]
+    commits = sorted({commit({"commit": name}) for row in parts[0] for name in row["commits"]})
+    return f"## {title}\n\n{table(columns, rows)}\n\nCommits: {', '.join(commits)}."
+
+
 def pages() -> dict[Path, list[str]]:
     """What stands between the markers of each page."""
     return {
         ROOT / "README.md": [ranking(), training_step(), scan()],
+        ROOT / "docs" / "accuracy.md": [
+            accuracy("recipe", "The recipe, without any option"),
+            accuracy("changes", "One change at a time, with the recipe"),
+        ],
         ROOT / "docs" / "results.md": [
             "## Ranking on MovieLens-1M",
             all_rankings(),

@@ -20,7 +20,7 @@ FEWEST_EVENTS, MOST_EVENTS = 128, 16384
 """A step's: fewer make poor gradients, more are no faster."""
 
 LENGTHS = (50, 100, 200, 500, 1000, 2000, 5000, 10000)
-SPARSE, MEDIUM = 20, 100
+SPARSE, MEDIUM = 50, 150
 """Events an item, below which there is little to learn about most of them."""
 
 REPEATING = 0.02

@@ -71,12 +71,11 @@ def test_sizes_follow_from_the_histories():
 
 
 def test_tiny_data_have_as_many_steps_in_more_epochs():
-    tiny, usual = (
-        complete(TrainConfig(), histories_of(*[[1, 2, 3, 4, 5]] * n, num_items=5))[0] for n in (64, 8000)
-    )
+    users = [[1, 2, 3, 4, 5]] * 8000
+    tiny, usual = (complete(TrainConfig(), histories_of(*users[:n], num_items=5))[0] for n in (64, 8000))
     assert (tiny.batch_events, usual.batch_events) == (128, 256)
-    assert (tiny.epochs, usual.epochs) == (30 * 125 // 2, 30)
-    assert (tiny.patience, usual.patience) == (15 * 125 // 2, 15)
+    assert (tiny.epochs, usual.epochs) == (round(30 * 125 / 2), 30)
+    assert (tiny.patience, usual.patience) == (round(15 * 125 / 2), 15)
 
 
 def test_fixed_values_ask_no_data():

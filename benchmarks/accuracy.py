@@ -77,6 +77,10 @@ def _word(value: object) -> str:
 
 def runs_of(grid: dict[str, Any]) -> list[Run]:
     """All runs of a grid: the first seed of every model first."""
+    for model, options in grid["models"].items():
+        only = (options or {}).get("only", [])
+        if isinstance(only, str) or not set(only) <= grid["sets"].keys():
+            raise ValueError(f"only of {model} must be a list of the grid's sets, got {only!r}")
     runs = []
     for seed in grid["seeds"]:
         for data, of_set in grid["sets"].items():
@@ -99,7 +103,8 @@ def run_all(runs: list[Run], data: Path, output: Path) -> int:
                 continue
             try:
                 save(output / f"{run.name}.json", train_one(run, data, output / run.name))
-            except (ValueError, FloatingPointError) as error:
+            except (ValueError, OSError, FloatingPointError, SystemExit) as error:
+                # An option that does not exist has its own message, and ends as if it were a command.
                 print(f"{run.name}: {error}", file=sys.stderr)
                 failed += 1
             else:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -28,9 +29,12 @@ from hyenarec.config import (
     TrainConfig,
     model_config_named,
 )
-from hyenarec.config.auto import Auto, settled, with_fixed
+from hyenarec.config.auto import Auto, settled, with_fixed, with_values
+from hyenarec.config.evaluation import SavedModelOptions
 from hyenarec.config.names import NEW_NAMES, with_new_names
 from hyenarec.config.saved import saved_defaults
+
+C = TypeVar("C", bound=SavedModelOptions)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,6 +94,7 @@ def make_parser(model: str, defaults: dict[str, Any]) -> ArgumentParser:
     epilog = f"--model.name chooses the model and with it the other --model options: {names}."
     train = _options_of("train", TrainConfig, skip={"model"}, epilog=epilog)
     train.add_class_arguments(model_config_named(model), "model")
+    _allow_bare_switches(train)
     commands.add_subcommand("train", train, help="train a model and report its score")
     for name, options, help_text in (
         ("evaluate", EvaluateOptions, "rank held-out items with a saved model"),
@@ -142,6 +147,24 @@ class SettingsParser(ArgumentParser):
                 content = yaml.safe_dump(with_new_names(values))
         return super().parse_string(content, *args, **kwargs)
 
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Ends with a usage error; one about a value of several types is a sentence."""
+        super().error(_in_a_sentence(message), ex)
+
+
+def _in_a_sentence(message: str) -> str:
+    """Jsonargparse's eight lines about a value that no type of a union takes; others as they are."""
+    pattern = r'Parser key "(.+?)":.*Subtypes: \[(.*?)\]\n.*Given value: (.*)'
+    found = re.search(pattern, message, re.DOTALL)
+    if found is None:
+        return message
+    key, types, value = found.groups()
+    kinds = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null"}
+    words = [
+        kinds.get(name, name) or repr(word) for name, word in re.findall(r"<class '(\w+)'>|'(\w+)'", types)
+    ]
+    return f"{key} must be {' or '.join(words)}, got {value}"
+
 
 def _require_one_name(values: dict[str, Any]) -> None:
     for old, new in NEW_NAMES.items():
@@ -158,10 +181,15 @@ def _options_of(
     parser = SettingsParser(description=description, usage=f"hyenarec {name} [options]", epilog=epilog)
     parser.add_argument("--config", action="config", help="YAML (or JSON) file of these settings")
     parser.add_class_arguments(config, skip=set(skip))
+    _allow_bare_switches(parser)
+    return parser
+
+
+def _allow_bare_switches(parser: ArgumentParser) -> None:
+    """Lets `--resume` alone mean `--resume true`."""
     for action in parser._actions:
         if getattr(action, "_typehint", None) in (bool, bool | Auto):
-            action.nargs, action.const = "?", True  # `--resume` alone means `--resume true`
-    return parser
+            action.nargs, action.const = "?", True
 
 
 def _train(options: Any) -> int:
@@ -181,7 +209,7 @@ def _evaluate(options: Any) -> int:
         text_table,
     )
 
-    chosen = with_fixed(EvaluateOptions(**_fields(options)))
+    chosen = _as_in_the_run(EvaluateOptions(**_fields(options)))
     saved = load(chosen.model, _device(chosen.device))
     split = split_histories(load_histories(chosen.data, chosen.seed), chosen.data)
     if split.train.vocabulary != saved.vocabulary:
@@ -212,7 +240,7 @@ def _evaluate(options: Any) -> int:
 def _recommend(options: Any) -> int:
     from hyenarec.evaluation.recommend import load
 
-    chosen = with_fixed(RecommendOptions(**_fields(options)))
+    chosen = _as_in_the_run(RecommendOptions(**_fields(options)))
     if (chosen.user is None) == (chosen.history is None):
         raise ValueError(f"either user or history must be given, got {chosen.user!r} and {chosen.history!r}")
     saved = load(chosen.model, _device(chosen.device))
@@ -226,6 +254,11 @@ def _recommend(options: Any) -> int:
     for item, score in best:
         print(f"{item}\t{score:.4f}")
     return 0
+
+
+def _as_in_the_run(chosen: C) -> C:
+    """The options, with the saved run's values for those that are `auto`, or fixed ones without a run."""
+    return with_fixed(with_values(chosen, saved_defaults(chosen.model)))
 
 
 def _history_of(chosen: RecommendOptions) -> list[Any]:

@@ -43,8 +43,8 @@ def with_values(config: C, values: dict[str, Any], prefix: str = "") -> C:
     return dataclasses.replace(config, **changed)  # type: ignore[type-var]
 
 
-def open_settings(config: object, prefix: str = "") -> list[str]:
-    """Names of the settings that are `auto` and in `FIXED`, in the order of `FIXED`."""
+def open_settings(config: object, prefix: str = "") -> set[str]:
+    """Names of the settings that are `auto` and in `FIXED`."""
     found = set()
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         name, value = prefix + field.name, getattr(config, field.name)
@@ -52,7 +52,7 @@ def open_settings(config: object, prefix: str = "") -> list[str]:
             found.update(open_settings(value, f"{name}."))
         elif value == "auto":
             found.add(name)
-    return [name for name in FIXED if name in found]
+    return found & FIXED.keys()
 
 
 def with_fixed(config: C, prefix: str = "") -> C:

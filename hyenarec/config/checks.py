@@ -17,6 +17,16 @@ def require_choice(name: str, choices: Any, value: object) -> None:
     require(value in options, name, "one of " + ", ".join(map(repr, options)), value)
 
 
+def require_switch(name: str, value: object) -> None:
+    """Raises ValueError unless the value is true or false."""
+    require(isinstance(value, bool), name, "true or false", value)
+
+
+def require_number(name: str, value: object) -> None:
+    """Raises ValueError unless the value is a number."""
+    require(isinstance(value, int | float) and not isinstance(value, bool), name, "a number", value)
+
+
 def require_count(name: str, value: object, least: int = 1) -> None:
     """Raises ValueError unless the value is a whole number that is large enough."""
     whole = isinstance(value, int) and not isinstance(value, bool)

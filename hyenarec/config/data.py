@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hyenarec.config.auto import Auto
-from hyenarec.config.checks import require, require_choice, require_count
+from hyenarec.config.checks import require, require_choice, require_count, require_switch
 
 Format = Literal["auto", "text", "csv", "parquet", "inter"]
 BadRows = Literal["error", "skip"]
@@ -67,6 +67,8 @@ class DataConfig:
         require_choice("data.on_bad_rows", BadRows, self.on_bad_rows)
         require_choice("data.split", SplitName, self.split)
         require_choice("data.targets", TargetKind, self.targets)
+        if self.exclude_history != "auto":
+            require_switch("data.exclude_history", self.exclude_history)
         if self.windows != "auto":
             require_choice("data.windows", Windows, self.windows)
         for name in ("validation_fraction", "test_fraction"):

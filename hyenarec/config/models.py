@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from hyenarec.config.auto import Auto
-from hyenarec.config.checks import require, require_choice, require_count
+from hyenarec.config.checks import require, require_choice, require_count, require_number, require_switch
 
 KernelFamily = Literal["legendre", "mlp", "free"]
 NormPlacement = Literal["post", "pre"]
@@ -68,7 +68,10 @@ class SequentialConfig(RecommenderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_count("model.dim", self.dim)
+        if self.repeats != "auto":
+            require_switch("model.repeats", self.repeats)
         if self.dropout != "auto":
+            require_number("model.dropout", self.dropout)
             require(0 <= self.dropout < 1, "model.dropout", "at least 0 and below 1", self.dropout)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hyenarec.config.auto import Auto
-from hyenarec.config.checks import require, require_choice, require_count
+from hyenarec.config.checks import require, require_choice, require_count, require_number
 
 Schedule = Literal["constant", "cosine"]
 
@@ -37,6 +37,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         rate = self.learning_rate
         if rate != "auto":
+            require_number("optimizer.learning_rate", rate)
             require(0 < rate < math.inf, "optimizer.learning_rate", "positive", rate)
         require(self.weight_decay >= 0, "optimizer.weight_decay", "at least 0", self.weight_decay)
         pair = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)

@@ -160,10 +160,9 @@ class Attention(nn.Module):
 class SASRec(BlocksModel):
     """Self-attention over the events, with a learned vector for each position: 0 is a sequence's first event.
 
-    Like later implementations, and unlike the first one, it normalises before each branch, has a
-    feed-forward layer of `ffn_multiple` times the width with GELU, and is trained by the softmax over the
-    whole catalogue unless `loss.name` asks for its one sampled negative (`bce`): both are known to score
-    higher.
+    Unlike the first implementation, it has HyenaRec's norms, a feed-forward layer of `ffn_multiple` times the
+    width with GELU, and is trained by the softmax over the whole catalogue unless `loss.name` asks for its
+    one sampled negative (`bce`): all are known to score higher.
 
     Args:
         config: the shape; `num_items` must be set.

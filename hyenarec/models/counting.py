@@ -29,7 +29,9 @@ PERSONAL_SHARE = 0.7
 """Of the user's own items in `PersonalMarkov`."""
 
 POPULARITY = 1e-9
-"""What the most popular item scores for that in `Personal` and `PersonalMarkov`: it decides ties only."""
+"""What the most popular item scores for that in `Personal` and `PersonalMarkov`.
+
+It decides ties, and items that were last had some 600 events ago or more."""
 
 
 class CountedHistories(NamedTuple):

@@ -64,8 +64,8 @@ class RepeatHead(nn.Module):
 
     def log_gain(self, hidden: Tensor) -> Tensor:
         """Rows `[..., D]` -> log g, `[...]`, in float32 at least."""
-        hidden = hidden.to(torch.promote_types(hidden.dtype, self.strength.dtype))
-        return hidden @ self.strength + self.bias
+        # No product of matrices, which autocast would round.
+        return (hidden * self.strength).sum(-1, dtype=self.strength.dtype) + self.bias
 
     def of_targets(self, items: Tensor, offsets: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """What the loss needs of every event's history up to that event.
@@ -126,7 +126,7 @@ class RepeatHead(nn.Module):
         rates = (rate[:, None] + rate).flatten()
         amplitude = self.return_amplitude.double()
         coefficients = (amplitude[:, None] * amplitude).flatten()
-        return rates, coefficients / (coefficients / -torch.expm1(-rates)).sum()
+        return rates, coefficients / (coefficients / -torch.expm1(-rates)).sum().clamp(min=TINY)
 
     def _log_return(self, lag: Tensor) -> Tensor:
         """Log w of each lag."""

@@ -2,7 +2,8 @@
 
 The batch path sees a whole history at once. A stream keeps only what later events need: for each block the
 Legendre coefficients and current chunk of its long convolutions (`ops.legendre_step`), and the last rows that
-the short convolution still reaches. Everything else works on each event alone.
+the short convolution still reaches; for a repeat head a few numbers for each distinct item. Everything else
+works on each event alone.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class Stream:
     evaluation mode and without gradients. The cost of an event does not depend on the history's length, nor
     does the size of the state (`nbytes`): `num_blocks · ((order - 1)(N + C) + (order + 1)(W - 1)) · D + D`
     numbers, where N is `num_coeffs`, C the 32 events of a chunk (16 for N <= 9), and W is `short_conv_width`.
+    With a repeat head, up to 80 bytes for each distinct item come to that, and are read for `scores()`.
 
     The model's weights must not change while its streams live: what the convolutions need of them is computed
     once, here, and shared with copies. To serve many users, make one stream and `copy()` it while it is

@@ -46,8 +46,8 @@ class TrainResult:
     Attributes:
         model: the weights of the best validation, in evaluation mode.
         test: the single evaluation of these weights on the test targets.
-        reference_baselines: the same evaluation of popularity and Markov counts, by name; empty in all
-            processes but the main one.
+        reference_baselines: the same evaluation of models that count, by name; empty in all processes but the
+            main one.
         best_epoch: finished epochs at the best validation.
         best_score: validation NDCG@10 there.
         log: the records of `log.jsonl`, one an epoch.

@@ -173,6 +173,17 @@ def _same(name: str, before: object, now: object) -> bool:
     return before == now
 
 
+CHOSEN_FROM_DATA = ("data.windows", "data.exclude_history", "data.path")
+"""Settings of the data that don't tell which events there are; a path may be written differently."""
+
+
+def reads_the_same(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    """Whether two runs' settings lead to the same events, unless the file has changed."""
+    before, now = (dict(_flatten({"data": config["data"]})) for config in (saved, current))
+    same = all(before.get(name) == now[name] for name in now if name not in CHOSEN_FROM_DATA)
+    return same and _same("data.path", before["data.path"], now["data.path"])
+
+
 def require_same_data(saved: str, current: str, path: str) -> None:
     """Refuses to continue a run on different data.
 

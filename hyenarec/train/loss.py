@@ -181,7 +181,7 @@ def mixture_sum(
 ) -> Tensor:
     """Cross-entropy, summed, of scores to which a `RepeatHead` adds.
 
-    -log p = log(Σ exp(score) + g Σ w) - log(exp(score[target]) + g A[target]).
+    -log p = log(Σ exp(score) + g Σ A) - log(exp(score[target]) + g A[target]).
 
     Args:
         hidden: `[M, D]`, with the three arguments after it as `ops.linear_cross_entropy` takes them.
@@ -190,7 +190,7 @@ def mixture_sum(
         target: `[M]`; rows with -1 are left out.
         log_gain: `[M]`, how much repeats count.
         log_repeats: `[M]`, log A of the targets, which may be -inf.
-        log_all_repeats: `[M]`, log Σ w.
+        log_all_repeats: `[M]`, log Σ A, over all items.
 
     Returns:
         A scalar, at least float32.

@@ -1,6 +1,6 @@
 """The recipe: values for the settings that are left open, from statistics of the training data.
 
-docs/recipe.md has the rules as a table, and the measurements behind them.
+docs/recipe.md has the rules as a table, docs/accuracy.md what they lead to.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hyenarec.config import TrainConfig
-from hyenarec.config.auto import open_settings, with_fixed, with_values
+from hyenarec.config.auto import open_settings, settled, with_fixed, with_values
 from hyenarec.data import Histories
 
 STEPS_PER_EPOCH = 125
@@ -22,6 +22,9 @@ FEWEST_EVENTS, MOST_EVENTS = 128, 16384
 LENGTHS = (50, 100, 200, 500, 1000, 2000, 5000, 10000)
 SPARSE, MEDIUM = 50, 150
 """Events an item, below which there is little to learn about most of them."""
+
+MOST_ITEMS = 100_000
+"""Of the full softmax, whose steps cost as much as the catalogue is large."""
 
 REPEATING = 0.02
 """Share of repeated events from which on people are said to come back to items."""
@@ -72,9 +75,10 @@ class Statistics:
         wanted = 128 * round(self.num_targets / STEPS_PER_EPOCH / 128)
         return min(max(wanted, FEWEST_EVENTS), MOST_EVENTS)
 
-    def epochs(self, usual: int) -> int:
+    def epochs(self, usual: int, step_events: int) -> int:
         """As many as have the steps of `usual` epochs, where tiny data have fewer steps in each."""
-        return max(usual, round(usual * STEPS_PER_EPOCH * self.step_events / max(self.num_targets, 1)))
+        steps = max(self.num_targets / step_events, 1)
+        return max(usual, round(usual * STEPS_PER_EPOCH / steps))
 
 
 @dataclass(frozen=True)
@@ -89,82 +93,95 @@ class Choice:
         return f"{self.setting:<24} {self.value!s:<10} {self.reason}"
 
 
-# --- the rules: each looks at the statistics and gives a value and its reason ---
+# --- the rules: each gives a value and its reason ---
+
+Answer = tuple[Any, str]
 
 
-def exclude_history(data: Statistics) -> tuple[bool, str]:
+def exclude_history(data: Statistics, config: TrainConfig) -> Answer:
     """Excludes what a user has had where people don't repeat."""
     return data.repeats < REPEATING, f"{data.repeats:.1%} of the events repeat an item of their history"
 
 
-def max_len(data: Statistics) -> tuple[int, str]:
+def windows(data: Statistics, config: TrainConfig) -> Answer:
+    """All of them: the older events teach as much as the latest."""
+    return "all", "every event is predicted once an epoch"
+
+
+def max_len(data: Statistics, config: TrainConfig) -> Answer:
     """Long enough for nearly all histories: an event of a long one costs no more."""
     length = next((length for length in LENGTHS if length >= data.usual_length), LENGTHS[-1])
     return length, f"nine histories of ten have at most {data.usual_length:,} events"
 
 
-def windows(data: Statistics) -> tuple[str, str]:
-    """All of them: the older events teach as much as the latest."""
-    return "all", "every event is predicted once an epoch"
-
-
-def batch_events(data: Statistics) -> tuple[int, str]:
-    """As many as make about `STEPS_PER_EPOCH` steps an epoch."""
-    steps = data.num_targets / data.step_events
-    return data.step_events, f"{steps:,.0f} steps an epoch of {data.num_targets:,} events"
-
-
-def dropout(data: Statistics) -> tuple[float, str]:
+def dropout(data: Statistics, config: TrainConfig) -> Answer:
     """The more, the fewer events tell about an item."""
     value = 0.5 if data.is_sparse else 0.3 if data.targets_per_item < MEDIUM else 0.2
     return value, f"{data.targets_per_item:,.0f} events an item"
 
 
-def learning_rate(data: Statistics) -> tuple[float, str]:
-    """Lower on sparse data."""
-    return (1e-3 if data.is_sparse else 2e-3), f"{data.targets_per_item:,.0f} events an item"
+def loss(data: Statistics, config: TrainConfig) -> Answer:
+    """The full softmax, unless the catalogue is large or negatives are asked for."""
+    if config.loss.negatives is not None or config.loss.distribution is not None:
+        return "sampled_softmax", "it takes negatives"
+    if getattr(config.model, "repeats", "auto") is True:
+        return "softmax", "it trains model.repeats"
+    return ("softmax" if data.num_items <= MOST_ITEMS else "sampled_softmax"), f"{data.num_items:,} items"
 
 
-def schedule(data: Statistics) -> tuple[str, str]:
-    """Constant on sparse data, where patience ends the run."""
-    return ("constant" if data.is_sparse else "cosine"), "with this rate"
-
-
-def epochs(data: Statistics) -> tuple[int, str]:
-    """Enough for the schedule."""
-    return data.epochs(60 if data.is_sparse else 30), "enough steps for this schedule"
-
-
-def patience(data: Statistics) -> tuple[int, str]:
-    """Long enough that chance doesn't end a run; with the cosine, half of it: the best comes at its end."""
-    return data.epochs(6 if data.is_sparse else 15), "epochs without a better validation"
-
-
-def loss(data: Statistics) -> tuple[str, str]:
-    """The full softmax, unless the catalogue is large."""
-    sampled = data.num_items > 100_000
-    return ("sampled_softmax" if sampled else "softmax"), f"{data.num_items:,} items"
-
-
-def repeats(data: Statistics) -> tuple[bool, str]:
+def repeats(data: Statistics, config: TrainConfig) -> Answer:
     """A head for the history's items where people come back to them."""
+    if config.data.exclude_history:
+        return False, "the history is excluded"
+    if not config.loss.is_plain_softmax:
+        return False, "only the softmax without label smoothing trains it"
     return data.repeats >= REPEATING, f"{data.repeats:.1%} of the events repeat an item of their history"
 
 
-RULES: dict[str, Callable[[Statistics], tuple[Any, str]]] = {
+def schedule(data: Statistics, config: TrainConfig) -> Answer:
+    """Constant on sparse data, where patience ends the run."""
+    return ("constant" if data.is_sparse else "cosine"), f"{data.targets_per_item:,.0f} events an item"
+
+
+def learning_rate(data: Statistics, config: TrainConfig) -> Answer:
+    """Lower where it doesn't fall."""
+    schedule = config.optimizer.schedule
+    return (1e-3 if schedule == "constant" else 2e-3), f"with the schedule {schedule}"
+
+
+def batch_events(data: Statistics, config: TrainConfig) -> Answer:
+    """As many as make about `STEPS_PER_EPOCH` steps an epoch."""
+    steps = data.num_targets / data.step_events
+    return data.step_events, f"{steps:,.0f} steps an epoch of {data.num_targets:,} events"
+
+
+def epochs(data: Statistics, config: TrainConfig) -> Answer:
+    """Enough for the schedule."""
+    usual = 60 if config.optimizer.schedule == "constant" else 30
+    epochs = data.epochs(usual, settled(config.batch_events))
+    return epochs, f"with the schedule {config.optimizer.schedule}"
+
+
+def patience(data: Statistics, config: TrainConfig) -> Answer:
+    """Long enough that chance doesn't end a run; with the cosine, half of it: the best comes at its end."""
+    usual = 6 if config.optimizer.schedule == "constant" else 15
+    return data.epochs(usual, settled(config.batch_events)), "epochs without a better validation"
+
+
+RULES: dict[str, Callable[[Statistics, TrainConfig], Answer]] = {
     "data.exclude_history": exclude_history,
     "data.windows": windows,
     "model.max_len": max_len,
     "model.dropout": dropout,
     "loss.name": loss,
-    "optimizer.learning_rate": learning_rate,
-    "optimizer.schedule": schedule,
-    "epochs": epochs,
-    "batch_events": batch_events,
-    "patience": patience,
     "model.repeats": repeats,
+    "optimizer.schedule": schedule,
+    "optimizer.learning_rate": learning_rate,
+    "batch_events": batch_events,
+    "epochs": epochs,
+    "patience": patience,
 }
-"""How each setting that may be open follows from the data."""
+"""How each setting that may be open follows from the data, and from those that are given or above it here."""
 
 
 def complete(config: TrainConfig, train: Histories) -> tuple[TrainConfig, list[Choice]]:
@@ -175,11 +192,10 @@ def complete(config: TrainConfig, train: Histories) -> tuple[TrainConfig, list[C
     """
     if config.recipe == "none":
         return with_fixed(config), []
-    data, choices = Statistics.of(train), []
-    for name in open_settings(config):
-        choice = Choice(name, *RULES[name](data))
-        if name == "model.repeats" and choice.value and not config.loss.is_plain_softmax:
-            choice = Choice(name, False, "only the softmax without label smoothing trains it")
-        choices.append(choice)
-        config = with_values(config, {name: choice.value})
+    data, choices, still_open = Statistics.of(train), [], open_settings(config)
+    for name, rule in RULES.items():
+        if name in still_open:
+            choice = Choice(name, *rule(data, config))
+            choices.append(choice)
+            config = with_values(config, {name: choice.value})
     return config, choices

@@ -31,6 +31,7 @@ from hyenarec.train.checkpoint import (
     load_checkpoint,
     pack_optimizer,
     random_state,
+    reads_the_same,
     require_same_config,
     require_same_data,
     restore_random_state,
@@ -326,7 +327,10 @@ class TrainingRun:
                 begin_folder(self.config)
             return
         saved = load_checkpoint(path)
-        require_same_config(saved.config, to_dict(located(self.config)))
+        current = to_dict(located(self.config))
+        if reads_the_same(saved.config, current):  # other data may have led to other settings
+            require_same_data(saved.data, self._data, self.config.data.path)
+        require_same_config(saved.config, current)
         require_same_data(saved.data, self._data, self.config.data.path)
         processes = len(saved.random["cpu"])
         if processes != self.processes:

@@ -135,13 +135,21 @@ def test_a_run_in_other_hands_is_left_alone(accuracy: ModuleType, data: Path, ca
 
 
 def test_a_failed_run_is_named_and_the_others_go_on(accuracy: ModuleType, data: Path, capsys) -> None:
-    models = {"bad": {"model.dim": 3, "model.name": "sasrec"}, "ours": {}}
+    models = {"bad": {"model.dim": 3, "model.name": "sasrec"}, "odd": {"model.foo": 3}, "ours": {}}
     runs = accuracy.runs_of(grid_of(seeds=[0], models=models))
-    assert accuracy.run_all(runs, data, data / "out") == 1
-    assert "steps/bad/seed-0: " in capsys.readouterr().err
+    assert accuracy.run_all(runs, data, data / "out") == 2
+    printed = capsys.readouterr().err
+    assert "steps/bad/seed-0: " in printed and "model.foo" in printed and "steps/odd/seed-0: " in printed
     assert (data / "out/steps/ours/seed-0.json").is_file()
 
 
 def test_a_model_may_be_limited_to_some_sets(accuracy: ModuleType) -> None:
-    grid = grid_of(models={"ours": {}, "large": {"only": ["other"]}})
+    sets = {name: {"data.path": f"{name}.txt"} for name in ("steps", "other")}
+    grid = grid_of(sets={"steps": sets["steps"]}, models={"ours": {}, "large": {"only": []}})
     assert {run.model for run in accuracy.runs_of(grid)} == {"ours"}
+
+
+@pytest.mark.parametrize("only", ["steps", ["step"]])
+def test_only_names_sets_of_the_grid(accuracy: ModuleType, only: object) -> None:
+    with pytest.raises(ValueError, match=r"only of ours must be a list of the grid's sets, got"):
+        accuracy.runs_of(grid_of(models={"ours": {"only": only}}))

@@ -162,3 +162,20 @@ def test_it_learns_that_users_keep_to_their_items() -> None:
             optimizer.step()
         losses.append(mean.item())
     assert losses[0] < losses[1] - 0.3
+
+
+def test_the_gain_is_as_exact_under_autocast() -> None:
+    head, hidden = RepeatHead(64, 9, 50), torch.randn(5, 64)
+    nn.init.normal_(head.strength)
+    exact = head.log_gain(hidden)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(head.log_gain(hidden), exact)
+
+
+def test_amplitudes_that_cancel_stay_finite() -> None:
+    head = RepeatHead(4, 9, 50)
+    nn.init.zeros_(head.return_amplitude)
+    items = torch.tensor([1, 2, 1, 1])
+    loss = sum(x.sum() for x in head.of_targets(items, torch.tensor([0, 4]), items))
+    loss.backward()
+    assert loss.isfinite() and head.return_amplitude.grad.isfinite().all()

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from hyenarec.config import LossConfig, ModelConfig, OptimizerConfig, SASRecConfig, TrainConfig
+from hyenarec.config import DataConfig, LossConfig, ModelConfig, OptimizerConfig, SASRecConfig, TrainConfig
 from hyenarec.config.auto import FIXED, open_settings
 from hyenarec.data import Histories, Vocabulary
 from hyenarec.data.histories import offsets_of
@@ -31,9 +31,9 @@ def test_statistics_of_a_small_table():
 
 
 def test_every_open_setting_has_a_rule_and_a_fixed_value():
-    assert set(open_settings(TrainConfig())) == set(FIXED) == set(RULES)
-    assert open_settings(complete(TrainConfig(), histories_of([1, 2, 3]))[0]) == []
-    assert open_settings(complete(TrainConfig(recipe="none"), histories_of([1, 2, 3]))[0]) == []
+    assert open_settings(TrainConfig()) == set(FIXED) == set(RULES)
+    assert open_settings(complete(TrainConfig(), histories_of([1, 2, 3]))[0]) == set()
+    assert open_settings(complete(TrainConfig(recipe="none"), histories_of([1, 2, 3]))[0]) == set()
 
 
 def test_what_is_given_wins():
@@ -76,6 +76,40 @@ def test_tiny_data_have_as_many_steps_in_more_epochs():
     assert (tiny.batch_events, usual.batch_events) == (128, 256)
     assert (tiny.epochs, usual.epochs) == (round(30 * 125 / 2), 30)
     assert (tiny.patience, usual.patience) == (round(15 * 125 / 2), 15)
+
+
+def test_an_epoch_has_a_step_however_few_events_there_are():
+    config, _ = complete(TrainConfig(), histories_of([1, 2, 3], num_items=3))
+    assert (config.epochs, config.patience) == (60 * 125, 6 * 125)
+
+
+@pytest.mark.parametrize(
+    "schedule, rate, epochs, patience", [("cosine", 2e-3, 30, 15), ("constant", 1e-3, 60, 6)]
+)
+@pytest.mark.parametrize("num_items", [5, 8000])
+def test_rate_and_epochs_follow_a_schedule_that_is_given(schedule, rate, epochs, patience, num_items):
+    data = histories_of(*[[1, 2, 3, 4, 5]] * 8000, num_items=num_items)
+    config, _ = complete(TrainConfig(optimizer=OptimizerConfig(schedule=schedule)), data)
+    assert (config.optimizer.learning_rate, config.epochs, config.patience) == (rate, epochs, patience)
+
+
+def test_epochs_follow_a_batch_that_is_given():
+    data = histories_of(*[[1, 2, 3, 4, 5]] * 8000, num_items=5)
+    config, _ = complete(TrainConfig(batch_events=2560), data)
+    assert config.epochs == 30 * 10  # 12.5 instead of 125 steps in each
+
+
+def test_loss_and_repeats_agree():
+    many = histories_of([1, 2, 1, 1, 3], num_items=100_001)
+    config, _ = complete(TrainConfig(), many)
+    assert (config.loss.name, config.model.repeats) == ("sampled_softmax", False)
+    config, _ = complete(TrainConfig(model=ModelConfig(repeats=True)), many)
+    assert (config.loss.name, config.model.repeats) == ("softmax", True)
+    few = histories_of([1, 2, 1, 1, 3])
+    config, _ = complete(TrainConfig(loss=LossConfig(negatives=4)), few)
+    assert (config.loss.name, config.model.repeats) == ("sampled_softmax", False)
+    config, _ = complete(TrainConfig(data=DataConfig(exclude_history=True)), few)
+    assert config.model.repeats is False
 
 
 def test_fixed_values_ask_no_data():

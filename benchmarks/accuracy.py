@@ -2,7 +2,7 @@
 
 python benchmarks/accuracy.py run GRID --data FOLDER       trains what is not there yet
 python benchmarks/accuracy.py table GRID                   validation figures, by which settings are chosen
-python benchmarks/accuracy.py table GRID --test            test figures, for models that were chosen before
+python benchmarks/accuracy.py table GRID --test            test figures beside them, once models are chosen
 
 A grid is a YAML file: `sets` and `models`, each a mapping of names to options of `hyenarec train` (those of a
 model win), `seeds`, and `reference`, the model that all others are compared with; `only` limits a model to
@@ -190,7 +190,7 @@ def figures(evaluation: Evaluation) -> dict[str, float]:
 # --- tables ---
 
 
-def comparison(grid: dict[str, Any], output: Path, part: str) -> list[dict[str, Any]]:
+def comparison(grid: dict[str, Any], output: Path) -> list[dict[str, Any]]:
     """A row for each set and model that has a finished run, compared with the reference on the same set."""
     done: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for run in runs_of(grid):
@@ -199,25 +199,28 @@ def comparison(grid: dict[str, Any], output: Path, part: str) -> list[dict[str, 
             done.setdefault((run.data, run.model), []).append(content)
     rows = []
     for (data, model), runs in done.items():
-        others = done.get((data, grid["reference"]), [])
-        row = {"set": data, "model": model, **summary(runs, part)}
-        if others and model != grid["reference"]:
-            row["difference"] = dataclasses.asdict(difference(runs, others, part))
-        rows.append(row)
+        others = done.get((data, grid["reference"]), []) if model != grid["reference"] else []
+        row = {
+            "set": data,
+            "model": model,
+            "seeds": [run["seed"] for run in runs],
+            "best_epoch": statistics.fmean(run["best_epoch"] for run in runs),
+            "seconds": statistics.fmean(run["seconds"] for run in runs),
+            "commits": sorted({run["commit"] for run in runs}),
+        }
+        rows.append({**row, **{part: summary(runs, others, part) for part in ("validation", "test")}})
     return sorted(rows, key=lambda row: list(grid["sets"]).index(row["set"]))
 
 
-def summary(runs: list[dict[str, Any]], part: str) -> dict[str, Any]:
-    """Means over the seeds, and how far single runs deviate."""
-    row: dict[str, Any] = {"seeds": [run["seed"] for run in runs], "part": part}
-    for name in ("HR@10", "NDCG@10"):
-        values = [run[part][name] for run in runs]
-        row[name] = statistics.fmean(values)
-        row[f"{name} deviation"] = statistics.stdev(values) if len(values) > 1 else None
-    row["best_epoch"] = statistics.fmean(run["best_epoch"] for run in runs)
-    row["seconds"] = statistics.fmean(run["seconds"] for run in runs)
-    row["commits"] = sorted({run["commit"] for run in runs})
-    return row
+def summary(runs: list[dict[str, Any]], others: list[dict[str, Any]], part: str) -> dict[str, Any]:
+    """Means over the seeds, how far single runs deviate, and the difference in NDCG@10 to other runs."""
+    values = [run[part]["NDCG@10"] for run in runs]
+    return {
+        "HR@10": statistics.fmean(run[part]["HR@10"] for run in runs),
+        "NDCG@10": statistics.fmean(values),
+        "deviation": statistics.stdev(values) if len(values) > 1 else None,
+        "difference": dataclasses.asdict(difference(runs, others, part)) if others else None,
+    }
 
 
 def difference(runs: list[dict[str, Any]], others: list[dict[str, Any]], part: str) -> Difference:
@@ -228,37 +231,28 @@ def difference(runs: list[dict[str, Any]], others: list[dict[str, Any]], part: s
     return paired_difference(first, second)
 
 
-def markdown(rows: list[dict[str, Any]], reference: str) -> str:
-    """The rows as a table."""
-    columns = [
-        "set",
-        "model",
-        "seeds",
-        "HR@10",
-        "NDCG@10",
-        f"difference to {reference}",
-        "p",
-        "epochs",
-        "minutes",
-    ]
-    lines = [columns, ["---"] * len(columns)]
+def markdown(rows: list[dict[str, Any]], reference: str, *, test: bool) -> str:
+    """The rows as a table: NDCG@10 of the validation and, if asked for, HR@10 and NDCG@10 of the test."""
+    columns = ["set", "model", "seeds", "validation", f"- {reference}", "p"]
+    columns += ["test HR@10", "test NDCG@10", f"- {reference}", "p"] if test else []
+    lines = [[*columns, "best epoch", "minutes"]]
+    lines.append(["---"] * len(lines[0]))
     for row in rows:
-        spread = row["NDCG@10 deviation"]
-        compared = row.get("difference")
-        lines.append(
-            [
-                row["set"],
-                row["model"],
-                str(len(row["seeds"])),
-                f"{row['HR@10']:.4f}",
-                f"{row['NDCG@10']:.4f}" + ("" if spread is None else f" ± {spread:.4f}"),
-                "" if compared is None else "{mean:+.4f} [{low:+.4f}, {high:+.4f}]".format(**compared),
-                "" if compared is None else f"{compared['p']:.3f}",
-                f"{row['best_epoch']:.0f}",
-                f"{row['seconds'] / 60:.0f}",
-            ]
-        )
+        cells = [row["set"], row["model"], str(len(row["seeds"])), *_cells(row["validation"])]
+        cells += [f"{row['test']['HR@10']:.4f}", *_cells(row["test"])] if test else []
+        lines.append([*cells, f"{row['best_epoch']:.0f}", f"{row['seconds'] / 60:.0f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cells(part: dict[str, Any]) -> list[str]:
+    """NDCG@10, its difference to the reference with a 95% interval, and p."""
+    mean = f"{part['NDCG@10']:.4f}"
+    if part["deviation"] is not None:
+        mean += f" ± {part['deviation']:.4f}"
+    compared = part["difference"]
+    if compared is None:
+        return [mean, "", ""]
+    return [mean, "{mean:+.4f} [{low:+.4f}, {high:+.4f}]".format(**compared), f"{compared['p']:.3f}"]
 
 
 def main() -> int:
@@ -273,7 +267,7 @@ def main() -> int:
     )
     parser.add_argument("--threads", type=int, default=1, help="of each training")
     parser.add_argument("--only", default="", help="train only runs whose name (set/model/seed-N) holds this")
-    parser.add_argument("--test", action="store_true", help="show test instead of validation figures")
+    parser.add_argument("--test", action="store_true", help="show test figures, too")
     parser.add_argument("--json", type=Path, help="write the table's content here, too")
     arguments = parser.parse_args()
     grid = yaml.safe_load(arguments.grid.read_text())
@@ -282,11 +276,11 @@ def main() -> int:
             torch.set_num_threads(arguments.threads)
             chosen = [run for run in runs_of(grid) if arguments.only in run.name]
             return min(run_all(chosen, arguments.data, arguments.output), 1)
-        rows = comparison(grid, arguments.output, "test" if arguments.test else "validation")
+        rows = comparison(grid, arguments.output)
     except ValueError as error:
         print(f"accuracy.py: {error}", file=sys.stderr)
         return 2
-    print(markdown(rows, grid["reference"]))
+    print(markdown(rows, grid["reference"], test=arguments.test))
     if arguments.json is not None:
         save(arguments.json, {"grid": grid, "rows": rows})
     return 0

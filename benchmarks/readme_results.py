@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accuracy import comparison
+from accuracy import comparison, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -210,37 +210,10 @@ def ops(name: str, device: str) -> str:
 def accuracy(name: str, title: str) -> str:
     """The finished runs of a grid: validation, by which settings are chosen, and test beside it."""
     grid = yaml.safe_load((GRIDS / f"{name}.yaml").read_text())
-    parts = [comparison(grid, RESULTS / "accuracy", part) for part in ("validation", "test")]
-    rows = []
-    for validation, test in zip(*parts, strict=True):
-        compared = validation.get("difference")
-        rows.append(
-            [
-                validation["set"],
-                validation["model"],
-                str(len(validation["seeds"])),
-                f"{validation['NDCG@10']:.4f}",
-                "" if compared is None else "{mean:+.4f} [{low:+.4f}, {high:+.4f}]".format(**compared),
-                f"{test['HR@10']:.4f}",
-                f"{test['NDCG@10']:.4f}",
-                f"{validation['best_epoch']:.0f}",
-                f"{validation['seconds'] / 60:.0f}",
-            ]
-        )
-    difference = f"difference to {grid['reference']}"
-    columns = [
-        "set",
-        "model",
-        "seeds",
-        "validation",
-        difference,
-        "test HR@10",
-        "test NDCG@10",
-        "epoch",
-        "minutes",
-    ]
-    commits = sorted({commit({"commit": name}) for row in parts[0] for name in row["commits"]})
-    return f"## {title}\n\n{table(columns, rows)}\n\nCommits: {', '.join(commits)}."
+    rows = comparison(grid, RESULTS / "accuracy")
+    commits = sorted({commit({"commit": name}) for row in rows for name in row["commits"]})
+    rows_table = markdown(rows, grid["reference"], test=True)
+    return f"## {title}\n\n{rows_table}\n\nCommits: {', '.join(commits)}."
 
 
 def pages() -> dict[Path, list[str]]:

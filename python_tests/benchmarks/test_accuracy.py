@@ -111,11 +111,17 @@ def test_a_grid_trains_once_and_compares(accuracy: ModuleType, data: Path, capsy
     capsys.readouterr()
     assert accuracy.run_all(runs, data, output) == 0
     assert capsys.readouterr().out == ""  # nothing was left to do
-    ours, sasrec = accuracy.comparison(grid_of(), output, "test")
+    ours, sasrec = accuracy.comparison(grid_of(), output)
     assert ours["seeds"] == sasrec["seeds"] == [0, 1]
-    assert "difference" not in ours
-    assert sasrec["difference"]["mean"] == pytest.approx(sasrec["NDCG@10"] - ours["NDCG@10"], abs=1e-4)
-    assert "| steps | sasrec | 2 |" in accuracy.markdown([ours, sasrec], "ours")
+    for part in ("validation", "test"):
+        assert ours[part]["difference"] is None
+        expected = sasrec[part]["NDCG@10"] - ours[part]["NDCG@10"]
+        assert sasrec[part]["difference"]["mean"] == pytest.approx(expected, abs=1e-4)
+    for test in (False, True):
+        header, rule, *rows = accuracy.markdown([ours, sasrec], "ours", test=test).splitlines()
+        assert {line.count("|") for line in (header, rule, *rows)} == {13 if test else 9}
+        assert rows[1].startswith("| steps | sasrec | 2 |")
+        assert ("test NDCG@10" in header) is test
 
 
 def test_a_run_with_other_options_is_not_taken_for_this_one(accuracy: ModuleType, data: Path) -> None:

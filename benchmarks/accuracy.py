@@ -207,9 +207,20 @@ def comparison(grid: dict[str, Any], output: Path) -> list[dict[str, Any]]:
             "best_epoch": statistics.fmean(run["best_epoch"] for run in runs),
             "seconds": statistics.fmean(run["seconds"] for run in runs),
             "commits": sorted({run["commit"] for run in runs}),
+            "counted": best_counted(runs[0]["reference_baselines"]),
         }
         rows.append({**row, **{part: summary(runs, others, part) for part in ("validation", "test")}})
     return sorted(rows, key=lambda row: list(grid["sets"]).index(row["set"]))
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def best_counted(baselines: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The reference baseline with the highest NDCG@10 on the test targets."""
+    name = max(baselines, key=lambda name: baselines[name]["NDCG@10"])
+    return {"name": name, "NDCG@10": baselines[name]["NDCG@10"]}
 
 
 def summary(runs: list[dict[str, Any]], others: list[dict[str, Any]], part: str) -> dict[str, Any]:
@@ -234,12 +245,16 @@ def difference(runs: list[dict[str, Any]], others: list[dict[str, Any]], part: s
 def markdown(rows: list[dict[str, Any]], reference: str, *, test: bool) -> str:
     """The rows as a table: NDCG@10 of the validation and, if asked for, HR@10 and NDCG@10 of the test."""
     columns = ["set", "model", "seeds", "validation", f"- {reference}", "p"]
-    columns += ["test HR@10", "test NDCG@10", f"- {reference}", "p"] if test else []
+    columns += (
+        ["test HR@10", "test NDCG@10", f"- {reference}", "p", "best of those that count"] if test else []
+    )
     lines = [[*columns, "best epoch", "minutes"]]
     lines.append(["---"] * len(lines[0]))
     for row in rows:
         cells = [row["set"], row["model"], str(len(row["seeds"])), *_cells(row["validation"])]
-        cells += [f"{row['test']['HR@10']:.4f}", *_cells(row["test"])] if test else []
+        if test:
+            counted = f"{row['counted']['NDCG@10']:.4f} {row['counted']['name']}"
+            cells += [f"{row['test']['HR@10']:.4f}", *_cells(row["test"]), counted]
         lines.append([*cells, f"{row['best_epoch']:.0f}", f"{row['seconds'] / 60:.0f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -252,7 +267,7 @@ def _cells(part: dict[str, Any]) -> list[str]:
     compared = part["difference"]
     if compared is None:
         return [mean, "", ""]
-    return [mean, "{mean:+.4f} [{low:+.4f}, {high:+.4f}]".format(**compared), f"{compared['p']:.3f}"]
+    return [mean, "{mean:+.4f} [{low:+.4f}, {high:+.4f}]".format(**compared), _p(compared["p"])]
 
 
 def main() -> int:

@@ -119,7 +119,7 @@ def test_a_grid_trains_once_and_compares(accuracy: ModuleType, data: Path, capsy
         assert sasrec[part]["difference"]["mean"] == pytest.approx(expected, abs=1e-4)
     for test in (False, True):
         header, rule, *rows = accuracy.markdown([ours, sasrec], "ours", test=test).splitlines()
-        assert {line.count("|") for line in (header, rule, *rows)} == {13 if test else 9}
+        assert {line.count("|") for line in (header, rule, *rows)} == {14 if test else 9}
         assert rows[1].startswith("| steps | sasrec | 2 |")
         assert ("test NDCG@10" in header) is test
 

@@ -42,6 +42,7 @@ GPU_TESTS = (
     "python_tests/ops",
     "python_tests/models/test_hyenarec.py",
     "python_tests/models/test_baselines.py",
+    "python_tests/models/test_counting.py",
     "python_tests/evaluation/test_evaluate.py",
     "python_tests/models/test_stream.py",
     "python_tests/test_transfer.py",

@@ -17,7 +17,7 @@ from hyenarec.data import Histories
 
 STEPS_PER_EPOCH = 125
 FEWEST_EVENTS, MOST_EVENTS = 128, 16384
-"""A step's: fewer make poor gradients, more are no faster."""
+"""Bounds of a step's events."""
 
 LENGTHS = (50, 100, 200, 500, 1000, 2000, 5000, 10000)
 SPARSE, MEDIUM = 50, 150

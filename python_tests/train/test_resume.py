@@ -192,6 +192,17 @@ def test_resuming_on_other_data_is_refused(make_config, events):
         train(make_config(epochs=2, resume=True))
 
 
+def test_data_that_grew_are_named_before_the_settings_that_follow_from_them(make_config, events):
+    config = make_config(epochs=1)
+    train(config)
+    with events.open("a") as file:
+        file.writelines(f"99 {item}\n" for item in range(200, 240))  # longer, and new items
+    open_settings = dataclasses.replace(config.model, max_len="auto")
+    for resumed in (config, dataclasses.replace(config, recipe="data", model=open_settings)):
+        with pytest.raises(ValueError, match="data must be the same as when the run began to resume it"):
+            train(dataclasses.replace(resumed, resume=True))
+
+
 def test_the_error_names_a_command_that_resumes_from_anywhere(make_config, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     config = make_config("a run", epochs=1)

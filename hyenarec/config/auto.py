@@ -21,6 +21,8 @@ FIXED: dict[str, Any] = {
     "batch_events": 8192,
     "patience": 10,
     "model.repeats": False,
+    "model.own_followers": False,
+    "model.followers": False,
 }
 """Every setting that may be `auto`, by its option's name, and its value where there is no data to ask."""
 

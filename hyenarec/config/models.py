@@ -57,19 +57,25 @@ class SequentialConfig(RecommenderConfig):
     Attributes:
         dim: D, channels of an event.
         dropout: probability on the embeddings, every residual branch, and between recurrent layers.
-        repeats: whether a head of its own scores the items of the history by when they occurred, for data in
-            which people come back to them; trained by the full softmax only.
+        repeats: whether to mix in how often the history has its items, for data in which people come back
+            to them. What is mixed in is counted, and fitted to the validation targets, after training.
+        own_followers: whether to mix in what followed the last item earlier in the history, for such data,
+            too.
+        followers: whether to mix in what followed the history's latest items in training.
     """
 
     dim: int = 64
     dropout: float | Auto = "auto"
     repeats: bool | Auto = "auto"
+    own_followers: bool | Auto = "auto"
+    followers: bool | Auto = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_count("model.dim", self.dim)
-        if self.repeats != "auto":
-            require_switch("model.repeats", self.repeats)
+        for name in ("repeats", "own_followers", "followers"):
+            if getattr(self, name) != "auto":
+                require_switch(f"model.{name}", getattr(self, name))
         if self.dropout != "auto":
             require_number("model.dropout", self.dropout)
             require(0 <= self.dropout < 1, "model.dropout", "at least 0 and below 1", self.dropout)

@@ -54,6 +54,18 @@ class Targets:
         """Number of rows, that is of evaluated users."""
         return len(self.users)
 
+    def select(self, rows: Int64Array) -> Targets:
+        """Some of the rows; ``without_history`` is that of all."""
+        lengths, counts = np.diff(self.offsets)[rows], np.diff(self.target_offsets)[rows]
+        return Targets(
+            offsets=offsets_of(lengths),
+            items=self.items[ragged_indices(self.offsets[rows], lengths)],
+            target_offsets=offsets_of(counts),
+            target_items=self.target_items[ragged_indices(self.target_offsets[rows], counts)],
+            users=self.users[rows],
+            without_history=self.without_history,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Split:

@@ -202,7 +202,7 @@ def score_blocks(
         state = tiled.encode(batch.items, batch.offsets)
         if largest > tiled.num_items:
             raise ValueError(f"items must lie in 1..V = 1..{tiled.num_items}, got {largest}")
-        left_out = _places_of_histories(rows, offsets, items, device) if exclude_history else None
+        left_out = places_of_histories(rows, offsets, items, device) if exclude_history else None
         width = max(most_scores // len(rows), 1)
         finite = torch.ones((), dtype=torch.bool, device=device)
         block = Block(rows, tiled.num_items, width, partial(tiled.score_tile, state), left_out, finite)
@@ -262,7 +262,7 @@ class Places:
         return self.row[here], self.column[here] - first
 
 
-def _places_of_histories(
+def places_of_histories(
     rows: Int64Array, offsets: Int64Array, items: Int32Array, device: torch.device
 ) -> Places:
     """The items of the whole history of each row."""

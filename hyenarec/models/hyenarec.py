@@ -16,18 +16,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from typing import ClassVar, NamedTuple, cast
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from hyenarec import ops
-from hyenarec.config import BlocksConfig, ModelConfig, SequentialConfig
+from hyenarec.config import BlocksConfig, ModelConfig, RecommenderConfig, SequentialConfig
 from hyenarec.config.auto import settled
 from hyenarec.models.dropout import Dropout
 from hyenarec.models.kernels import KERNELS, LegendreKernel
+from hyenarec.models.mixture.count_mixture import SOURCES, Added, CountMixture
 from hyenarec.models.pretrained import PretrainedModel
-from hyenarec.models.repeats import RepeatHead, RepeatScores
 from hyenarec.models.stream import Stream
 
 EMBEDDING_STD = 0.02
@@ -291,11 +292,11 @@ class Encoded(NamedTuple):
 
     Attributes:
         hidden: `[B, D]`, the row of each history's last event.
-        repeats: what the items of the histories score besides; None without a repeat head.
+        added: what counts add to some scores; None without a mixture.
     """
 
     hidden: Tensor
-    repeats: RepeatScores | None
+    added: Added | None
 
 
 class SequentialModel(PretrainedModel):
@@ -305,19 +306,21 @@ class SequentialModel(PretrainedModel):
 
     Args:
         config: the shape; `num_items` must be set.
+
+    Attributes:
+        mixture: the counts that `config` asks for; None until they are counted, which is after training.
     """
 
     config: SequentialConfig
     norm: nn.LayerNorm
+    mixture: CountMixture | None
 
     def __init__(self, config: SequentialConfig) -> None:
         super().__init__(config)
         config = self.config
         self.items = nn.Embedding(self.num_items + 1, config.dim, padding_idx=0)
         self.item_bias = nn.Parameter(torch.zeros(self.num_items))
-        self.repeats: RepeatHead | None = None
-        if settled(config.repeats):
-            self.repeats = RepeatHead(config.dim, self.num_items, self.max_len)
+        self.mixture: CountMixture | None = None
         self.dropout = Dropout(settled(config.dropout))
 
     def _add_norm(self) -> None:
@@ -397,14 +400,30 @@ class SequentialModel(PretrainedModel):
         if offsets.device.type == "cpu" and bool((offsets.diff() < 1).any()):
             raise ValueError("offsets must describe histories of at least one event, got an empty one")
         hidden: Tensor = self(items, offsets)[offsets[1:] - 1]
-        return Encoded(
-            hidden, None if self.repeats is None else self.repeats.of_histories(items, offsets, hidden)
-        )
+        if self.mixture is None:
+            return Encoded(hidden, None)
+        return Encoded(hidden, self.mixture.weigh(self.mixture.evidence(items, offsets), hidden))
 
     def score_tile(self, state: Encoded, first: int, last: int) -> Tensor:
         """The columns `first` up to `last` of the scores, `[B, last - first]`, from what `encode` gave."""
         scores = torch.addmm(self.item_bias[first:last], state.hidden, self.item_weight[first:last].t())
-        return scores if state.repeats is None else state.repeats.add_to(scores, first)
+        if self.mixture is None or state.added is None:
+            return scores
+        return self.mixture.mix(scores, state.added, first)
+
+    def new_mixture(self) -> CountMixture | None:
+        """What `config` asks to be counted, of no effect until it is; None if that is nothing."""
+        names = [name for name in SOURCES if settled(getattr(self.config, name))]
+        if not names:
+            return None
+        return CountMixture(names, self.num_items, self.config.dim).to(self.item_bias)
+
+    @classmethod
+    def _restore(cls, config: RecommenderConfig, tensors: Mapping[str, Tensor]) -> Self:
+        model = cls(cast(SequentialConfig, config))
+        model.mixture = model.new_mixture()
+        model.load_state_dict(tensors)
+        return model
 
 
 class BlocksModel(SequentialModel):

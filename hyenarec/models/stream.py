@@ -2,8 +2,8 @@
 
 The batch path sees a whole history at once. A stream keeps only what later events need: for each block the
 Legendre coefficients and current chunk of its long convolutions (`ops.legendre_step`), and the last rows that
-the short convolution still reaches; for a repeat head a few numbers for each distinct item. Everything else
-works on each event alone.
+the short convolution still reaches; and, where counts are mixed in, what is counted of the history.
+Everything else works on each event alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hyenarec.config import ModelConfig
-from hyenarec.models.repeats import RepeatHead, RepeatMemory
+from hyenarec.models.mixture.count_mixture import CountMixture
 
 
 class Step(Protocol):
@@ -45,7 +45,7 @@ class StreamedModel(Protocol):
     items: nn.Embedding
     item_bias: nn.Parameter
     norm: nn.LayerNorm
-    repeats: RepeatHead | None
+    mixture: CountMixture | None
 
     @property
     def max_len(self) -> int:
@@ -73,7 +73,7 @@ class Stream:
     evaluation mode and without gradients. The cost of an event does not depend on the history's length, nor
     does the size of the state (`nbytes`): `num_blocks · ((order - 1)(N + C) + (order + 1)(W - 1)) · D + D`
     numbers, where N is `num_coeffs`, C the 32 events of a chunk (16 for N <= 9), and W is `short_conv_width`.
-    With a repeat head, up to 80 bytes for each distinct item come to that, and are read for `scores()`.
+    Where repeats or own followers are mixed in, up to 112 bytes for each distinct item or step come to that.
 
     The model's weights must not change while its streams live: what the convolutions need of them is computed
     once, here, and shared with copies. To serve many users, make one stream and `copy()` it while it is
@@ -98,7 +98,7 @@ class Stream:
         norm, norm_first = model.norm.forward, model.config.norm == "pre"
         self._enter: Callable[[Tensor], Tensor] = _unchanged if norm_first else norm
         self._leave: Callable[[Tensor], Tensor] = norm if norm_first else _unchanged
-        self._memory = None if model.repeats is None else RepeatMemory(model.repeats)
+        self._memories = [] if model.mixture is None else model.mixture.memories(model.item_bias.device)
         self._length = 0
         self._whole = True
         self._last = model.items.weight[0].clone()  # what the last block gave for the last event
@@ -149,9 +149,9 @@ class Stream:
         self._whole = False
         for block in self._blocks:
             x = block(x, position)
-        if self._memory is not None:
-            for place, item in enumerate(ids, self._length):
-                self._memory.append(item, place)
+        for memory in self._memories:
+            for item in ids:
+                memory.append(item)
         self._last = x[-1].clone()
         self._length += len(ids)
         self._whole = True
@@ -170,9 +170,10 @@ class Stream:
         model = self._model
         hidden = self._leave(self._last)
         scores = torch.addmv(model.item_bias, model.item_weight, hidden)
-        if self._memory is None:
+        if model.mixture is None:
             return scores
-        return self._memory.scores(hidden, self._length).add_to(scores[None], 0)[0]
+        added = model.mixture.weigh([memory.evidence() for memory in self._memories], hidden[None])
+        return model.mixture.mix(scores[None], added, 0)[0]
 
     @torch.inference_mode()
     def copy(self) -> Stream:
@@ -184,14 +185,14 @@ class Stream:
         self._require_whole()
         other = copy.copy(self)
         other._blocks = [block.copy() for block in self._blocks]
-        other._memory = None if self._memory is None else self._memory.copy()
+        other._memories = [memory.copy() for memory in self._memories]
         return other
 
     @property
     def nbytes(self) -> int:
         """Bytes of this stream's own state, without the model and what copies share."""
-        memory = 0 if self._memory is None else self._memory.nbytes
-        return self._last.nbytes + memory + sum(block.nbytes for block in self._blocks)
+        counted = sum(memory.nbytes for memory in self._memories)
+        return self._last.nbytes + counted + sum(block.nbytes for block in self._blocks)
 
     def _require_whole(self) -> None:
         if not self._whole:

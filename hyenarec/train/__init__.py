@@ -33,6 +33,7 @@ from hyenarec.evaluation.report import (
 from hyenarec.models.pretrained import PretrainedModel
 from hyenarec.models.registry import COUNT_BASED
 from hyenarec.train.checkpoint import Progress
+from hyenarec.train.fit_mixture import fit_mixture
 from hyenarec.train.recipe import complete
 from hyenarec.train.run_folder import begin_folder, require_usable_folder
 from hyenarec.train.run_log import read_log
@@ -106,10 +107,26 @@ def train(config: TrainConfig) -> TrainResult:
 
 
 def finish(run: TrainingRun) -> TrainResult:
-    """Restores and reports the weights of the best validation."""
-    run.model.load_state_dict(run.best)
-    run.model.eval()
-    return conclude(run.config, run.split, run.model, run.progress, run.accelerator)
+    """Restores the weights of the best validation, mixes in what is counted, and reports the model."""
+    model, progress = run.model, run.progress
+    model.load_state_dict(run.best)
+    model.eval()
+    mixed = fit_mixture(
+        model,
+        run.split.train,
+        run.split.validation,
+        max_len=settled(run.config.model.max_len),
+        exclude_history=settled(run.config.data.exclude_history),
+        plain=progress.best_score,
+        evaluate=lambda: run.evaluate(run.split.validation, "validation"),
+        metric=SELECTION_METRIC,
+    )
+    if mixed is not None and run.is_main:
+        score = mixed.figures[SELECTION_METRIC].mean
+        print(
+            f"with counts: validation {SELECTION_METRIC} {progress.best_score:.4f} -> {score:.4f}", flush=True
+        )
+    return conclude(run.config, run.split, model, progress, run.accelerator)
 
 
 def count(config: TrainConfig, split: Split, accelerator: Accelerator) -> TrainResult:

@@ -24,7 +24,7 @@ SPARSE, MEDIUM = 50, 150
 """Events an item, below which there is little to learn about most of them."""
 
 MOST_ITEMS = 100_000
-"""Of the full softmax, whose steps cost as much as the catalogue is large."""
+"""Of the full softmax, whose steps cost as much as the catalogue is large, and of the table of followers."""
 
 REPEATING = 0.02
 """Share of repeated events from which on people are said to come back to items."""
@@ -124,18 +124,19 @@ def loss(data: Statistics, config: TrainConfig) -> Answer:
     """The full softmax, unless the catalogue is large or negatives are asked for."""
     if config.loss.negatives is not None or config.loss.distribution is not None:
         return "sampled_softmax", "it takes negatives"
-    if getattr(config.model, "repeats", "auto") is True:
-        return "softmax", "it trains model.repeats"
     return ("softmax" if data.num_items <= MOST_ITEMS else "sampled_softmax"), f"{data.num_items:,} items"
 
 
 def repeats(data: Statistics, config: TrainConfig) -> Answer:
-    """A head for the history's items where people come back to them."""
+    """Mixes in the history's items where people come back to them."""
     if config.data.exclude_history:
         return False, "the history is excluded"
-    if not config.loss.is_plain_softmax:
-        return False, "only the softmax without label smoothing trains it"
     return data.repeats >= REPEATING, f"{data.repeats:.1%} of the events repeat an item of their history"
+
+
+def followers(data: Statistics, config: TrainConfig) -> Answer:
+    """Mixes in what followed in training, unless the table of it would be large."""
+    return data.num_items <= MOST_ITEMS, f"{data.num_items:,} items"
 
 
 def schedule(data: Statistics, config: TrainConfig) -> Answer:
@@ -175,6 +176,8 @@ RULES: dict[str, Callable[[Statistics, TrainConfig], Answer]] = {
     "model.dropout": dropout,
     "loss.name": loss,
     "model.repeats": repeats,
+    "model.own_followers": repeats,
+    "model.followers": followers,
     "optimizer.schedule": schedule,
     "optimizer.learning_rate": learning_rate,
     "batch_events": batch_events,

@@ -1,0 +1,1 @@
+"""Counts mixed into the softmax: `count_mixture.py` says how, the other modules what is counted."""

@@ -1,0 +1,135 @@
+"""Counts mixed into the softmax over the catalogue.
+
+    P(j) ∝ exp(β score[j]) + Σ_h g_h Σ_k w_hk E_hk[j] / (κ_h + Σ_i E_hk[i]),   g_h = exp(a_h · hidden)
+
+The network knows what items have in common, but not what a few events tell about a single one; counts do.
+E_hk[j] is what source h counts for item j after a history (`repeats.py`, `own_followers.py`, `followers.py`),
+0 for most items. κ makes little evidence count less; the network's hidden row says how much a source counts;
+and β, below 1, takes back the confidence that a network has in what it was trained on.
+
+Nothing of this is trained with the network, which would leave to the counts what it can learn better itself,
+and weigh them by events it has seen: `train/fit_mixture.py` fits β, w, κ and a to the validation targets.
+
+Source: Neubig and Dyer, "Generalizing and hybridizing count-based and neural language models", EMNLP 2016;
+weights from held-out data: Jelinek and Mercer, "Interpolated estimation of Markov source parameters from
+sparse data", Pattern Recognition in Practice 1980.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hyenarec.data.histories import Histories
+from hyenarec.models.mixture.evidence import Evidence, Memory, Source
+from hyenarec.models.mixture.followers import Followers
+from hyenarec.models.mixture.own_followers import OwnFollowers
+from hyenarec.models.mixture.repeats import Repeats
+
+SOURCES: dict[str, type[Source]] = {
+    "repeats": Repeats,
+    "own_followers": OwnFollowers,
+    "followers": Followers,
+}
+"""What can be counted, by the name of its setting."""
+
+
+class Weights(nn.Module):
+    """How much a source counts; 0 until it is fitted.
+
+    Args:
+        kinds: K, of the source.
+        dim: D, channels of a hidden row.
+    """
+
+    weight: Tensor
+    shrinkage: Tensor
+    strength: Tensor
+
+    def __init__(self, kinds: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(kinds))  # w
+        self.register_buffer("shrinkage", torch.ones(()))  # κ
+        self.register_buffer("strength", torch.zeros(dim))  # a
+
+    def forward(self, totals: Tensor, hidden: Tensor) -> Tensor:
+        """What an amount of 1 adds: `[B, K]` and `[B, D]` -> `[B, K]`, float64."""
+        gain = torch.exp((hidden.double() * self.strength).sum(-1, keepdim=True))
+        return gain * self.weight / (self.shrinkage + totals)
+
+
+@dataclass(frozen=True, eq=False)
+class Added:
+    """What is added to the exponentials of some scores.
+
+    Attributes:
+        row: int64 `[n]`, of the history.
+        column: int64 `[n]`, the item's id - 1.
+        amount: float64 `[n]`; those of one score add up.
+    """
+
+    row: Tensor
+    column: Tensor
+    amount: Tensor
+
+    def mixed_into(self, scores: Tensor, first: int) -> Tensor:
+        """log(exp(scores) + Σ amounts), of the scores `[B, n]` of the columns from `first` on."""
+        rows, width = scores.shape
+        column = self.column - first
+        # A column of its own takes what belongs to none of these.
+        place = self.row * (width + 1) + column.where((column >= 0) & (column < width), width)
+        sums = scores.new_zeros(rows * (width + 1), dtype=torch.float64)
+        sums = sums.index_put_((place,), self.amount, accumulate=True)
+        mixed = nn.functional.pad(scores, (0, 1)).flatten()
+        # Amounts of one score compute the same number several times, which is faster than to find them.
+        changed = torch.logaddexp(mixed[place], sums[place].log().to(scores.dtype))
+        return mixed.index_put_((place,), changed).view(rows, width + 1)[:, :-1]
+
+
+class CountMixture(nn.Module):
+    """Mixes what sources count into scores; see the top of this file.
+
+    Args:
+        names: of the sources, from `SOURCES`.
+        num_items: V, size of the catalogue.
+        dim: D, channels of a hidden row.
+    """
+
+    scale: Tensor
+
+    def __init__(self, names: Iterable[str], num_items: int, dim: int) -> None:
+        super().__init__()
+        self.sources = nn.ModuleDict({name: SOURCES[name](num_items) for name in names})
+        self.weights = nn.ModuleDict({name: Weights(SOURCES[name].kinds, dim) for name in names})
+        self.register_buffer("scale", torch.ones(()))  # β
+
+    def count(self, train: Histories) -> None:
+        """Counts what the sources need of the training events."""
+        for source in self._sources():
+            source.count(train)
+
+    def evidence(self, items: Tensor, offsets: Tensor) -> list[Evidence]:
+        """What each source counts after packed histories, which are not empty."""
+        return [source.evidence(items, offsets) for source in self._sources()]
+
+    def memories(self, device: torch.device) -> list[Memory]:
+        """What each source keeps of an empty history."""
+        return [source.memory(device) for source in self._sources()]
+
+    def weigh(self, evidence: Iterable[Evidence], hidden: Tensor) -> Added:
+        """Turns what the sources count into what is added; `hidden` `[B, D]` is each last event's row."""
+        parts = []
+        for source, weights in zip(evidence, self.weights.values(), strict=True):
+            each = weights(source.totals(), hidden)[source.row, source.kind]
+            parts.append((source.row, source.item - 1, each * source.amount))
+        return Added(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+    def mix(self, scores: Tensor, added: Added, first: int) -> Tensor:
+        """The scores `[B, n]` of the columns from `first` on, mixed with what is added."""
+        return added.mixed_into(self.scale.to(scores.dtype) * scores, first)
+
+    def _sources(self) -> list[Source]:
+        return list(self.sources.values())  # type: ignore[arg-type]

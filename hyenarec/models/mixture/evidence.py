@@ -1,0 +1,126 @@
+"""What is counted for some items after each of several histories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from hyenarec.data.histories import Histories
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Amounts E[b, k, j] >= 0 of kind k for item j after history b; those that are not here are 0.
+
+    Attributes:
+        row: int64 `[n]`, b. The same b, k and j may occur several times, which adds up.
+        kind: int64 `[n]`, k.
+        item: int64 `[n]`, j, ids 1..V.
+        amount: float64 `[n]`.
+        shape: the numbers of histories, kinds and items: B, K, V.
+    """
+
+    row: Tensor
+    kind: Tensor
+    item: Tensor
+    amount: Tensor
+    shape: tuple[int, int, int]
+
+    @staticmethod
+    def of_every_kind(row: Tensor, item: Tensor, amount: Tensor, num_rows: int, num_items: int) -> Evidence:
+        """From amounts of all kinds: int64 `[n]`, int64 `[n]` and `[n, K]`."""
+        kinds = amount.shape[1]
+        kind = torch.arange(kinds, device=row.device).repeat(len(row))
+        row, item = row.repeat_interleave(kinds), item.repeat_interleave(kinds)
+        return Evidence(row, kind, item, amount.flatten(), (num_rows, kinds, num_items))
+
+    @property
+    def key(self) -> Tensor:
+        """One number for each history and item, `[n]`: `row * (V + 1) + item`."""
+        return self.row * (self.shape[2] + 1) + self.item
+
+    def where(self, chosen: Tensor) -> Evidence:
+        """The amounts that a mask `[n]` chooses."""
+        row, kind, item, amount = (x[chosen] for x in (self.row, self.kind, self.item, self.amount))
+        return Evidence(row, kind, item, amount, self.shape)
+
+    def totals(self) -> Tensor:
+        """Σ_j E[b, k, j], `[B, K]`."""
+        return self._sums(self.row, self.shape[0])
+
+    def of(self, keys: Tensor) -> Tensor:
+        """E[b, :, j] of some histories and items, given as `key` numbers them: int64 `[m]` -> `[m, K]`."""
+        wanted, back = torch.unique(keys, return_inverse=True)
+        place = torch.searchsorted(wanted, self.key).clamp(max=len(wanted) - 1)
+        found = wanted[place] == self.key
+        return self.where(found)._sums(place[found], len(wanted))[back]
+
+    def _sums(self, group: Tensor, groups: int) -> Tensor:
+        """Sums of the amounts by group and kind, `[groups, K]`."""
+        kinds = self.shape[1]
+        sums = self.amount.new_zeros(groups * kinds)
+        return sums.index_add_(0, group * kinds + self.kind, self.amount).view(groups, kinds)
+
+
+class Source(nn.Module):
+    """Counts something for the items that it concerns.
+
+    Args:
+        num_items: V, size of the catalogue.
+
+    Attributes:
+        kinds: K, how many different amounts an item has.
+    """
+
+    kinds: int
+
+    def __init__(self, num_items: int) -> None:
+        super().__init__()
+        self.num_items = num_items
+
+    def count(self, train: Histories) -> None:
+        """Counts in the training events, once, if the source needs that."""
+
+    def evidence(self, items: Tensor, offsets: Tensor) -> Evidence:
+        """What is counted after packed histories.
+
+        Args:
+            items: int64 `[total]`, ids 1..V.
+            offsets: int64 `[B + 1]`; no history is empty.
+        """
+        raise NotImplementedError
+
+    def memory(self, device: torch.device) -> Memory:
+        """What the source keeps of an empty history, to be extended event by event."""
+        raise NotImplementedError
+
+
+class Memory(Protocol):
+    """What a source keeps of one growing history."""
+
+    def append(self, item: int) -> None:
+        """Adds the next event."""
+        ...
+
+    def evidence(self) -> Evidence:
+        """What `Source.evidence` says of the history; it has an event."""
+        ...
+
+    def copy(self) -> Self:
+        """An independent copy."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the state, without the model's."""
+        ...
+
+
+def rows_and_lags(offsets: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Of each packed event, its history and the number of events since, int64 `[total]` each."""
+    place = torch.arange(total, device=offsets.device)
+    row = torch.bucketize(place, offsets[1:], right=True)
+    return row, offsets[1:].index_select(0, row) - 1 - place

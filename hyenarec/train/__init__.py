@@ -33,7 +33,7 @@ from hyenarec.evaluation.report import (
 from hyenarec.models.pretrained import PretrainedModel
 from hyenarec.models.registry import COUNT_BASED
 from hyenarec.train.checkpoint import Progress
-from hyenarec.train.fit_mixture import fit_mixture
+from hyenarec.train.mixture import fit_mixture
 from hyenarec.train.recipe import complete
 from hyenarec.train.run_folder import begin_folder, require_usable_folder
 from hyenarec.train.run_log import read_log

@@ -8,7 +8,7 @@ E_hk[j] is what source h counts for item j after a history (`repeats.py`, `own_f
 and β, below 1, takes back the confidence that a network has in what it was trained on.
 
 Nothing of this is trained with the network, which would leave to the counts what it can learn better itself,
-and weigh them by events it has seen: `train/fit_mixture.py` fits β, w, κ and a to the validation targets.
+and weigh them by events it has seen: `train/mixture.py` fits β, w, κ and a to the validation targets.
 
 Source: Neubig and Dyer, "Generalizing and hybridizing count-based and neural language models", EMNLP 2016;
 weights from held-out data: Jelinek and Mercer, "Interpolated estimation of Markov source parameters from

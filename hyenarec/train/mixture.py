@@ -35,7 +35,7 @@ FIRST_STEPS, STEPS, LEARNING_RATE = 300, 100, 0.05
 FIRST_SHARE = 0.05
 """What a source gets of the probability, roughly, before anything is fitted."""
 
-PRIOR = 100.0
+PRIOR = 1000.0
 """Precision of the normal prior of each gain `a`, in targets."""
 
 MOST_TARGETS = 100_000

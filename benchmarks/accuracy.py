@@ -34,7 +34,7 @@ from report import machine, save
 
 from hyenarec import cli
 from hyenarec.config import TrainConfig, to_dict
-from hyenarec.data import load_histories, split_histories
+from hyenarec.data import Targets, load_histories, split_histories
 from hyenarec.evaluation.evaluate import Evaluation
 from hyenarec.evaluation.report import REPORT_FILE
 from hyenarec.train import TrainResult, train
@@ -42,6 +42,9 @@ from hyenarec.train.checkpoint import data_digest
 from hyenarec.train.trainer import SELECTION_METRIC, evaluate_as_asked
 
 Options = dict[str, Any]
+
+WITHOUT_COUNTS = ", without counts"
+"""Of the network alone, before anything is mixed in: another row from the same run."""
 
 
 @dataclass(frozen=True)
@@ -168,19 +171,24 @@ def portable(settings: dict[str, Any], run: Run) -> dict[str, Any]:
 
 
 def outcome(result: TrainResult) -> dict[str, Any]:
-    """Figures and ranks on the validation and the test targets."""
-    config = result.config
+    """Figures and ranks on the validation and the test targets, and those of the network without counts."""
+    config, model = result.config, result.model
     split = split_histories(load_histories(config.data, config.seed), config.data)
-    validation = evaluate_as_asked(
-        config, result.model, split.validation, f"{split.name} validation", distributed=False
-    )
-    baselines = {name: figures(evaluation) for name, evaluation in result.reference_baselines.items()}
-    return {
+
+    def of(targets: Targets) -> dict[str, Any]:
+        evaluation = evaluate_as_asked(config, model, targets, "targets", distributed=False)
+        return {**figures(evaluation), "ranks": pack_ranks(evaluation.ranks)}
+
+    outcome = {
         "targets": data_digest(split),
-        "validation": {**figures(validation), "ranks": pack_ranks(validation.ranks)},
+        "validation": of(split.validation),
         "test": {**figures(result.test), "ranks": pack_ranks(result.test.ranks)},
-        "reference_baselines": baselines,
+        "reference_baselines": {name: figures(x) for name, x in result.reference_baselines.items()},
     }
+    if getattr(model, "mixture", None) is not None:
+        model.mixture = None
+        outcome["without_counts"] = {"validation": of(split.validation), "test": of(split.test)}
+    return outcome
 
 
 def figures(evaluation: Evaluation) -> dict[str, float]:
@@ -197,6 +205,8 @@ def comparison(grid: dict[str, Any], output: Path) -> list[dict[str, Any]]:
         if is_done(run, output):
             content = json.loads((output / f"{run.name}.json").read_text())
             done.setdefault((run.data, run.model), []).append(content)
+            if alone := content.get("without_counts"):
+                done.setdefault((run.data, f"{run.model}{WITHOUT_COUNTS}"), []).append({**content, **alone})
     rows = []
     for (data, model), runs in done.items():
         others = done.get((data, grid["reference"]), []) if model != grid["reference"] else []

@@ -111,7 +111,9 @@ def test_a_grid_trains_once_and_compares(accuracy: ModuleType, data: Path, capsy
     capsys.readouterr()
     assert accuracy.run_all(runs, data, output) == 0
     assert capsys.readouterr().out == ""  # nothing was left to do
-    ours, sasrec = accuracy.comparison(grid_of(), output)
+    ours, ours_alone, sasrec, sasrec_alone = accuracy.comparison(grid_of(), output)
+    assert (ours_alone["model"], sasrec_alone["model"]) == ("ours, without counts", "sasrec, without counts")
+    assert ours_alone["validation"]["NDCG@10"] <= ours["validation"]["NDCG@10"]
     assert ours["seeds"] == sasrec["seeds"] == [0, 1]
     for part in ("validation", "test"):
         assert ours[part]["difference"] is None

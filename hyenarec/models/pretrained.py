@@ -25,8 +25,9 @@ from hyenarec.files import write_atomically
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-FORMAT = 2
-"""Of `config.json`. Format 1 had no number, and its blocks had `pre` norms only."""
+FORMAT = 3
+"""Of `config.json`. Format 1 had no number, and its blocks had `pre` norms only; `repeats` of format 2 was a
+head that was trained."""
 
 
 class PretrainedModel(nn.Module):
@@ -125,6 +126,11 @@ def read_config(folder: str | os.PathLike[str]) -> RecommenderConfig:
         raise ValueError(
             f"format must be at most {FORMAT}, which this version of hyenarec reads, got {version!r} "
             f"in {folder / CONFIG_FILE}"
+        )
+    if version == 2 and values.get("repeats") is True:
+        raise ValueError(
+            f"repeats must be false in a model of format 2, got true in {folder / CONFIG_FILE}: this version "
+            "has no such head; train the model again"
         )
     if version == 1 and issubclass(model_config_named(values.get("name", ModelConfig.name)), BlocksConfig):
         values["norm"] = "pre"

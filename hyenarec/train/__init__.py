@@ -123,10 +123,8 @@ def finish(run: TrainingRun) -> TrainResult:
     )
     if mixed is not None and run.is_main:
         score = mixed.figures[SELECTION_METRIC].mean
-        print(
-            f"with counts: validation {SELECTION_METRIC} {progress.best_score:.4f} -> {score:.4f}", flush=True
-        )
-    return conclude(run.config, run.split, model, progress, run.accelerator)
+        print(f"counts mixed in: validation {SELECTION_METRIC} {progress.best_score:.4f} -> {score:.4f}")
+    return conclude(run.config, run.split, model, progress, run.accelerator, mixed)
 
 
 def count(config: TrainConfig, split: Split, accelerator: Accelerator) -> TrainResult:
@@ -149,9 +147,17 @@ def count(config: TrainConfig, split: Split, accelerator: Accelerator) -> TrainR
 
 
 def conclude(
-    config: TrainConfig, split: Split, model: PretrainedModel, progress: Progress, accelerator: Accelerator
+    config: TrainConfig,
+    split: Split,
+    model: PretrainedModel,
+    progress: Progress,
+    accelerator: Accelerator,
+    mixed: Evaluation | None = None,
 ) -> TrainResult:
-    """Saves the model, evaluates it on the test targets, and reports it beside the reference baselines."""
+    """Saves the model, evaluates it on the test targets, and reports it beside the reference baselines.
+
+    `mixed` is the validation with what is counted, which `progress` doesn't know of.
+    """
     folder, is_main = Path(config.output_dir), accelerator.is_main_process
     if is_main:
         model.save_pretrained(folder)
@@ -176,6 +182,9 @@ def conclude(
             config=to_dict(config),
             best_epoch=progress.best_epoch,
             best_validation={SELECTION_METRIC: progress.best_score},
+            mixed_validation=None
+            if mixed is None
+            else {SELECTION_METRIC: mixed.figures[SELECTION_METRIC].mean},
             epochs=progress.epoch,
             steps=progress.total_steps,
             wall_seconds=progress.wall_seconds,

@@ -267,15 +267,27 @@ def test_saved_models_of_the_first_format_had_pre_norms(tmp_path: Path) -> None:
     model = make_model(norm="pre").float()
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / CONFIG_FILE).read_text())
-    assert config["format"] == 2
-    (tmp_path / CONFIG_FILE).write_text(json.dumps(config | {"format": 3}))
-    with pytest.raises(ValueError, match=r"format must be at most 2, .* got 3 in .*config\.json"):
+    assert config["format"] == 3
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config | {"format": 4}))
+    with pytest.raises(ValueError, match=r"format must be at most 3, .* got 4 in .*config\.json"):
         HyenaRec.from_pretrained(tmp_path)
     del config["format"], config["norm"]
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
     loaded = HyenaRec.from_pretrained(tmp_path)
     items, offsets = packed([6, 2])
     assert torch.equal(loaded.score(items, offsets), model.score(items, offsets))
+
+
+def test_a_model_with_the_head_of_the_second_format_is_refused(tmp_path: Path) -> None:
+    make_model().float().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text()) | {"format": 2}
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    assert HyenaRec.from_pretrained(tmp_path).mixture is None
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config | {"repeats": True}))
+    with pytest.raises(
+        ValueError, match=r"repeats must be false in a model of format 2, got true in .*train"
+    ):
+        HyenaRec.from_pretrained(tmp_path)
 
 
 def test_a_saved_model_with_an_unknown_setting_is_refused(tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ def test_what_is_given_wins():
     assert (config.model.dropout, config.model.max_len, config.loss.name) == (0.35, 70, "bce")
     assert (config.optimizer.learning_rate, config.patience, config.batch_events) == (0.1, None, 33)
     assert {choice.setting for choice in choices} == {
-        "data.exclude_history", "data.windows", "model.repeats", "optimizer.schedule", "epochs",
+        "data.exclude_history", "data.windows", "model.repeats", "model.own_followers", "model.followers",
+        "optimizer.schedule", "epochs",
     }  # fmt: skip
 
 
@@ -57,9 +58,8 @@ def test_where_nobody_repeats_the_history_is_excluded_and_elsewhere_scored(repea
     items = histories_of([*range(1, 201), *[1] * repeated], num_items=200)
     config, _ = complete(TrainConfig(), items)
     assert config.data.exclude_history is excluded
-    assert config.model.repeats is not excluded
-    for loss in (LossConfig("bce"), LossConfig(label_smoothing=0.1)):
-        assert complete(TrainConfig(loss=loss), items)[0].model.repeats is False
+    assert config.model.repeats is config.model.own_followers is not excluded
+    assert config.model.followers is True
 
 
 def test_sizes_follow_from_the_histories():
@@ -99,17 +99,17 @@ def test_epochs_follow_a_batch_that_is_given():
     assert config.epochs == 30 * 10  # 12.5 instead of 125 steps in each
 
 
-def test_loss_and_repeats_agree():
-    many = histories_of([1, 2, 1, 1, 3], num_items=100_001)
-    config, _ = complete(TrainConfig(), many)
-    assert (config.loss.name, config.model.repeats) == ("sampled_softmax", False)
-    config, _ = complete(TrainConfig(model=ModelConfig(repeats=True)), many)
-    assert (config.loss.name, config.model.repeats) == ("softmax", True)
+def test_a_large_catalogue_has_a_sampled_loss_and_no_table_of_followers():
+    config, _ = complete(TrainConfig(), histories_of([1, 2, 1, 1, 3], num_items=100_001))
+    assert (config.loss.name, config.model.repeats) == ("sampled_softmax", True)
+    assert config.model.followers is False
+
+
+def test_what_is_asked_for_decides_the_loss_and_the_repeats():
     few = histories_of([1, 2, 1, 1, 3])
-    config, _ = complete(TrainConfig(loss=LossConfig(negatives=4)), few)
-    assert (config.loss.name, config.model.repeats) == ("sampled_softmax", False)
+    assert complete(TrainConfig(loss=LossConfig(negatives=4)), few)[0].loss.name == "sampled_softmax"
     config, _ = complete(TrainConfig(data=DataConfig(exclude_history=True)), few)
-    assert config.model.repeats is False
+    assert config.model.repeats is config.model.own_followers is False
 
 
 def test_fixed_values_ask_no_data():

@@ -57,11 +57,10 @@ class SequentialConfig(RecommenderConfig):
     Attributes:
         dim: D, channels of an event.
         dropout: probability on the embeddings, every residual branch, and between recurrent layers.
-        repeats: whether to mix in how often the history has its items, for data in which people come back
-            to them. What is mixed in is counted, and fitted to the validation targets, after training.
-        own_followers: whether to mix in what followed the last item earlier in the history, for such data,
-            too.
-        followers: whether to mix in what followed the history's latest items in training.
+        repeats: whether to count how often the history has its items, for data in which people come back to
+            them. Counts are mixed into the scores after training, with weights fitted to the validation.
+        own_followers: whether to count what followed the last item earlier in the history.
+        followers: whether to count what followed the history's latest items in training.
     """
 
     dim: int = 64

@@ -55,7 +55,7 @@ class Targets:
         return len(self.users)
 
     def select(self, rows: Int64Array) -> Targets:
-        """Some of the rows; ``without_history`` is that of all."""
+        """Some of the rows; ``without_history`` stays."""
         lengths, counts = np.diff(self.offsets)[rows], np.diff(self.target_offsets)[rows]
         return Targets(
             offsets=offsets_of(lengths),

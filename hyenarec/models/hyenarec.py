@@ -308,12 +308,11 @@ class SequentialModel(PretrainedModel):
         config: the shape; `num_items` must be set.
 
     Attributes:
-        mixture: the counts that `config` asks for; None until they are counted, which is after training.
+        mixture: the counts that `config` asks for; None before the end of training, or if they don't help.
     """
 
     config: SequentialConfig
     norm: nn.LayerNorm
-    mixture: CountMixture | None
 
     def __init__(self, config: SequentialConfig) -> None:
         super().__init__(config)
@@ -407,8 +406,9 @@ class SequentialModel(PretrainedModel):
     def score_tile(self, state: Encoded, first: int, last: int) -> Tensor:
         """The columns `first` up to `last` of the scores, `[B, last - first]`, from what `encode` gave."""
         scores = torch.addmm(self.item_bias[first:last], state.hidden, self.item_weight[first:last].t())
-        if self.mixture is None or state.added is None:
+        if self.mixture is None:
             return scores
+        assert state.added is not None
         return self.mixture.mix(scores, state.added, first)
 
     def new_mixture(self) -> CountMixture | None:
@@ -421,7 +421,8 @@ class SequentialModel(PretrainedModel):
     @classmethod
     def _restore(cls, config: RecommenderConfig, tensors: Mapping[str, Tensor]) -> Self:
         model = cls(cast(SequentialConfig, config))
-        model.mixture = model.new_mixture()
+        if any(name.startswith("mixture.") for name in tensors):
+            model.mixture = model.new_mixture()
         model.load_state_dict(tensors)
         return model
 

@@ -45,12 +45,14 @@ class TrainResult:
     """The result of a finished training run.
 
     Attributes:
-        model: the weights of the best validation, in evaluation mode.
+        model: the weights of the best validation, with what is counted mixed in, in evaluation mode.
         test: the single evaluation of these weights on the test targets.
         reference_baselines: the same evaluation of models that count, by name; empty in all processes but the
             main one.
         best_epoch: finished epochs at the best validation.
-        best_score: validation NDCG@10 there.
+        best_score: validation NDCG@10 there, without counts.
+        mixed_score: the same with counts, whose weights were fitted to the other half of the targets each
+            time; None if nothing is mixed in.
         log: the records of `log.jsonl`, one an epoch.
         config: the settings, with everything that was left to the data.
     """
@@ -60,6 +62,7 @@ class TrainResult:
     reference_baselines: dict[str, Evaluation]
     best_epoch: int
     best_score: float
+    mixed_score: float | None
     log: list[dict[str, Any]]
     config: TrainConfig
 
@@ -70,7 +73,7 @@ class TrainResult:
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Trains a model, keeps the weights of the best validation, and evaluates them once on the test targets.
+    """Trains a model, keeps the weights of the best validation, mixes in counts, and tests it once.
 
     The models `markov` and `popularity` are counted instead of trained; everything else is the same.
 
@@ -118,12 +121,11 @@ def finish(run: TrainingRun) -> TrainResult:
         max_len=settled(run.config.model.max_len),
         exclude_history=settled(run.config.data.exclude_history),
         plain=progress.best_score,
-        evaluate=lambda: run.evaluate(run.split.validation, "validation"),
+        evaluate=lambda targets: run.evaluate(targets, "validation"),
         metric=SELECTION_METRIC,
     )
     if mixed is not None and run.is_main:
-        score = mixed.figures[SELECTION_METRIC].mean
-        print(f"counts mixed in: validation {SELECTION_METRIC} {progress.best_score:.4f} -> {score:.4f}")
+        print(f"counts mixed in: validation {SELECTION_METRIC} {progress.best_score:.4f} -> {mixed:.4f}")
     return conclude(run.config, run.split, model, progress, run.accelerator, mixed)
 
 
@@ -152,11 +154,11 @@ def conclude(
     model: PretrainedModel,
     progress: Progress,
     accelerator: Accelerator,
-    mixed: Evaluation | None = None,
+    mixed: float | None = None,
 ) -> TrainResult:
     """Saves the model, evaluates it on the test targets, and reports it beside the reference baselines.
 
-    `mixed` is the validation with what is counted, which `progress` doesn't know of.
+    `mixed` is the validation figure with what is counted, which `progress` doesn't know of.
     """
     folder, is_main = Path(config.output_dir), accelerator.is_main_process
     if is_main:
@@ -182,9 +184,7 @@ def conclude(
             config=to_dict(config),
             best_epoch=progress.best_epoch,
             best_validation={SELECTION_METRIC: progress.best_score},
-            mixed_validation=None
-            if mixed is None
-            else {SELECTION_METRIC: mixed.figures[SELECTION_METRIC].mean},
+            mixed_validation=None if mixed is None else {SELECTION_METRIC: mixed},
             epochs=progress.epoch,
             steps=progress.total_steps,
             wall_seconds=progress.wall_seconds,
@@ -195,7 +195,7 @@ def conclude(
         write_report(folder / REPORT_FILE, written)
         print(text_table(results, bounds), split.leaks, f"saved in {folder}", sep="\n")
     accelerator.wait_for_everyone()
-    best = (progress.best_epoch, progress.best_score)
+    best = (progress.best_epoch, progress.best_score, mixed)
     return TrainResult(model, test, baselines, *best, read_log(folder), config)
 
 

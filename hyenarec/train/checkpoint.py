@@ -35,8 +35,12 @@ FORMAT = "hyenarec-checkpoint-4"
 
 A run of one cannot continue as another."""
 
-MAY_CHANGE = ("recipe", "epochs", "patience", "checkpoint_every", "output_dir", "resume", "overwrite")
-"""Settings that a resumed run may change: how long it trains and where it writes, and who chose the others.
+MAY_CHANGE = (
+    *("recipe", "epochs", "patience", "checkpoint_every", "output_dir", "resume", "overwrite"),
+    *("model.repeats", "model.own_followers", "model.followers"),
+)
+"""Settings that a resumed run may change: how long it trains and where it writes, who chose the others, and
+what is counted after the last epoch.
 
 Only `epochs` changes what a step computes: the cosine schedule ends with the last epoch, so another number
 stretches or shrinks the rest of it, and the run differs from one that had this number from the beginning.

@@ -1,9 +1,10 @@
-"""After training: counts what the settings ask for, and fits how it is mixed in to the validation targets.
+"""After training: counts what the settings ask for, and fits to the validation how it is mixed in.
 
 For each of a few scales β of the network's scores, the weights of `CountMixture` are those of the highest
-likelihood; the scale is the one with the best ranking, which the likelihood, ruled by targets that are ranked
-low, would not choose. A source has up to 17 weights and a gain for each channel of the hidden rows, which a
-prior holds near 0.
+likelihood of the validation targets; a prior holds the D strengths of a source near 0. The scale is the one
+with the best ranking, which the likelihood, ruled by targets that are ranked low, would not choose. Each half
+of the targets is ranked with the weights of the other half: few targets can be fitted well by weights that help
+no others.
 """
 
 from __future__ import annotations
@@ -15,19 +16,14 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hyenarec.data import Targets
-from hyenarec.data.batches import history_batches
-from hyenarec.data.histories import Histories, Int64Array, ragged_indices
+from hyenarec.data.histories import Histories
 from hyenarec.evaluation.evaluate import Evaluation
-from hyenarec.evaluation.scoring import TILE_SCORES, Places, places_of_histories, scoring_mode
-from hyenarec.models.hyenarec import Encoded, SequentialModel
+from hyenarec.models.hyenarec import SequentialModel
 from hyenarec.models.mixture.count_mixture import CountMixture, Weights
-from hyenarec.models.mixture.evidence import Evidence
-
-SCALES = tuple(0.8**power for power in range(7))
-"""The values of β that are tried, from 1 to 0.26."""
+from hyenarec.train.observed import SCALES, Observed, observe
 
 FIRST_STEPS, STEPS, LEARNING_RATE = 300, 100, 0.05
 """Of Adam, on all targets, for the first scale and, from its weights, the others; the rate falls to 0."""
@@ -36,12 +32,11 @@ FIRST_SHARE = 0.05
 """What a source gets of the probability, roughly, before anything is fitted."""
 
 PRIOR = 1000.0
-"""Precision of the normal prior of each gain `a`, in targets."""
+"""Precision of the normal prior of each strength, in targets."""
 
 MOST_TARGETS = 100_000
-"""Targets that weights are fitted to."""
+"""Rows whose targets weights are fitted to, about."""
 
-BATCH_SIZE = 256
 TINY = 1e-30
 """Added to what may be 0 before its logarithm is taken."""
 
@@ -54,146 +49,60 @@ def fit_mixture(
     max_len: int,
     exclude_history: bool,
     plain: float,
-    evaluate: Callable[[], Evaluation],
+    evaluate: Callable[[Targets], Evaluation],
     metric: str,
-) -> Evaluation | None:
+) -> float | None:
     """Gives a trained model the mixture that its settings ask for, if it ranks better with it.
 
+    In distributed training all processes do the same.
+
     Args:
-        model: has no mixture yet.
+        model: has no mixture.
         train: the training events, which are counted.
         targets: of the validation.
         max_len: number of latest events of a history that the model sees.
         exclude_history: whether items of the history are never recommended.
-        plain: the figure of the model as it is.
-        evaluate: evaluates `model` on `targets`.
+        plain: the figure of the model without counts.
+        evaluate: evaluates `model` on some of the targets.
         metric: the figure that decides.
 
     Returns:
-        The evaluation with the mixture; None if there is nothing to count. If the model ranks no better with
-        what is counted, that has weight 0.
+        The figure with the mixture, each half of the targets with weights fitted to the other half; None if
+        the model stays without one.
     """
     mixture = model.new_mixture()
-    if mixture is None:
+    if mixture is None or len(targets) < 2:
         return None
     mixture.count(train)
-    observed = observe(model, mixture, _some(targets), max_len, exclude_history)
+    order = np.random.default_rng(0).permutation(len(targets))
+    halves = [targets.select(np.sort(half)) for half in np.array_split(order, 2)]
+    observed = [observe(model, mixture, _some(half), max_len, exclude_history) for half in halves]
+    if not all(map(len, observed)):
+        return None
     model.mixture = mixture
-    best, best_score, evaluation = copied(mixture), plain, None
-    parameters = [Parameters.first(amounts.shape[1], observed) for amounts in observed.amounts]
-    for index, scale in enumerate(SCALES):
-        fit(parameters, observed, index)
-        mixture.scale.fill_(scale)
-        for weights, fitted in zip(mixture.weights.values(), parameters, strict=True):
-            fitted.store(cast(Weights, weights))
-        mixed = evaluate()
-        if mixed.figures[metric].mean > best_score:
-            best, best_score, evaluation = copied(mixture), mixed.figures[metric].mean, mixed
-    mixture.load_state_dict(best)
-    return evaluate() if evaluation is None else evaluation
-
-
-def copied(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of a module's state."""
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    parameters = [Parameters.first(half) for half in observed]
+    figures = []
+    for index in range(len(SCALES)):
+        figure = 0.0
+        for fitted, other in ((0, 1), (1, 0)):
+            fit(parameters[fitted], observed[fitted], index, STEPS if index > 0 else FIRST_STEPS)
+            store(parameters[fitted], observed[fitted], index, mixture)
+            figure += evaluate(halves[other]).figures[metric].mean * len(halves[other]) / len(targets)
+        figures.append(figure)
+    best = int(np.argmax(figures))
+    if figures[best] <= plain:
+        model.mixture = None
+        return None
+    everything = Observed.joined(observed)
+    final = Parameters.first(everything)
+    fit(final, everything, best, FIRST_STEPS)
+    store(final, everything, best, mixture)
+    return figures[best]
 
 
 def _some(targets: Targets) -> Targets:
-    """At most about `MOST_TARGETS` of the targets, spread evenly over the rows."""
-    step = -(-len(targets.target_items) // MOST_TARGETS)
-    return targets.select(np.arange(0, len(targets), step))
-
-
-@dataclass(frozen=True, eq=False)
-class Observed:
-    """What the likelihood of n targets depends on, besides the weights; float64.
-
-    Attributes:
-        hidden: `[n, D]`, the row of the last event before each target.
-        score: `[n]`, the network's score of the target.
-        log_total: `[n, len(SCALES)]`, log Σ_j exp(β score[j]) over the items that may be recommended.
-        amounts: for each source `[n, K]`, E of the target.
-        totals: for each source `[n, K]`, Σ E.
-        kept: for each source `[n, K]`, Σ E over the items that may be recommended.
-    """
-
-    hidden: Tensor
-    score: Tensor
-    log_total: Tensor
-    amounts: list[Tensor]
-    totals: list[Tensor]
-    kept: list[Tensor]
-
-
-def observe(
-    model: SequentialModel, mixture: CountMixture, targets: Targets, max_len: int, exclude_history: bool
-) -> Observed:
-    """Scores the targets' histories with the network alone, and gathers what is counted after them."""
-    device = model.item_bias.device
-    parts: list[tuple[Tensor, Tensor, Tensor, list[tuple[Tensor, Tensor, Tensor]]]] = []
-    with scoring_mode(model):
-        for batch in history_batches(targets.offsets, targets.items, max_len, BATCH_SIZE):
-            rows = batch.users.numpy()
-            batch = batch.to(device)
-            left_out = None
-            if exclude_history:
-                left_out = places_of_histories(rows, targets.offsets, targets.items, device)
-            wanted = _wanted(targets, rows, device)
-            state = model.encode(batch.items, batch.offsets)
-            score, log_total = _network(model, state, wanted, left_out)
-            possible = score.isfinite()  # other targets are misses, whatever the weights
-            row, score = wanted.row[possible], score[possible]
-            keys = row * (model.num_items + 1) + wanted.column[possible] + 1
-            counted = [
-                _counted(evidence, row, keys, left_out)
-                for evidence in mixture.evidence(batch.items, batch.offsets)
-            ]
-            parts.append((state.hidden[row].double(), score, log_total[row], counted))
-    hidden, score, log_total = (torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:3])
-    sources = zip(*(counted for *_, counted in parts), strict=True)
-    joined = [tuple(torch.cat(tensors) for tensors in zip(*source, strict=True)) for source in sources]
-    return Observed(hidden, score, log_total, *(list(x) for x in zip(*joined, strict=True)))
-
-
-def _wanted(targets: Targets, rows: Int64Array, device: torch.device) -> Places:
-    """The known targets of these rows, numbered from 0."""
-    counts = targets.target_offsets[rows + 1] - targets.target_offsets[rows]
-    item = targets.target_items[ragged_indices(targets.target_offsets[rows], counts)].astype(np.int64)
-    row = np.repeat(np.arange(len(rows)), counts)
-    order = np.argsort(item, kind="stable")
-    order = order[item[order] > 0]
-    return Places.of(row[order], item[order] - 1, device)
-
-
-def _network(
-    model: SequentialModel, state: Encoded, wanted: Places, left_out: Places | None
-) -> tuple[Tensor, Tensor]:
-    """Scores of the targets, -inf for those left out, and `log_total` of the rows, tile by tile."""
-    device, rows = state.hidden.device, len(state.hidden)
-    log_total = torch.full((rows, len(SCALES)), -torch.inf, dtype=torch.float64, device=device)
-    score = torch.empty(len(wanted.row), dtype=torch.float64, device=device)
-    width = max(TILE_SCORES.get(device.type, TILE_SCORES["cpu"]) // rows, 1)
-    for first in range(0, model.num_items, width):
-        last = min(first + width, model.num_items)
-        tile = model.score_tile(state, first, last)
-        if left_out is not None:
-            tile = tile.index_put(left_out.index(first, last), tile.new_full((), -torch.inf))
-        score[wanted.within(first, last)] = tile[wanted.index(first, last)].double()
-        sums = torch.stack([(scale * tile).logsumexp(1) for scale in SCALES], 1)
-        log_total = torch.logaddexp(log_total, sums.double())
-    return score, log_total
-
-
-def _counted(
-    evidence: Evidence, row: Tensor, keys: Tensor, left_out: Places | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """E of targets (rows and keys `[n]`), Σ E, and Σ E without what is left out: `[n, K]` each."""
-    totals = evidence.totals()
-    kept = totals
-    if left_out is not None:
-        excluded = left_out.row * (evidence.shape[2] + 1) + left_out.column + 1
-        kept = evidence.where(~torch.isin(evidence.key, excluded)).totals()
-    return evidence.of(keys), totals[row], kept[row]
+    """At most about half of `MOST_TARGETS` rows, spread evenly."""
+    return targets.select(np.arange(0, len(targets), -(-2 * len(targets) // MOST_TARGETS)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,28 +120,35 @@ class Parameters:
     strength: Tensor
 
     @staticmethod
-    def first(kinds: int, observed: Observed) -> Parameters:
-        """Gives the source `FIRST_SHARE` of the probability or less."""
-        log_weight = math.log(FIRST_SHARE / kinds) + observed.log_total[:, 0].mean()
-        zero, strength = observed.score.new_zeros(()), observed.score.new_zeros(observed.hidden.shape[1])
-        return Parameters(
-            log_weight.repeat(kinds).requires_grad_(), zero.requires_grad_(), strength.requires_grad_()
-        )
-
-    def store(self, weights: Weights) -> None:
-        """Copies the values to the mixture."""
-        weights.weight.copy_(self.log_weight.detach().exp())
-        weights.shrinkage.copy_(self.log_shrinkage.detach().exp())
-        weights.strength.copy_(self.strength.detach())
+    def first(observed: Observed) -> list[Parameters]:
+        """Gives each source `FIRST_SHARE` of the probability or less, nothing to kinds without evidence."""
+        parameters = []
+        for amounts in observed.amounts:
+            log_weight = amounts.new_full(amounts.shape[1:], math.log(FIRST_SHARE / amounts.shape[1]))
+            log_weight = log_weight.masked_fill(amounts.sum(0) == 0, -math.inf)
+            zeros = (amounts.new_zeros(()), amounts.new_zeros(observed.hidden.shape[1]))
+            parameters.append(Parameters(*(tensor.requires_grad_() for tensor in (log_weight, *zeros))))
+        return parameters
 
 
-def fit(parameters: list[Parameters], observed: Observed, index: int) -> None:
+def offset_of(observed: Observed, index: int) -> Tensor:
+    """c, so that the network's part of the sum is about 1."""
+    return observed.log_total[:, index].mean()
+
+
+def store(parameters: list[Parameters], observed: Observed, index: int, mixture: CountMixture) -> None:
+    """Copies fitted parameters to the mixture."""
+    mixture.scale.fill_(SCALES[index])
+    mixture.offset.copy_(offset_of(observed, index))
+    for weights, source in zip(mixture.weights.values(), parameters, strict=True):
+        weights = cast(Weights, weights)
+        weights.weight.copy_(source.log_weight.detach().exp())
+        weights.shrinkage.copy_(source.log_shrinkage.detach().exp())
+        weights.strength.copy_(source.strength.detach())
+
+
+def fit(parameters: list[Parameters], observed: Observed, index: int, steps: int) -> None:
     """Brings the parameters to the highest posterior probability with the scale `SCALES[index]`."""
-    if index > 0:  # the network's share of the probability changes with the scale
-        change = (observed.log_total[:, index] - observed.log_total[:, index - 1]).mean()
-        for source in parameters:
-            source.log_weight.data.add_(change)
-    steps = STEPS if index > 0 else FIRST_STEPS
     tensors = [tensor for source in parameters for tensor in vars(source).values()]
     optimizer = torch.optim.Adam(tensors, LEARNING_RATE)
     for step in range(steps):
@@ -244,11 +160,12 @@ def fit(parameters: list[Parameters], observed: Observed, index: int) -> None:
 
 def loss_of(parameters: list[Parameters], observed: Observed, index: int) -> Tensor:
     """Minus the log of the posterior probability, a mean over the targets, up to a constant."""
-    target, everything = [SCALES[index] * observed.score], [observed.log_total[:, index]]
+    offset = offset_of(observed, index)
+    target = [SCALES[index] * observed.score - offset]
+    everything = [observed.log_total[:, index] - offset]
     prior = observed.score.new_zeros(())
-    for source, amounts, totals, kept in zip(
-        parameters, observed.amounts, observed.totals, observed.kept, strict=True
-    ):
+    sources = zip(parameters, observed.amounts, observed.totals, observed.kept, strict=True)
+    for source, amounts, totals, kept in sources:
         each = source.log_weight.exp() / (source.log_shrinkage.exp() + totals)
         log_gain = observed.hidden @ source.strength
         target.append(log_gain + ((each * amounts).sum(1) + TINY).log())

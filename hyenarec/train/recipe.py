@@ -128,14 +128,14 @@ def loss(data: Statistics, config: TrainConfig) -> Answer:
 
 
 def repeats(data: Statistics, config: TrainConfig) -> Answer:
-    """Mixes in the history's items where people come back to them."""
+    """Counts the history's items, or its steps, where people come back to items."""
     if config.data.exclude_history:
         return False, "the history is excluded"
     return data.repeats >= REPEATING, f"{data.repeats:.1%} of the events repeat an item of their history"
 
 
 def followers(data: Statistics, config: TrainConfig) -> Answer:
-    """Mixes in what followed in training, unless the table of it would be large."""
+    """Counts what followed in training, unless the table of it would be large."""
     return data.num_items <= MOST_ITEMS, f"{data.num_items:,} items"
 
 

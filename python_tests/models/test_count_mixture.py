@@ -52,6 +52,7 @@ def model_of(config: SequentialConfig = CONFIG) -> SequentialModel:
     assert model.mixture is not None
     model.mixture.count(histories_of(TRAIN))
     model.mixture.scale.fill_(0.7)
+    model.mixture.offset.fill_(0.2)
     for weights in model.mixture.weights.values():
         weights.weight.copy_(torch.rand_like(weights.weight) * 30)
         weights.shrinkage.fill_(1.5)
@@ -144,7 +145,7 @@ def test_scores_are_the_mixture(config: SequentialConfig) -> None:
     mixture = model.mixture
     items, offsets = packed(HISTORIES)
     scores, hidden = model.score(items, offsets), model(items, offsets)[offsets[1:] - 1]
-    plain = 0.7 * (hidden @ model.item_weight.t() + model.item_bias)
+    plain = 0.7 * (hidden @ model.item_weight.t() + model.item_bias) - 0.2
     for row, history in enumerate(HISTORIES):
         mass = plain[row].exp()
         for name, weights in mixture.weights.items():
@@ -167,6 +168,29 @@ def test_a_mixture_changes_nothing_before_it_is_fitted() -> None:
     model.mixture = model.new_mixture()
     assert torch.equal(model.score(items, offsets), before)
     assert make_model(dataclasses.replace(CONFIG, **dict.fromkeys(COUNTED, False))).new_mixture() is None
+
+
+def test_scores_are_differentiable() -> None:
+    model = model_of()
+    items, offsets = packed(HISTORIES[:2])
+
+    def total(bias: Tensor, rows: Tensor) -> Tensor:
+        weights = {"item_bias": bias, "items.weight": rows}
+        return torch.func.functional_call(
+            _Scores(model), {f"model.{n}": w for n, w in weights.items()}, (items, offsets)
+        )
+
+    inputs = [x.detach().clone().requires_grad_() for x in (model.item_bias, model.items.weight)]
+    assert torch.autograd.gradcheck(total, inputs)
+
+
+class _Scores(torch.nn.Module):
+    def __init__(self, model: SequentialModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, items: Tensor, offsets: Tensor) -> Tensor:
+        return self.model.score(items, offsets).logsumexp(1)
 
 
 def test_the_stream_scores_like_the_batch() -> None:
@@ -193,6 +217,11 @@ def test_memory_of_a_stream_grows_with_distinct_steps_only() -> None:
     before = stream.nbytes
     stream.extend([2, 3, 1] * 10)
     assert stream.nbytes == before
+
+
+def test_a_saved_model_without_counts_loads_without(tmp_path: Path) -> None:
+    make_model(CONFIG).save_pretrained(tmp_path)
+    assert load_model(tmp_path).mixture is None
 
 
 def test_a_saved_model_has_its_counts(tmp_path: Path) -> None:

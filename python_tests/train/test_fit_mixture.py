@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from hyenarec.config import ModelConfig
 from hyenarec.data import Histories, Targets, Vocabulary
 from hyenarec.evaluation.evaluate import evaluate
 from hyenarec.evaluation.scoring import scoring_mode
+from hyenarec.models.hyenarec import SequentialModel
 from hyenarec.models.registry import load_model, make_model
 from hyenarec.train import mixture as mixture_module
+from hyenarec.train import observed as observed_module
 from hyenarec.train import train
-from hyenarec.train.mixture import SCALES, Parameters, fit, fit_mixture, loss_of, observe
+from hyenarec.train.mixture import FIRST_STEPS, Parameters, fit, fit_mixture, loss_of, store
+from hyenarec.train.observed import observe
 
 V = 30
 CONFIG = ModelConfig(
@@ -50,7 +54,7 @@ def made(users: int = 40, length: int = 15, seed: int = 0) -> tuple[Histories, T
 @pytest.mark.parametrize("exclude_history", [False, True])
 @pytest.mark.parametrize("tile", [7, 2**21])
 def test_the_loss_is_that_of_the_models_scores(exclude_history, tile, monkeypatch):
-    monkeypatch.setitem(mixture_module.TILE_SCORES, "cpu", tile)
+    monkeypatch.setitem(observed_module.TILE_SCORES, "cpu", tile)
     torch.manual_seed(0)
     train, targets = made()
     model = make_model(CONFIG).double().eval()
@@ -61,9 +65,7 @@ def test_the_loss_is_that_of_the_models_scores(exclude_history, tile, monkeypatc
         Parameters(torch.randn(k).double(), torch.tensor(0.3).double(), torch.randn(8).double())
         for k in (6, 6, 16)
     ]
-    for weights, fitted in zip(mixture.weights.values(), parameters, strict=True):
-        fitted.store(weights)
-    mixture.scale.fill_(SCALES[2])
+    store(parameters, observed, 2, mixture)
     model.mixture = mixture
     expected, n = 0.0, 0
     with scoring_mode(model):
@@ -90,56 +92,91 @@ def test_fitting_raises_the_likelihood_and_is_the_same_every_time():
     observed = observe(model, mixture, targets, 12, False)
     fitted = []
     for _ in range(2):
-        parameters = [Parameters.first(amounts.shape[1], observed) for amounts in observed.amounts]
+        parameters = Parameters.first(observed)
         first = float(loss_of(parameters, observed, 0).detach())
-        fit(parameters, observed, 0)
+        fit(parameters, observed, 0, FIRST_STEPS)
         assert float(loss_of(parameters, observed, 0).detach()) < first - 0.3
         fitted.append(parameters[2].log_weight.detach())
     assert torch.equal(*fitted)
     assert fitted[0].argmax() == 0  # it is the last item that matters
 
 
-def test_a_model_that_knows_nothing_ranks_by_what_is_counted():
+def mixed_into(model: SequentialModel, train: Histories, targets: Targets, **settings: Any) -> float | None:
+    arguments = {"exclude_history": False, "plain": 0.0} | settings
+    exclude_history = arguments["exclude_history"]
+    return fit_mixture(
+        model,
+        train,
+        targets,
+        max_len=12,
+        evaluate=lambda some: evaluate(model, some, max_len=12, exclude_history=exclude_history),
+        metric="NDCG@10",
+        **arguments,
+    )
+
+
+def ndcg(model: SequentialModel, targets: Targets) -> float:
+    return evaluate(model, targets, max_len=12, exclude_history=False).figures["NDCG@10"].mean
+
+
+@pytest.mark.parametrize("shift", [0.0, 200.0, -200.0])
+def test_a_model_that_knows_nothing_ranks_by_what_is_counted(shift):
     train, targets = made(400)
     torch.manual_seed(0)
     model = make_model(CONFIG).eval()
-
-    def figures():
-        return evaluate(model, targets, max_len=12, exclude_history=False)
-
-    plain = figures().figures["NDCG@10"].mean
-    mixed = fit_mixture(
-        model,
-        train,
-        targets,
-        max_len=12,
-        exclude_history=False,
-        plain=plain,
-        evaluate=figures,
-        metric="NDCG@10",
-    )
-    assert mixed.figures["NDCG@10"].mean == figures().figures["NDCG@10"].mean > plain + 0.3
+    with torch.no_grad():
+        model.item_bias += shift
+    plain = ndcg(model, targets)
+    mixed = mixed_into(model, train, targets, plain=plain)
+    assert mixed > plain + 0.3
+    assert ndcg(model, targets) > plain + 0.3  # of weights that were fitted to all targets
+    _, others = made(400, seed=1)
+    assert ndcg(model, others) == pytest.approx(mixed, abs=0.05)
 
 
-def test_what_ranks_no_better_has_no_weight():
+def test_what_ranks_no_better_is_left_out():
     train, targets = made()
     model = make_model(CONFIG).eval()
-    before = model.score(*window_of(targets))
-    fit_mixture(
-        model,
-        train,
-        targets,
-        max_len=12,
-        exclude_history=False,
-        plain=2.0,  # nothing can
-        evaluate=lambda: evaluate(model, targets, max_len=12, exclude_history=False),
-        metric="NDCG@10",
+    assert mixed_into(model, train, targets, plain=2.0) is None  # nothing can rank better
+    assert model.mixture is None
+
+
+def test_targets_that_tell_nothing_leave_the_model_as_it_is():
+    train, targets = made()
+    model = make_model(CONFIG).eval()
+    assert mixed_into(model, train, targets.select(np.arange(1))) is None
+    unknown = dataclasses.replace(targets, target_items=np.zeros_like(targets.target_items))
+    assert mixed_into(model, train, unknown) is None
+    seen = np.concatenate([[targets.items[begin]] * n for begin, n in zip(
+        targets.offsets[:-1], np.diff(targets.target_offsets), strict=True
+    )]).astype(np.int32)  # fmt: skip
+    assert (
+        mixed_into(model, train, dataclasses.replace(targets, target_items=seen), exclude_history=True)
+        is None
     )
-    assert torch.equal(model.score(*window_of(targets)), before)
+    assert model.mixture is None
 
 
-def window_of(targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(targets.items[:3]).long(), torch.tensor([0, 3])
+def test_batches_without_a_possible_target_are_passed_over(monkeypatch):
+    train, targets = made()
+    torch.manual_seed(0)
+    model = make_model(CONFIG).eval()
+    mixture = model.new_mixture()
+    mixture.count(train)
+    whole = observe(model, mixture, targets, 12, True)
+    monkeypatch.setattr(observed_module, "BATCH_SIZE", 1)
+    single = observe(model, mixture, targets, 12, True)
+    assert len(whole) == len(single) < len(targets.target_items)
+    assert whole.score.sort().values == pytest.approx(single.score.sort().values, abs=1e-5)
+
+
+def test_what_cannot_be_recommended_has_no_weight():
+    train, targets = made(200)
+    model = make_model(CONFIG).eval()
+    assert mixed_into(model, train, targets, exclude_history=True) is not None
+    weights = model.mixture.weights
+    assert not weights["repeats"].weight.any() and not weights["own_followers"].weight.any()
+    assert weights["followers"].weight.any()
 
 
 def test_a_run_reports_and_saves_what_it_mixes_in(make_config, tmp_path, capsys):
@@ -147,7 +184,7 @@ def test_a_run_reports_and_saves_what_it_mixes_in(make_config, tmp_path, capsys)
     model = dataclasses.replace(config.model, repeats=True, followers=True)
     result = train(dataclasses.replace(config, model=model))
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["mixed_validation"]["NDCG@10"] >= report["best_validation"]["NDCG@10"]
+    assert report["mixed_validation"]["NDCG@10"] == result.mixed_score > result.best_score
     assert f"-> {report['mixed_validation']['NDCG@10']:.4f}" in capsys.readouterr().out
     loaded = load_model(tmp_path / "run")
     items, offsets = torch.tensor([1, 2, 1]), torch.tensor([0, 3])

@@ -1,11 +1,12 @@
 """Counts mixed into the softmax over the catalogue.
 
-    P(j) ∝ exp(β score[j]) + Σ_h g_h Σ_k w_hk E_hk[j] / (κ_h + Σ_i E_hk[i]),   g_h = exp(a_h · hidden)
+    P(j) ∝ exp(β score[j] - c) + Σ_h g_h Σ_k w_hk E_hk[j] / (κ_h + Σ_i E_hk[i]),   g_h = exp(a_h · hidden)
 
 The network knows what items have in common, but not what a few events tell about a single one; counts do.
 E_hk[j] is what source h counts for item j after a history (`repeats.py`, `own_followers.py`, `followers.py`),
 0 for most items. κ makes little evidence count less; the network's hidden row says how much a source counts;
-and β, below 1, takes back the confidence that a network has in what it was trained on.
+and β, below 1, takes back the confidence that a network has in what it was trained on. c only keeps numbers
+near 1. The mixed scores are the logarithm of the right side.
 
 Nothing of this is trained with the network, which would leave to the counts what it can learn better itself,
 and weigh them by events it has seen: `train/mixture.py` fits β, w, κ and a to the validation targets.
@@ -20,10 +21,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hyenarec.data.histories import Histories
+from hyenarec.data.histories import Histories, Int64Array
 from hyenarec.models.mixture.evidence import Evidence, Memory, Source
 from hyenarec.models.mixture.followers import Followers
 from hyenarec.models.mixture.own_followers import OwnFollowers
@@ -63,30 +65,36 @@ class Weights(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Added:
-    """What is added to the exponentials of some scores.
+    """What is added to the exponentials of some scores, each of which is here once.
 
     Attributes:
         row: int64 `[n]`, of the history.
-        column: int64 `[n]`, the item's id - 1.
-        amount: float64 `[n]`; those of one score add up.
+        column: int64 `[n]`, the item's id - 1, ascending.
+        log_amount: float64 `[n]`.
+        columns: `column` on the host, where those of a tile are looked up.
     """
 
     row: Tensor
     column: Tensor
-    amount: Tensor
+    log_amount: Tensor
+    columns: Int64Array
 
-    def mixed_into(self, scores: Tensor, first: int) -> Tensor:
-        """log(exp(scores) + Σ amounts), of the scores `[B, n]` of the columns from `first` on."""
-        rows, width = scores.shape
-        column = self.column - first
-        # A column of its own takes what belongs to none of these.
-        place = self.row * (width + 1) + column.where((column >= 0) & (column < width), width)
-        sums = scores.new_zeros(rows * (width + 1), dtype=torch.float64)
-        sums = sums.index_put_((place,), self.amount, accumulate=True)
-        mixed = nn.functional.pad(scores, (0, 1)).flatten()
-        # Amounts of one score compute the same number several times, which is faster than to find them.
-        changed = torch.logaddexp(mixed[place], sums[place].log().to(scores.dtype))
-        return mixed.index_put_((place,), changed).view(rows, width + 1)[:, :-1]
+    @staticmethod
+    def of(row: Tensor, column: Tensor, amount: Tensor) -> Added:
+        """Sums up the amounts of each score."""
+        rows = int(row.max()) + 1 if len(row) > 0 else 1
+        key, place = torch.unique(column * rows + row, return_inverse=True)
+        sums = torch.zeros_like(key, dtype=amount.dtype).index_add(0, place, amount)
+        column = key // rows
+        return Added(key % rows, column, sums.log(), column.cpu().numpy())
+
+    def mix_into(self, scores: Tensor, first: int) -> Tensor:
+        """log(exp(scores) + amounts), in place, of the scores `[B, v]` of the columns from `first` on."""
+        here = slice(*np.searchsorted(self.columns, (first, first + scores.shape[1])))
+        place = (self.row[here], self.column[here] - first)
+        return scores.index_put_(
+            place, torch.logaddexp(scores[place], self.log_amount[here].to(scores.dtype))
+        )
 
 
 class CountMixture(nn.Module):
@@ -99,12 +107,14 @@ class CountMixture(nn.Module):
     """
 
     scale: Tensor
+    offset: Tensor
 
     def __init__(self, names: Iterable[str], num_items: int, dim: int) -> None:
         super().__init__()
         self.sources = nn.ModuleDict({name: SOURCES[name](num_items) for name in names})
         self.weights = nn.ModuleDict({name: Weights(SOURCES[name].kinds, dim) for name in names})
         self.register_buffer("scale", torch.ones(()))  # β
+        self.register_buffer("offset", torch.zeros(()))  # c
 
     def count(self, train: Histories) -> None:
         """Counts what the sources need of the training events."""
@@ -125,11 +135,11 @@ class CountMixture(nn.Module):
         for source, weights in zip(evidence, self.weights.values(), strict=True):
             each = weights(source.totals(), hidden)[source.row, source.kind]
             parts.append((source.row, source.item - 1, each * source.amount))
-        return Added(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        return Added.of(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
     def mix(self, scores: Tensor, added: Added, first: int) -> Tensor:
-        """The scores `[B, n]` of the columns from `first` on, mixed with what is added."""
-        return added.mixed_into(self.scale.to(scores.dtype) * scores, first)
+        """The scores `[B, v]` of the columns from `first` on, mixed with what is added."""
+        return added.mix_into(self.scale.to(scores.dtype) * scores - self.offset.to(scores.dtype), first)
 
     def _sources(self) -> list[Source]:
         return list(self.sources.values())  # type: ignore[arg-type]

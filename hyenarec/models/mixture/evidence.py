@@ -54,9 +54,9 @@ class Evidence:
     def of(self, keys: Tensor) -> Tensor:
         """E[b, :, j] of some histories and items, given as `key` numbers them: int64 `[m]` -> `[m, K]`."""
         wanted, back = torch.unique(keys, return_inverse=True)
-        place = torch.searchsorted(wanted, self.key).clamp(max=len(wanted) - 1)
-        found = wanted[place] == self.key
-        return self.where(found)._sums(place[found], len(wanted))[back]
+        found = torch.isin(self.key, wanted)
+        chosen = self.where(found)
+        return chosen._sums(torch.searchsorted(wanted, chosen.key), len(wanted))[back]
 
     def _sums(self, group: Tensor, groups: int) -> Tensor:
         """Sums of the amounts by group and kind, `[groups, K]`."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,34 +28,35 @@ def faded(lag: Tensor) -> Tensor:
 class FadingSums:
     """How often things occurred in a growing history, fading: one row for each distinct thing."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self) -> None:
         self.rows: dict[Hashable, int] = {}
-        self._sums = torch.zeros(0, len(HALF_LIVES), dtype=torch.float64, device=device)
-        self._last = torch.zeros(0, dtype=torch.int64, device=device)
+        # In numpy: an event takes a few operations of a few numbers each, which torch would need longer for.
+        self._rates = rates().numpy()
+        self._sums = np.zeros((8, len(HALF_LIVES)))
+        self._last = np.zeros(8, np.int64)
 
     def append(self, thing: Hashable, position: int) -> int:
         """Counts an occurrence at `position`, which is later than all before; returns its row."""
         row = self.rows.setdefault(thing, len(self.rows))
         if row == len(self._sums):
-            room = max(row, 8)
-            self._sums = torch.cat([self._sums, self._sums.new_zeros(room, len(HALF_LIVES))])
-            self._last = torch.cat([self._last, self._last.new_zeros(room)])
-        self._sums[row] = self._sums[row] * faded(position - self._last[row : row + 1])[0] + 1
+            self._sums = np.concatenate([self._sums, np.zeros_like(self._sums)])
+            self._last = np.concatenate([self._last, np.zeros_like(self._last)])
+        self._sums[row] *= np.exp(-self._rates * (position - self._last[row]))
+        self._sums[row] += 1
         self._last[row] = position
         return row
 
-    def at(self, position: int, rows: Tensor | None = None) -> Tensor:
+    def at(self, position: int, rows: Sequence[int] | None = None) -> Tensor:
         """Σ exp(-rate · lag) over the occurrences, `[rows, K]`, of some or all rows; lags from `position`."""
-        sums, last = self._sums[: len(self.rows)], self._last[: len(self.rows)]
-        if rows is not None:
-            sums, last = sums[rows], last[rows]
-        return sums * faded(position - last)
+        chosen: slice | list[int] = slice(len(self.rows)) if rows is None else list(rows)
+        lag = torch.from_numpy(position - self._last[chosen])
+        return torch.from_numpy(self._sums[chosen]) * faded(lag)
 
     def copy(self) -> Self:
         """An independent copy."""
         other = copy.copy(self)
         other.rows = dict(self.rows)
-        other._sums, other._last = self._sums.clone(), self._last.clone()
+        other._sums, other._last = self._sums.copy(), self._last.copy()
         return other
 
     @property

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hyenarec.data.histories import Histories
+from hyenarec.data.histories import Histories, Int64Array
 from hyenarec.models.mixture.evidence import Evidence, Source
 
 LATEST = 16
@@ -30,9 +30,8 @@ FADE = 0.6
 KEPT = 64
 
 PAIRS_AT_ONCE = 1 << 24
-"""Pairs of events that are counted together, about; it bounds the memory of counting."""
+"""Pairs of events that are counted together, about, unless a single item has more."""
 
-Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 
 

@@ -40,7 +40,7 @@ class OwnFollowerMemory:
 
     def __init__(self, num_items: int, device: torch.device) -> None:
         self._num_items, self._device = num_items, device
-        self._steps = FadingSums(device)
+        self._steps = FadingSums()
         self._followers: dict[int, dict[int, int]] = {}  # of each item, by item, their rows in `_steps`
         self._last = 0
         self._length = 0
@@ -56,11 +56,8 @@ class OwnFollowerMemory:
     def evidence(self) -> Evidence:
         """Amounts of the last item's followers."""
         followers = self._followers.get(self._last, {})
-        item, row = (
-            torch.tensor(list(ids), dtype=torch.int64, device=self._device)
-            for ids in (followers, followers.values())
-        )
-        amount = self._steps.at(self._length - 1, row)
+        item = torch.tensor(list(followers), dtype=torch.int64, device=self._device)
+        amount = self._steps.at(self._length - 1, list(followers.values())).to(self._device)
         return Evidence.of_every_kind(torch.zeros_like(item), item, amount, 1, self._num_items)
 
     def copy(self) -> Self:

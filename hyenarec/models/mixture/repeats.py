@@ -38,7 +38,7 @@ class RepeatMemory:
 
     def __init__(self, num_items: int, device: torch.device) -> None:
         self._num_items, self._device = num_items, device
-        self._occurred = FadingSums(device)
+        self._occurred = FadingSums()
         self._length = 0
 
     def append(self, item: int) -> None:
@@ -49,7 +49,7 @@ class RepeatMemory:
     def evidence(self) -> Evidence:
         """Amounts of the history's items."""
         item = torch.tensor(list(self._occurred.rows), dtype=torch.int64, device=self._device)
-        amount = self._occurred.at(self._length - 1)
+        amount = self._occurred.at(self._length - 1).to(self._device)
         return Evidence.of_every_kind(torch.zeros_like(item), item, amount, 1, self._num_items)
 
     def copy(self) -> Self:

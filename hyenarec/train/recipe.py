@@ -20,7 +20,7 @@ FEWEST_EVENTS, MOST_EVENTS = 128, 16384
 """Bounds of a step's events."""
 
 LENGTHS = (50, 100, 200, 500, 1000, 2000, 5000, 10000)
-SPARSE, MEDIUM = 50, 150
+SPARSE, MEDIUM = 30, 150
 """Events an item, below which there is little to learn about most of them."""
 
 MOST_ITEMS = 100_000

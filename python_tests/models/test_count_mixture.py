@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from devices import needs_gpu
 from torch import Tensor
 
 from hyenarec.config import GRU4RecConfig, ModelConfig, SASRecConfig, SequentialConfig
@@ -209,6 +210,22 @@ def test_the_stream_scores_like_the_batch() -> None:
         other.extend(history[len(history) // 2 :])
         torch.testing.assert_close(other.scores(), stream.scores(), rtol=1e-9, atol=1e-9)
         assert len(half) == len(history) // 2
+
+
+@needs_gpu
+def test_on_a_gpu() -> None:
+    model = model_of()
+    assert isinstance(model, HyenaRec)
+    items, offsets = packed(HISTORIES)
+    expected = model.score(items, offsets).detach()
+    model = model.cuda()
+    torch.testing.assert_close(
+        model.score(items.cuda(), offsets.cuda()).cpu(), expected, rtol=1e-6, atol=1e-6
+    )
+    for history, scores in zip(HISTORIES, expected, strict=True):
+        stream = model.stream()
+        stream.extend(history)
+        torch.testing.assert_close(stream.scores().cpu(), scores, rtol=1e-6, atol=1e-6)
 
 
 def test_memory_of_a_stream_grows_with_distinct_steps_only() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from devices import needs_gpu
 
 from hyenarec.config import ModelConfig
 from hyenarec.data import Histories, Targets, Vocabulary
@@ -119,11 +120,12 @@ def ndcg(model: SequentialModel, targets: Targets) -> float:
     return evaluate(model, targets, max_len=12, exclude_history=False).figures["NDCG@10"].mean
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 @pytest.mark.parametrize("shift", [0.0, 200.0, -200.0])
-def test_a_model_that_knows_nothing_ranks_by_what_is_counted(shift):
+def test_a_model_that_knows_nothing_ranks_by_what_is_counted(shift, device):
     train, targets = made(400)
     torch.manual_seed(0)
-    model = make_model(CONFIG).eval()
+    model = make_model(CONFIG).eval().to(device)
     with torch.no_grad():
         model.item_bias += shift
     plain = ndcg(model, targets)

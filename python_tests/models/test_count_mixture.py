@@ -21,6 +21,7 @@ from hyenarec.models.mixture.count_mixture import SOURCES
 from hyenarec.models.mixture.evidence import Evidence
 from hyenarec.models.mixture.fading import HALF_LIVES
 from hyenarec.models.mixture.followers import FADE, KEPT, LATEST, REACH, Followers, count_followers
+from hyenarec.models.mixture.repeats import FREQUENCY, LAGS, Repeats
 from hyenarec.models.registry import load_model, make_model
 
 V = 12
@@ -87,6 +88,13 @@ def expected_evidence(name: str, history: Sequence[int]) -> Tensor:
             for item in range(1, V + 1):
                 amounts[kind, item - 1] = followed(history[length - 1 - kind], item)
         return amounts
+    if name == "repeats":
+        for item in set(history):
+            places = [place for place, other in enumerate(history) if other == item]
+            lag = length - 1 - places[-1]
+            bin_ = max(number for number, first in enumerate(LAGS) if first <= lag)
+            frequency = sum(0.5 ** ((places[-1] - place) / FREQUENCY) for place in places)
+            amounts[len(HALF_LIVES) + bin_, item - 1] = frequency
     for kind, half_life in enumerate(HALF_LIVES):
         for place, item in enumerate(history):
             weight = 0.5 ** ((length - 1 - place) / half_life)
@@ -246,6 +254,12 @@ def test_a_saved_model_has_its_counts(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     items, offsets = packed(HISTORIES)
     assert torch.equal(load_model(tmp_path).score(items, offsets), model.score(items, offsets))
+
+
+def test_what_occurred_long_ago_stays_finite() -> None:
+    items = torch.tensor([1, *[2] * 200_000])
+    evidence = Repeats(V).evidence(items, torch.tensor([0, len(items)]))
+    assert evidence.amount.isfinite().all()
 
 
 # --- counting followers ---

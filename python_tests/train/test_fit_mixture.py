@@ -64,7 +64,7 @@ def test_the_loss_is_that_of_the_models_scores(exclude_history, tile, monkeypatc
     observed = observe(model, mixture, targets, 12, exclude_history)
     parameters = [
         Parameters(torch.randn(k).double(), torch.tensor(0.3).double(), torch.randn(8).double())
-        for k in (6, 6, 16)
+        for k in (26, 6, 16)
     ]
     store(parameters, observed, 2, mixture)
     model.mixture = mixture

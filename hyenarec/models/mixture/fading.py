@@ -46,11 +46,11 @@ class FadingSums:
         self._last[row] = position
         return row
 
-    def at(self, position: int, rows: Sequence[int] | None = None) -> Tensor:
-        """Σ exp(-rate · lag) over the occurrences, `[rows, K]`, of some or all rows; lags from `position`."""
+    def at(self, position: int, rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Σ exp(-rate · lag), `[rows, K]`, and the least lag of some or all rows, up to `position`."""
         chosen: slice | list[int] = slice(len(self.rows)) if rows is None else list(rows)
         lag = torch.from_numpy(position - self._last[chosen])
-        return torch.from_numpy(self._sums[chosen]) * faded(lag)
+        return torch.from_numpy(self._sums[chosen]) * faded(lag), lag
 
     def copy(self) -> Self:
         """An independent copy."""

@@ -57,8 +57,10 @@ class OwnFollowerMemory:
         """Amounts of the last item's followers."""
         followers = self._followers.get(self._last, {})
         item = torch.tensor(list(followers), dtype=torch.int64, device=self._device)
-        amount = self._steps.at(self._length - 1, list(followers.values())).to(self._device)
-        return Evidence.of_every_kind(torch.zeros_like(item), item, amount, 1, self._num_items)
+        amount, _ = self._steps.at(self._length - 1, list(followers.values()))
+        return Evidence.of_every_kind(
+            torch.zeros_like(item), item, amount.to(self._device), 1, self._num_items
+        )
 
     def copy(self) -> Self:
         """An independent copy."""

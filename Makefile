@@ -96,7 +96,7 @@ $(NEWEST_VENV)/.torch-installed: requirements/build.txt
 # --- what the targets do ------------------------------------------------------------------------------------------
 
 demo: $(VENV)/.installed
-	$(BIN)/hyenarec train --model.dim 32 --model.num_blocks 1 --model.dropout 0.1 --epochs 8 --batch_events 4096 \
+	$(BIN)/hyenarec train --model.dim 32 --model.num_blocks 1 --model.dropout 0.1 --model.repeat_head true --epochs 8 --batch_events 4096 \
 		--optimizer.learning_rate 4e-3 --output_dir $(DEMO) --overwrite
 	$(BIN)/hyenarec recommend --model $(DEMO) --user 1 --k 10
 

@@ -93,6 +93,11 @@ class LossConfig:
         return self.traits.negatives > 0
 
     @property
+    def is_plain_softmax(self) -> bool:
+        """Whether it is the full softmax without smoothing, the only one that trains a repeat head."""
+        return self.name == "softmax" and self.label_smoothing == 0
+
+    @property
     def num_negatives(self) -> int:
         """Negatives a step, or with `bce` an event; 0 for the full softmax."""
         return self.traits.negatives if self.negatives is None else self.negatives

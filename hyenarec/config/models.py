@@ -57,6 +57,8 @@ class SequentialConfig(RecommenderConfig):
     Attributes:
         dim: D, channels of an event.
         dropout: probability on the embeddings, every residual branch, and between recurrent layers.
+        repeat_head: whether a head that is trained with the network, by the full softmax only, adds to the
+            scores of the history's items by when they occurred.
         repeats: whether to count how often the history has its items, for data in which people come back to
             them. Counts are mixed into the scores after training, with weights fitted to the validation.
         own_followers: whether to count what followed the last item earlier in the history.
@@ -65,6 +67,7 @@ class SequentialConfig(RecommenderConfig):
 
     dim: int = 64
     dropout: float | Auto = "auto"
+    repeat_head: bool = False
     repeats: bool | Auto = "auto"
     own_followers: bool | Auto = "auto"
     followers: bool | Auto = "auto"
@@ -72,6 +75,7 @@ class SequentialConfig(RecommenderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_count("model.dim", self.dim)
+        require_switch("model.repeat_head", self.repeat_head)
         for name in ("repeats", "own_followers", "followers"):
             if getattr(self, name) != "auto":
                 require_switch(f"model.{name}", getattr(self, name))

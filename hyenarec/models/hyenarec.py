@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple, Self, cast
 
@@ -29,6 +30,7 @@ from hyenarec.models.dropout import Dropout
 from hyenarec.models.kernels import KERNELS, LegendreKernel
 from hyenarec.models.mixture.count_mixture import SOURCES, Added, CountMixture
 from hyenarec.models.pretrained import PretrainedModel
+from hyenarec.models.repeats import RepeatHead, RepeatScores
 from hyenarec.models.stream import Stream
 
 EMBEDDING_STD = 0.02
@@ -292,10 +294,12 @@ class Encoded(NamedTuple):
 
     Attributes:
         hidden: `[B, D]`, the row of each history's last event.
+        repeats: what the items of the histories score besides; None without a repeat head.
         added: what counts add to some scores; None without a mixture.
     """
 
     hidden: Tensor
+    repeats: RepeatScores | None
     added: Added | None
 
 
@@ -319,6 +323,9 @@ class SequentialModel(PretrainedModel):
         config = self.config
         self.items = nn.Embedding(self.num_items + 1, config.dim, padding_idx=0)
         self.item_bias = nn.Parameter(torch.zeros(self.num_items))
+        self.repeat_head: RepeatHead | None = None
+        if config.repeat_head:
+            self.repeat_head = RepeatHead(config.dim, self.num_items, self.max_len)
         self.mixture: CountMixture | None = None
         self.dropout = Dropout(settled(config.dropout))
 
@@ -399,13 +406,16 @@ class SequentialModel(PretrainedModel):
         if offsets.device.type == "cpu" and bool((offsets.diff() < 1).any()):
             raise ValueError("offsets must describe histories of at least one event, got an empty one")
         hidden: Tensor = self(items, offsets)[offsets[1:] - 1]
-        if self.mixture is None:
-            return Encoded(hidden, None)
-        return Encoded(hidden, self.mixture.weigh(self.mixture.evidence(items, offsets), hidden))
+        head, mixture = self.repeat_head, self.mixture
+        repeats = None if head is None else head.of_histories(items, offsets, hidden)
+        added = None if mixture is None else mixture.weigh(mixture.evidence(items, offsets), hidden)
+        return Encoded(hidden, repeats, added)
 
     def score_tile(self, state: Encoded, first: int, last: int) -> Tensor:
         """The columns `first` up to `last` of the scores, `[B, last - first]`, from what `encode` gave."""
         scores = torch.addmm(self.item_bias[first:last], state.hidden, self.item_weight[first:last].t())
+        if state.repeats is not None:
+            scores = state.repeats.add_to(scores, first)
         if self.mixture is None:
             return scores
         assert state.added is not None
@@ -423,7 +433,9 @@ class SequentialModel(PretrainedModel):
         model = cls(cast(SequentialConfig, config))
         if any(name.startswith("mixture.") for name in tensors):
             model.mixture = model.new_mixture()
-        model.load_state_dict(tensors)
+        # A file of format 2 calls the head's tensors so.
+        renamed = {re.sub(r"^repeats\.", "repeat_head.", name): tensor for name, tensor in tensors.items()}
+        model.load_state_dict(renamed)
         return model
 
 

@@ -26,8 +26,8 @@ from hyenarec.files import write_atomically
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = 3
-"""Of `config.json`. Format 1 had no number, and its blocks had `pre` norms only; `repeats` of format 2 was a
-head that was trained."""
+"""Of `config.json`. Format 1 had no number, and its blocks had `pre` norms only; format 2 had `repeat_head`
+under the name `repeats`."""
 
 
 class PretrainedModel(nn.Module):
@@ -127,11 +127,8 @@ def read_config(folder: str | os.PathLike[str]) -> RecommenderConfig:
             f"format must be at most {FORMAT}, which this version of hyenarec reads, got {version!r} "
             f"in {folder / CONFIG_FILE}"
         )
-    if version == 2 and values.get("repeats") is True:
-        raise ValueError(
-            f"repeats must be false in a model of format 2, got true in {folder / CONFIG_FILE}: this version "
-            "has no such head; train the model again"
-        )
+    if version == 2:
+        values |= {"repeat_head": values.pop("repeats", False)}
     if version == 1 and issubclass(model_config_named(values.get("name", ModelConfig.name)), BlocksConfig):
         values["norm"] = "pre"
     return model_config_from_dict(values)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hyenarec.config import ModelConfig
 from hyenarec.models.mixture.count_mixture import CountMixture
+from hyenarec.models.repeats import RepeatHead, RepeatMemory
 
 
 class Step(Protocol):
@@ -45,6 +46,7 @@ class StreamedModel(Protocol):
     items: nn.Embedding
     item_bias: nn.Parameter
     norm: nn.LayerNorm
+    repeat_head: RepeatHead | None
     mixture: CountMixture | None
 
     @property
@@ -73,8 +75,8 @@ class Stream:
     evaluation mode and without gradients. The cost of an event does not depend on the history's length, nor
     does the size of the state (`nbytes`): `num_blocks · ((order - 1)(N + C) + (order + 1)(W - 1)) · D + D`
     numbers, where N is `num_coeffs`, C the 32 events of a chunk (16 for N <= 9), and W is `short_conv_width`.
-    Where repeats or own followers are mixed in, 56 to 112 bytes and a place in a dictionary come to that for
-    each distinct item or step, and `copy()` and `scores()` take time in proportion.
+    With a repeat head, or where a history's own items are counted, 40 to 112 bytes and a place in a dictionary
+    come to that for each distinct item or step, and `copy()` and `scores()` take time in proportion.
 
     The model's weights must not change while its streams live: what the convolutions need of them is computed
     once, here, and shared with copies. To serve many users, make one stream and `copy()` it while it is
@@ -99,6 +101,7 @@ class Stream:
         norm, norm_first = model.norm.forward, model.config.norm == "pre"
         self._enter: Callable[[Tensor], Tensor] = _unchanged if norm_first else norm
         self._leave: Callable[[Tensor], Tensor] = norm if norm_first else _unchanged
+        self._repeats = None if model.repeat_head is None else RepeatMemory(model.repeat_head)
         self._memories = [] if model.mixture is None else model.mixture.memories(model.item_bias.device)
         self._length = 0
         self._whole = True
@@ -150,6 +153,9 @@ class Stream:
         self._whole = False
         for block in self._blocks:
             x = block(x, position)
+        if self._repeats is not None:
+            for place, item in enumerate(ids, self._length):
+                self._repeats.append(item, place)
         for memory in self._memories:
             for item in ids:
                 memory.append(item)
@@ -171,6 +177,8 @@ class Stream:
         model = self._model
         hidden = self._leave(self._last)
         scores = torch.addmv(model.item_bias, model.item_weight, hidden)
+        if self._repeats is not None:
+            scores = self._repeats.scores(hidden, self._length).add_to(scores[None], 0)[0]
         if model.mixture is None:
             return scores
         added = model.mixture.weigh([memory.evidence() for memory in self._memories], hidden[None])
@@ -186,13 +194,14 @@ class Stream:
         self._require_whole()
         other = copy.copy(self)
         other._blocks = [block.copy() for block in self._blocks]
+        other._repeats = None if self._repeats is None else self._repeats.copy()
         other._memories = [memory.copy() for memory in self._memories]
         return other
 
     @property
     def nbytes(self) -> int:
         """Bytes of this stream's own state, without the model and what copies share."""
-        counted = sum(memory.nbytes for memory in self._memories)
+        counted = sum(memory.nbytes for memory in (self._repeats, *self._memories) if memory is not None)
         return self._last.nbytes + counted + sum(block.nbytes for block in self._blocks)
 
     def _require_whole(self) -> None:

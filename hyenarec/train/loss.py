@@ -43,6 +43,11 @@ class NextItemLoss(nn.Module):
     def __init__(self, model: SequentialModel, config: LossConfig | None = None) -> None:
         super().__init__()
         self.model, self.config = model, with_fixed(config or LossConfig(), "loss.")
+        if model.repeat_head is not None and not self.config.is_plain_softmax:
+            raise ValueError(
+                "model.repeat_head must be false unless the loss is the softmax without label smoothing, got "
+                f"true with {self.config.name}, label_smoothing {self.config.label_smoothing}"
+            )
 
     def forward(
         self, items: Tensor, offsets: Tensor | None, targets: Tensor, sample: Sample | None = None
@@ -81,7 +86,13 @@ class NextItemLoss(nn.Module):
     def _over_all_items(self, items: Tensor, offsets: Tensor | None, targets: Tensor) -> Tensor:
         hidden = self.model(items, offsets).flatten(0, -2)
         arguments = (hidden, self.model.item_weight, self.model.item_bias, targets.flatten() - 1)
-        return softmax_sum(*arguments, self.config)
+        repeats = self.model.repeat_head
+        if repeats is None:
+            return softmax_sum(*arguments, self.config)
+        if offsets is None:
+            offsets = torch.arange(len(items) + 1, device=items.device) * items.shape[1]
+        of_targets = repeats.of_targets(items.flatten(), offsets, targets.flatten())
+        return mixture_sum(*arguments, repeats.log_gain(hidden), *of_targets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +152,7 @@ def softmax_sum(
     config: LossConfig,
     candidates: Tensor | None = None,
     log_q: Tensor | None = None,
+    reduction: str = "sum",
 ) -> Tensor:
     """`ops.linear_cross_entropy`, summed, with products in autocast's dtype; arguments as it has them."""
     if torch.is_autocast_enabled(hidden.device.type):
@@ -154,8 +166,41 @@ def softmax_sum(
         candidates=candidates,
         log_q=log_q,
         label_smoothing=config.label_smoothing,
-        reduction="sum",
+        reduction=reduction,
     )
+
+
+def mixture_sum(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    target: Tensor,
+    log_gain: Tensor,
+    log_repeats: Tensor,
+    log_all_repeats: Tensor,
+) -> Tensor:
+    """Cross-entropy, summed, of scores to which a `RepeatHead` adds.
+
+    -log p = log(Σ exp(score) + g Σ A) - log(exp(score[target]) + g A[target]).
+
+    Args:
+        hidden: `[M, D]`, with the three arguments after it as `ops.linear_cross_entropy` takes them.
+        weight: `[V, D]`.
+        bias: `[V]`.
+        target: `[M]`; rows with -1 are left out.
+        log_gain: `[M]`, how much repeats count.
+        log_repeats: `[M]`, log A of the targets, which may be -inf.
+        log_all_repeats: `[M]`, log Σ A, over all items.
+
+    Returns:
+        A scalar, at least float32.
+    """
+    loss = softmax_sum(hidden, weight, bias, target, LossConfig(name="softmax"), reduction="none")
+    rows = F.embedding(target.clamp(min=0), weight)
+    score = (hidden * rows).sum(-1, dtype=loss.dtype) + bias[target]
+    repeats, everything = log_gain + log_repeats, log_gain + log_all_repeats
+    loss = torch.logaddexp(loss + score, everything) - torch.logaddexp(score, repeats)
+    return loss.masked_fill(target < 0, 0).sum()
 
 
 def binary_cross_entropy_sum(

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from descent import losses_of_steps
 from devices import needs_gpu
@@ -278,16 +279,20 @@ def test_saved_models_of_the_first_format_had_pre_norms(tmp_path: Path) -> None:
     assert torch.equal(loaded.score(items, offsets), model.score(items, offsets))
 
 
-def test_a_model_with_the_head_of_the_second_format_is_refused(tmp_path: Path) -> None:
-    make_model().float().save_pretrained(tmp_path)
-    config = json.loads((tmp_path / CONFIG_FILE).read_text()) | {"format": 2}
+def test_saved_models_of_the_second_format_call_the_repeat_head_repeats(tmp_path: Path) -> None:
+    model = make_model(repeat_head=True).float()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text()) | {"format": 2, "repeats": True}
+    for name in ("repeat_head", "own_followers", "followers"):
+        del config[name]
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
-    assert HyenaRec.from_pretrained(tmp_path).mixture is None
-    (tmp_path / CONFIG_FILE).write_text(json.dumps(config | {"repeats": True}))
-    with pytest.raises(
-        ValueError, match=r"repeats must be false in a model of format 2, got true in .*train"
-    ):
-        HyenaRec.from_pretrained(tmp_path)
+    tensors = safetensors.torch.load_file(tmp_path / WEIGHTS_FILE)
+    renamed = {name.replace("repeat_head.", "repeats."): tensor for name, tensor in tensors.items()}
+    safetensors.torch.save_file(renamed, tmp_path / WEIGHTS_FILE)
+    loaded = HyenaRec.from_pretrained(tmp_path)
+    assert loaded.config.repeat_head and not loaded.config.repeats
+    items, offsets = packed([6, 2])
+    assert torch.equal(loaded.score(items, offsets), model.score(items, offsets))
 
 
 def test_a_saved_model_with_an_unknown_setting_is_refused(tmp_path: Path) -> None:

@@ -38,9 +38,11 @@ MakeRun = Callable[..., TrainingRun]
 
 @pytest.fixture
 def make_run(make_config) -> Iterator[MakeRun]:
-    def make(device: str, precision: str = "no", max_len: int = 200, **settings: Any) -> TrainingRun:
+    def make(
+        device: str, precision: str = "no", max_len: int = 200, repeat_head: bool = False, **settings: Any
+    ) -> TrainingRun:
         config = make_config(device=device, precision=precision, **settings)
-        model = dataclasses.replace(config.model, max_len=max_len)
+        model = dataclasses.replace(config.model, max_len=max_len, repeat_head=repeat_head)
         config = dataclasses.replace(config, model=model)
         split = split_histories(load_histories(config.data), config.data)
         config = with_catalogue(config, split.train.num_items)
@@ -66,6 +68,15 @@ def test_a_step_looks_at_no_value(make_run, loss, monkeypatch):
     run = make_run("cpu", loss=loss)
     assert run.config.optimizer.gradient_clip is not None
     take_step(run)  # makes the moments
+    with HostReads() as reads:
+        take_step(run)
+    assert reads.names == []
+
+
+def test_a_step_with_repeats_looks_at_no_value(make_run, monkeypatch):
+    monkeypatch.setattr(Dropout, "forward", nn.Dropout.forward)
+    run = make_run("cpu", repeat_head=True)
+    take_step(run)
     with HostReads() as reads:
         take_step(run)
     assert reads.names == []
@@ -126,7 +137,9 @@ def test_a_step_is_read_while_the_next_one_is_computed(make_config, monkeypatch)
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_a_gpu_never_waits(make_run, precision, loss):
     """Not for copies, forward, backward, clipping, the update or what is kept to be read later."""
-    run = make_run("auto", precision, max_len=16, loss=loss)  # shorter than the batch: lengths are checked
+    run = make_run(  # shorter than the batch: lengths are checked
+        "auto", precision, max_len=16, repeat_head=loss.is_plain_softmax, loss=loss
+    )
     for _ in range(2):
         take_step(run)  # what is made once may wait
     torch.cuda.set_sync_debug_mode("error")

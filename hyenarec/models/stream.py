@@ -75,7 +75,7 @@ class Stream:
     evaluation mode and without gradients. The cost of an event does not depend on the history's length, nor
     does the size of the state (`nbytes`): `num_blocks · ((order - 1)(N + C) + (order + 1)(W - 1)) · D + D`
     numbers, where N is `num_coeffs`, C the 32 events of a chunk (16 for N <= 9), and W is `short_conv_width`.
-    With a repeat head, or where a history's own items are counted, 40 to 112 bytes and a dictionary's entry come
+    With a repeat head, or where own items are counted, 40 to 112 bytes and the entry of a dictionary come
     to that for each distinct item or step, and `copy()` and `scores()` take time in proportion.
 
     The model's weights must not change while its streams live: what the convolutions need of them is computed

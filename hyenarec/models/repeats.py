@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from hyenarec import ops
+from hyenarec.models.mixture.fading import FadingSums
 
 RATES = 4
 """Exponentials in F, and in the root of w."""
@@ -237,43 +238,32 @@ class RepeatMemory:
 
     def __init__(self, head: RepeatHead) -> None:
         self._head = head
-        self._rate = head.log_frequency_rate.detach().double().exp()
         self._mixture = head.frequency_mixture.detach().double().softmax(0)
-        self._slots: dict[int, int] = {}
-        self._sums = self._rate.new_zeros(0, RATES)
-        self._last = torch.zeros(0, dtype=torch.int64, device=self._rate.device)
+        self._occurred = FadingSums(head.log_frequency_rate.detach().double().exp().cpu().numpy())
 
     def append(self, item: int, position: int) -> None:
         """Adds the event at `position`, counted from 0; it is later than all before."""
-        slot = self._slots.setdefault(item, len(self._slots))
-        if slot == len(self._sums):
-            room = max(slot, 8)
-            self._sums = torch.cat([self._sums, self._sums.new_zeros(room, RATES)])
-            self._last = torch.cat([self._last, self._last.new_zeros(room)])
-        gap = position - self._last[slot]
-        self._sums[slot] = self._sums[slot] * torch.exp(-self._rate * gap) + 1
-        self._last[slot] = position
+        self._occurred.append(item, position)
 
     def scores(self, hidden: Tensor, length: int) -> RepeatScores:
         """What the history's items score after `length` events; `hidden` `[D]` is the last one's row."""
-        used = len(self._slots)
-        frequency = self._sums[:used] @ self._mixture
-        returning = self._head._log_return(length - 1 - self._last[:used])
-        item = torch.tensor(list(self._slots), dtype=torch.int64, device=frequency.device)
-        log_score = frequency.log() + returning + self._head.log_gain(hidden)
+        device = hidden.device
+        _, lag = self._occurred.at(length - 1)
+        frequency = self._occurred.as_of_last().to(device) @ self._mixture
+        item = torch.tensor(list(self._occurred.rows), dtype=torch.int64, device=device)
+        log_score = frequency.log() + self._head._log_return(lag.to(device)) + self._head.log_gain(hidden)
         return RepeatScores(torch.zeros_like(item), item, log_score)
 
     def copy(self) -> Self:
         """An independent copy."""
         other = copy.copy(self)
-        other._slots = dict(self._slots)
-        other._sums, other._last = self._sums.clone(), self._last.clone()
+        other._occurred = self._occurred.copy()
         return other
 
     @property
     def nbytes(self) -> int:
         """Bytes of the sums and positions."""
-        return self._sums.nbytes + self._last.nbytes
+        return self._occurred.nbytes
 
 
 def _log(value: Tensor, found: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,24 +16,26 @@ HALF_LIVES = (1, 4, 16, 64, 256, 1024)
 """Events after which one that occurred once counts half, of each kind of evidence."""
 
 
-def rates(device: torch.device | None = None) -> Tensor:
-    """The exponentials' rates, of one event, float64 `[K]`."""
-    return math.log(2) / torch.tensor(HALF_LIVES, dtype=torch.float64, device=device)
+RATES = math.log(2) / np.array(HALF_LIVES, np.float64)
 
 
 def faded(lag: Tensor) -> Tensor:
-    """exp(-rate · lag) of every kind: int64 `[n]` -> float64 `[n, K]`."""
-    return torch.exp(-rates(lag.device) * lag[:, None])
+    """exp(-rate · lag) of every half-life: int64 `[n]` -> float64 `[n, K]`."""
+    return torch.exp(-torch.from_numpy(RATES).to(lag.device) * lag[:, None])
 
 
 class FadingSums:
-    """How often things occurred in a growing history, fading: one row for each distinct thing."""
+    """How often things occurred in a growing history, fading: one row for each distinct thing.
 
-    def __init__(self) -> None:
+    Args:
+        rates: of the exponentials, of one event, `[K]`.
+    """
+
+    def __init__(self, rates: npt.NDArray[np.float64] = RATES) -> None:
         self.rows: dict[Hashable, int] = {}
         # In numpy: an event takes a few operations of a few numbers each, which torch would need longer for.
-        self._rates = rates().numpy()
-        self._sums = np.zeros((8, len(HALF_LIVES)))
+        self._rates = rates
+        self._sums = np.zeros((8, len(rates)))
         self._last = np.zeros(8, np.int64)
 
     def append(self, thing: Hashable, position: int) -> int:
@@ -49,8 +52,13 @@ class FadingSums:
     def at(self, position: int, rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Σ exp(-rate · lag), `[rows, K]`, and the least lag of some or all rows, up to `position`."""
         chosen: slice | list[int] = slice(len(self.rows)) if rows is None else list(rows)
-        lag = torch.from_numpy(position - self._last[chosen])
-        return torch.from_numpy(self._sums[chosen]) * faded(lag), lag
+        lag = position - self._last[chosen]
+        fade = np.exp(-self._rates * lag[:, None])
+        return torch.from_numpy(self._sums[chosen] * fade), torch.from_numpy(lag)
+
+    def as_of_last(self) -> Tensor:
+        """Σ exp(-rate · lag) with lags from each row's last occurrence, `[rows, K]`."""
+        return torch.from_numpy(self._sums[: len(self.rows)].copy())
 
     def copy(self) -> Self:
         """An independent copy."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyenarec.models.hyenarec import SequentialModel
+from hyenarec.models.sequential import SequentialModel
 from hyenarec.train.loss import NextItemLoss
 
 

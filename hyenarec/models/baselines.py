@@ -25,15 +25,9 @@ from hyenarec.config import (
 )
 from hyenarec.config.auto import settled
 from hyenarec.data.histories import offsets_of, ragged_indices
-from hyenarec.models.hyenarec import (
-    EMBEDDING_STD,
-    Block,
-    BlocksModel,
-    HyenaRec,
-    SequentialModel,
-    branch_gain,
-    linear,
-)
+from hyenarec.models.blocks import Block, BlocksModel, branch_gain, linear
+from hyenarec.models.hyenarec import HyenaRec
+from hyenarec.models.sequential import EMBEDDING_STD, SequentialModel
 
 try:
     from torch.nn.attention.varlen import varlen_attn

@@ -8,8 +8,9 @@ from typing import TypeVar
 from hyenarec.config import RecommenderConfig, SequentialConfig
 from hyenarec.models.baselines import GRU4Rec, Hyena, SASRec
 from hyenarec.models.counting import CountingModel, Markov, Personal, PersonalMarkov, Popularity
-from hyenarec.models.hyenarec import HyenaRec, SequentialModel
+from hyenarec.models.hyenarec import HyenaRec
 from hyenarec.models.pretrained import PretrainedModel, read_config
+from hyenarec.models.sequential import SequentialModel
 
 M = TypeVar("M", bound=PretrainedModel)
 

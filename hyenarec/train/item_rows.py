@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyenarec.models.hyenarec import SequentialModel
+from hyenarec.models.sequential import SequentialModel
 
 TABLE = ("items.weight", "item_bias")
 """The parameters whose rows belong to items, by their names in the model."""

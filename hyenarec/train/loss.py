@@ -13,7 +13,7 @@ from torch.func import functional_call
 from hyenarec import ops
 from hyenarec.config import LossConfig, LossName
 from hyenarec.config.auto import settled, with_fixed
-from hyenarec.models.hyenarec import SequentialModel
+from hyenarec.models.sequential import SequentialModel
 from hyenarec.train.item_rows import ItemRows
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from hyenarec.data import Targets
 from hyenarec.data.histories import Histories
 from hyenarec.evaluation.evaluate import Evaluation
-from hyenarec.models.hyenarec import SequentialModel
 from hyenarec.models.mixture.count_mixture import CountMixture, Weights
+from hyenarec.models.sequential import SequentialModel
 from hyenarec.train.observed import SCALES, Observed, observe
 
 FIRST_STEPS, STEPS, LEARNING_RATE = 300, 100, 0.05

@@ -12,9 +12,9 @@ from hyenarec.data import Targets
 from hyenarec.data.batches import history_batches
 from hyenarec.data.histories import Int64Array, ragged_indices
 from hyenarec.evaluation.scoring import TILE_SCORES, Places, places_of_histories, scoring_mode
-from hyenarec.models.hyenarec import Encoded, SequentialModel
 from hyenarec.models.mixture.count_mixture import CountMixture
 from hyenarec.models.mixture.evidence import Evidence
+from hyenarec.models.sequential import Encoded, SequentialModel
 
 SCALES = tuple(0.8**power for power in range(7))
 """The values of β that are tried, from 1 to 0.26."""

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from hyenarec.config import MODEL_CONFIGS, MarkovConfig, SASRecConfig
 from hyenarec.models.baselines import HAS_VARLEN, SHORT, Attention, Groups, Packed, SASRec
-from hyenarec.models.hyenarec import HyenaRec, SequentialModel
+from hyenarec.models.hyenarec import HyenaRec
 from hyenarec.models.registry import LEARNED, load_model, make_model
+from hyenarec.models.sequential import SequentialModel
 from hyenarec.train.loss import NextItemLoss
 
 LENGTHS = [130, 1, 200, 0, 33, 17, 15, 199, 180, 3]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hyenarec.config import GRU4RecConfig, ModelConfig, SASRecConfig, SequentialConfig
 from hyenarec.data import Histories, Vocabulary
-from hyenarec.models.hyenarec import HyenaRec, SequentialModel
+from hyenarec.models.hyenarec import HyenaRec
 from hyenarec.models.mixture import followers as followers_module
 from hyenarec.models.mixture.count_mixture import SOURCES
 from hyenarec.models.mixture.evidence import Evidence
@@ -23,6 +23,7 @@ from hyenarec.models.mixture.fading import HALF_LIVES
 from hyenarec.models.mixture.followers import FADE, KEPT, LATEST, REACH, Followers, count_followers
 from hyenarec.models.mixture.repeats import FREQUENCY, LAGS, Repeats
 from hyenarec.models.registry import load_model, make_model
+from hyenarec.models.sequential import SequentialModel
 
 V = 12
 COUNTED = {"repeats": True, "own_followers": True, "followers": True}

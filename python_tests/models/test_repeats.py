@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hyenarec.config import LossConfig, ModelConfig, SASRecConfig
-from hyenarec.models.hyenarec import HyenaRec, SequentialModel
+from hyenarec.models.hyenarec import HyenaRec
 from hyenarec.models.registry import make_model
 from hyenarec.models.repeats import RepeatHead
+from hyenarec.models.sequential import SequentialModel
 from hyenarec.train.loss import NextItemLoss
 
 CONFIG = ModelConfig(

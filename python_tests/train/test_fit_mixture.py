@@ -15,8 +15,8 @@ from hyenarec.config import ModelConfig
 from hyenarec.data import Histories, Targets, Vocabulary
 from hyenarec.evaluation.evaluate import evaluate
 from hyenarec.evaluation.scoring import scoring_mode
-from hyenarec.models.hyenarec import SequentialModel
 from hyenarec.models.registry import load_model, make_model
+from hyenarec.models.sequential import SequentialModel
 from hyenarec.train import mixture as mixture_module
 from hyenarec.train import observed as observed_module
 from hyenarec.train import train

@@ -7,8 +7,8 @@ import torch
 from largest_tensor import LargestTensor
 
 from hyenarec.config import MODEL_CONFIGS, LossConfig, OptimizerConfig
-from hyenarec.models.hyenarec import SequentialModel
 from hyenarec.models.registry import LEARNED, make_model
+from hyenarec.models.sequential import SequentialModel
 from hyenarec.train.item_rows import ItemRows
 from hyenarec.train.loss import NextItemLoss, Sample
 from hyenarec.train.optimizer import make_optimizer

@@ -1,0 +1,170 @@
+"""What all models that learn share: item vectors as input and output, and what is added to their scores."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import NamedTuple, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from hyenarec.config import RecommenderConfig, SequentialConfig
+from hyenarec.config.auto import settled
+from hyenarec.models.dropout import Dropout
+from hyenarec.models.mixture.count_mixture import SOURCES, Added, CountMixture
+from hyenarec.models.pretrained import PretrainedModel
+from hyenarec.models.repeats import RepeatHead, RepeatScores
+
+EMBEDDING_STD = 0.02
+
+
+class Encoded(NamedTuple):
+    """Histories as the scores need them.
+
+    Attributes:
+        hidden: `[B, D]`, the row of each history's last event.
+        repeats: what the items of the histories score besides; None without a repeat head.
+        added: what counts add to some scores; None without a mixture.
+    """
+
+    hidden: Tensor
+    repeats: RepeatScores | None
+    added: Added | None
+
+
+class SequentialModel(PretrainedModel):
+    """What all models that learn share: an item embedding that is also the output layer.
+
+    A model adds its layers in `__init__`, which ends with `_add_norm`, and runs them in `forward`.
+
+    Args:
+        config: the shape; `num_items` must be set.
+
+    Attributes:
+        mixture: the counts that `config` asks for; None before the end of training, or if they don't help.
+    """
+
+    config: SequentialConfig
+    norm: nn.LayerNorm
+
+    def __init__(self, config: SequentialConfig) -> None:
+        super().__init__(config)
+        config = self.config
+        self.items = nn.Embedding(self.num_items + 1, config.dim, padding_idx=0)
+        self.item_bias = nn.Parameter(torch.zeros(self.num_items))
+        self.repeat_head: RepeatHead | None = None
+        if config.repeat_head:
+            self.repeat_head = RepeatHead(config.dim, self.num_items, self.max_len)
+        self.mixture: CountMixture | None = None
+        self.dropout = Dropout(settled(config.dropout))
+
+    def _add_norm(self) -> None:
+        """Adds the final norm and initialises the item embedding.
+
+        Both must follow the model's own layers: a seed then gives the same weights as ever, and parameters
+        keep the order by which a checkpoint numbers them.
+        """
+        self.norm = nn.LayerNorm(self.config.dim)
+        # Small, so that scores start near 0. As input it is scaled by sqrt(D), or the branches drown it.
+        with torch.no_grad():
+            self.items.weight[1:].normal_(std=EMBEDDING_STD)
+            self.items.weight[0].zero_()
+
+    def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """One hidden row for each event, computed from it and the events before it in its sequence.
+
+        Args:
+            items: int64 ids, 1..V (0 = none): `[B, L]` padded on the right, or packed `[total]` with
+                `offsets`.
+            offsets: `[B + 1]` int64, where each packed sequence begins and ends.
+
+        Returns:
+            `[B, L, D]` or `[total, D]`, normalised: the product with an item's row, plus its bias, is its
+            score.
+
+        Raises:
+            ValueError: a shape is wrong, or a sequence has more than `max_len` events. The host does not read
+                packed sequences on a GPU; there, one that is too long fails a device-side assertion.
+        """
+        raise NotImplementedError
+
+    def _embed(self, items: Tensor, offsets: Tensor | None) -> Tensor:
+        """The events' scaled rows of the item embedding, `[..., D]`; takes and raises what `forward` does."""
+        self._check(items, offsets)
+        rows: Tensor = self.items(items) * math.sqrt(self.config.dim)
+        return rows
+
+    def _check(self, items: Tensor, offsets: Tensor | None) -> None:
+        """Raises as `forward` says, without ever making a GPU wait."""
+        if not isinstance(items, Tensor) or not (offsets is None or isinstance(offsets, Tensor)):
+            raise ValueError(
+                f"items and offsets must be tensors, got {type(items).__name__} and {type(offsets).__name__}"
+            )
+        if offsets is not None and (offsets.dim() != 1 or offsets.shape[0] == 0):
+            raise ValueError(f"offsets must be [B + 1] with B >= 0, got {list(offsets.shape)}")
+        if items.dim() != (2 if offsets is None else 1):
+            raise ValueError(
+                f"items must be [B, L], or packed [total] with offsets, got {list(items.shape)} "
+                f"{'without' if offsets is None else 'with'} offsets"
+            )
+        max_len = self.max_len
+        if items.shape[-1] <= max_len:  # all packed sequences together, in which case none is too long
+            return
+        message = f"sequences must have at most max_len = {max_len} events, got one with"
+        if offsets is None:
+            raise ValueError(f"{message} {items.shape[1]}")
+        longest = offsets.diff().max()
+        if offsets.device.type == "cpu":
+            if longest > max_len:
+                raise ValueError(f"{message} {longest}")
+        else:
+            torch._assert_async(longest <= max_len, f"{message} more events")
+
+    @property
+    def item_weight(self) -> Tensor:
+        """The output layer's rows `[V, D]`: row j belongs to item j + 1."""
+        return self.items.weight[1:]
+
+    def encode(self, items: Tensor, offsets: Tensor) -> Encoded:
+        """What scores need of each packed history.
+
+        Every history must have at least one event. An empty one raises ValueError on the CPU; on a GPU, where
+        a check would wait for all earlier work, it gives the state of another row.
+        """
+        self._check(items, offsets)
+        if offsets.device.type == "cpu" and bool((offsets.diff() < 1).any()):
+            raise ValueError("offsets must describe histories of at least one event, got an empty one")
+        hidden: Tensor = self(items, offsets)[offsets[1:] - 1]
+        head, mixture = self.repeat_head, self.mixture
+        repeats = None if head is None else head.of_histories(items, offsets, hidden)
+        added = None if mixture is None else mixture.weigh(mixture.evidence(items, offsets), hidden)
+        return Encoded(hidden, repeats, added)
+
+    def score_tile(self, state: Encoded, first: int, last: int) -> Tensor:
+        """The columns `first` up to `last` of the scores, `[B, last - first]`, from what `encode` gave."""
+        scores = torch.addmm(self.item_bias[first:last], state.hidden, self.item_weight[first:last].t())
+        if state.repeats is not None:
+            scores = state.repeats.add_to(scores, first)
+        if self.mixture is None:
+            return scores
+        assert state.added is not None
+        return self.mixture.mix(scores, state.added, first)
+
+    def new_mixture(self) -> CountMixture | None:
+        """What `config` asks to be counted, of no effect until it is; None if that is nothing."""
+        names = [name for name in SOURCES if settled(getattr(self.config, name))]
+        if not names:
+            return None
+        return CountMixture(names, self.num_items, self.config.dim).to(self.item_bias)
+
+    @classmethod
+    def _restore(cls, config: RecommenderConfig, tensors: Mapping[str, Tensor]) -> Self:
+        model = cls(cast(SequentialConfig, config))
+        if any(name.startswith("mixture.") for name in tensors):
+            model.mixture = model.new_mixture()
+        # A file of format 2 calls the head's tensors so.
+        renamed = {re.sub(r"^repeats\.", "repeat_head.", name): tensor for name, tensor in tensors.items()}
+        model.load_state_dict(renamed)
+        return model

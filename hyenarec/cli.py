@@ -244,13 +244,22 @@ def _recommend(options: Any) -> int:
     if (chosen.user is None) == (chosen.history is None):
         raise ValueError(f"either user or history must be given, got {chosen.user!r} and {chosen.history!r}")
     saved = load(chosen.model, _device(chosen.device))
+    timestamps: list[int] | None = None
     if chosen.history is not None:
         history: list[Any] = chosen.history.split()
         if not saved.vocabulary.holds_strings:
             history = [_integer("history", word) for word in history]
+        if chosen.timestamps is not None:
+            timestamps = [_integer("timestamps", word) for word in chosen.timestamps.split()]
     else:
-        history = _history_of(chosen)
-    best = saved.recommend(history, k=chosen.k, exclude_history=settled(chosen.data.exclude_history))
+        history, timestamps = _history_of(chosen)
+    best = saved.recommend(
+        history,
+        k=chosen.k,
+        exclude_history=settled(chosen.data.exclude_history),
+        timestamps=timestamps if saved.model.uses_time or chosen.timestamps is not None else None,
+        at=chosen.at,
+    )
     for item, score in best:
         print(f"{item}\t{score:.4f}")
     return 0
@@ -261,8 +270,8 @@ def _as_in_the_run(chosen: C) -> C:
     return with_fixed(with_values(chosen, saved_defaults(chosen.model)))
 
 
-def _history_of(chosen: RecommendOptions) -> list[Any]:
-    """The events of one user of the data, as external item ids."""
+def _history_of(chosen: RecommendOptions) -> tuple[list[Any], list[int] | None]:
+    """The events of one user of the data, as external item ids, and their timestamps if there are any."""
     from hyenarec.data import load_histories
 
     histories = load_histories(chosen.data, chosen.seed)
@@ -271,8 +280,9 @@ def _history_of(chosen: RecommendOptions) -> list[Any]:
     found = np.flatnonzero(histories.user_ids == user)
     if len(found) == 0:
         raise ValueError(f"user must be one of the data's {histories.num_users} users, got {chosen.user!r}")
-    decoded: list[Any] = histories.vocabulary.decode(histories[int(found[0])]).tolist()
-    return decoded
+    history = histories.select(found[:1])
+    timestamps = None if history.timestamps is None else history.timestamps.tolist()
+    return history.vocabulary.decode(history.items).tolist(), timestamps
 
 
 def _bench(options: Any) -> int:

@@ -357,6 +357,35 @@ def test_recommend_takes_whole_numbers_for_ids(tmp_path, capsys):
     assert "user must be whole numbers, as the ids of the data are, got 'seven'" in capsys.readouterr().err
 
 
+def test_a_model_that_knows_time_recommends_for_a_moment(tmp_path, capsys):
+    moments = [(user, step, 7 * user + 50 * step) for user in range(20) for step in range(6)]
+    lines = [f"{user} {100 + hour // 4 % 6} {hour}\n" for user, _, hour in moments]
+    (tmp_path / "events.txt").write_text("".join(lines))
+    words = ["train", "--data.path", str(tmp_path / "events.txt"), "--output_dir", str(tmp_path / "run")]
+    words += ["--model.time_unit", "hour", "--epochs", "2", "--model.dim", "8", "--device", "cpu"]
+    assert cli.main(words) == 0
+    assert cli.main(["evaluate", "--model", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    model = ["recommend", "--model", str(tmp_path / "run"), "--k", "3"]
+    assert cli.main([*model, "--user", "2", "--at", "300"]) == 0
+    by_user = capsys.readouterr().out
+    of_user = [(line.split()[1], line.split()[2]) for line in lines if line.startswith("2 ")]
+    items, hours = (" ".join(column) for column in zip(*of_user, strict=True))
+    assert cli.main([*model, "--history", items, "--timestamps", hours, "--at", "300"]) == 0
+    assert capsys.readouterr().out == by_user
+    assert cli.main([*model, "--user", "2", "--at", "312"]) == 0
+    assert capsys.readouterr().out != by_user
+    for arguments, message in (
+        (["--user", "2"], "at must be given if and only if the recommender uses time, got none for one that"),
+        (["--user", "2", "--at", "10"], "at must not be before the last event, 264, got 10"),
+        (["--history", items, "--at", "300"], "histories must have timestamps for a recommender that uses"),
+        (["--history", items, "--timestamps", "1 2", "--at", "300"], "timestamps must be one for each item"),
+        (["--history", items, "--timestamps", "1 x", "--at", "300"], "timestamps must be whole numbers"),
+    ):
+        assert cli.main([*model, *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_doctor_is_a_command(monkeypatch):
     monkeypatch.setattr("hyenarec.doctor.main", lambda: 1)
     assert cli.main(["doctor"]) == 1

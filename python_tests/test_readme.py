@@ -11,9 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from hyenarec import HyenaRec, ModelConfig
+from hyenarec.data import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))
@@ -54,9 +57,20 @@ def test_the_operators_example_runs() -> None:
 def test_the_streaming_example_runs(tmp_path: Path) -> None:
     HyenaRec(ModelConfig(num_items=300, dim=8, max_len=20)).save_pretrained(tmp_path)
     names: dict[str, object] = {}
-    exec(example_with("stream()").replace("runs/shop", str(tmp_path)), names)
+    exec(example_with("stream.extend").replace("runs/shop", str(tmp_path)), names)
     assert len(names["stream"]) == 4
     assert len({17, 31, *names["best"].tolist()}) == 12
+
+
+def test_the_example_of_time_runs(tmp_path: Path) -> None:
+    config = ModelConfig(num_items=300, dim=8, max_len=20, time_unit="second")
+    HyenaRec(config).save_pretrained(tmp_path)
+    Vocabulary(np.arange(3900, 4200)).save(tmp_path)
+    names: dict[str, object] = {}
+    code = example_with("at=").replace("runs/shop", str(tmp_path))
+    exec(code, names)
+    assert len(names["best"]) == 10
+    assert not torch.equal(names["now"], names["tomorrow"])
 
 
 def test_the_training_example_names_what_exists() -> None:

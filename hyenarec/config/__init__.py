@@ -24,6 +24,7 @@ from hyenarec.config.models import (
     RecommenderConfig,
     SASRecConfig,
     SequentialConfig,
+    TimeUnit,
     model_config_from_dict,
     model_config_named,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "SequentialConfig",
     "SplitName",
     "TargetKind",
+    "TimeUnit",
     "TrainConfig",
     "Windows",
     "model_config_from_dict",

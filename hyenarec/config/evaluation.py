@@ -49,8 +49,13 @@ class RecommendOptions(SavedModelOptions):
         user: the user's id in the data.
         history: item ids separated by blanks, oldest first; instead of a user.
         k: number of items.
+        timestamps: when the events of `history` happened, separated by blanks, in the model's `time_unit`, if
+            it has one.
+        at: the moment to recommend for, if the model has a `time_unit`; not before the last event.
     """
 
     user: str | None = None
     history: str | None = None
     k: int = 10
+    timestamps: str | None = None
+    at: int | None = None

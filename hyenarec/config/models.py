@@ -12,6 +12,7 @@ from hyenarec.config.checks import require, require_choice, require_count, requi
 
 KernelFamily = Literal["legendre", "mlp", "free"]
 NormPlacement = Literal["post", "pre"]
+TimeUnit = Literal["nanosecond", "microsecond", "millisecond", "second", "minute", "hour", "day"]
 
 MODEL_CONFIGS: dict[str, type[RecommenderConfig]] = {}
 """The settings of each model, by its name; a class's defaults are the model's own."""
@@ -63,6 +64,11 @@ class SequentialConfig(RecommenderConfig):
             them. Counts are mixed into the scores after training, with weights fitted to the validation.
         own_followers: whether to count what followed the last item earlier in the history.
         followers: whether to count what followed the history's latest items in training.
+        time_unit: of the timestamps; None leaves them out. With it the scores follow from when events
+            happened, and from the moment that they are asked for, which must then be given. Hour and weekday
+            are those of moments counted from a midnight.
+        repeats_by_hour: whether to count the history's items by the hour in which it had them, beside
+            `repeats`; needs `time_unit`.
     """
 
     dim: int = 64
@@ -71,14 +77,20 @@ class SequentialConfig(RecommenderConfig):
     repeats: bool | Auto = "auto"
     own_followers: bool | Auto = "auto"
     followers: bool | Auto = "auto"
+    time_unit: TimeUnit | None = None
+    repeats_by_hour: bool | Auto = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_count("model.dim", self.dim)
         require_switch("model.repeat_head", self.repeat_head)
-        for name in ("repeats", "own_followers", "followers"):
+        for name in ("repeats", "own_followers", "followers", "repeats_by_hour"):
             if getattr(self, name) != "auto":
                 require_switch(f"model.{name}", getattr(self, name))
+        if self.time_unit is not None:
+            require_choice("model.time_unit", TimeUnit, self.time_unit)
+        timeless = self.time_unit is None and self.repeats_by_hour is True
+        require(not timeless, "model.repeats_by_hour", "false without model.time_unit", self.repeats_by_hour)
         if self.dropout != "auto":
             require_number("model.dropout", self.dropout)
             require(0 <= self.dropout < 1, "model.dropout", "at least 0 and below 1", self.dropout)

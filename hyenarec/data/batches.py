@@ -15,6 +15,7 @@ from hyenarec.config.names import takes_old_names
 from hyenarec.data.balance import count_steps, deal, deal_epoch
 from hyenarec.data.histories import Histories, Int32Array, Int64Array, offsets_of, ragged_indices
 from hyenarec.data.split import Targets
+from hyenarec.data.times import Times
 from hyenarec.transfer import to_device
 
 EVENTS_PER_BATCH = 2**17
@@ -33,12 +34,14 @@ class Batch:
         offsets: int64 ``[B + 1]``.
         targets: int64 ``[total]``, the next item at every position; 0 = none, ignored. All 0 in evaluation.
         users: int64 ``[B]``: in training indices into the histories' users, otherwise rows of the targets.
+        times: of the events and the questions, where they are wanted.
     """
 
     items: Tensor
     offsets: Tensor
     targets: Tensor
     users: Tensor
+    times: Times | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``; nothing waits for a copy from the host."""
@@ -47,6 +50,7 @@ class Batch:
             offsets=to_device(self.offsets, device),
             targets=to_device(self.targets, device),
             users=to_device(self.users, device),
+            times=None if self.times is None else Times(*(to_device(x, device) for x in self.times)),
         )
 
 
@@ -73,6 +77,7 @@ class TrainingBatches:
         windows: Windows = "last",
         rank: int = 0,
         world_size: int = 1,
+        with_times: bool = False,
     ) -> None:
         """Lay out the windows.
 
@@ -86,9 +91,11 @@ class TrainingBatches:
                 the event that was the previous one's last target, and only the oldest may be shorter.
             rank: this process.
             world_size: number of processes.
+            with_times: whether batches have ``times``: what comes next is asked for when it happens.
 
         Raises:
-            ValueError: if an argument is out of range, or a step might have fewer windows than ranks.
+            ValueError: if an argument is out of range, a step might have fewer windows than ranks, or
+                timestamps are missing.
         """
         for name, value, least in (
             ("max_len", max_len, 1),
@@ -101,6 +108,9 @@ class TrainingBatches:
             raise ValueError(f"rank must lie in 0..world_size - 1 = {world_size - 1}, got {rank}")
         if len(histories.items) and histories.items.min() < 1:
             raise ValueError("histories must hold known items (1..V) only when training, got item 0")
+        if with_times and histories.timestamps is None:
+            raise ValueError("histories must have timestamps for batches with times, got None")
+        self._timestamps = histories.timestamps if with_times else None
         self._histories, self._batch_events = histories, batch_events
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._users, self._starts, self._lengths = _cut_windows(histories, max_len, windows)
@@ -174,12 +184,16 @@ class TrainingBatches:
     def _pack(self, windows: Int64Array) -> Batch:
         lengths = self._lengths[windows]
         events = ragged_indices(self._starts[windows], lengths)
-        items = self._histories.items
+        items, timestamps = self._histories.items, self._timestamps
+        times = None
+        if timestamps is not None:
+            times = Times(*(torch.from_numpy(timestamps[place]) for place in (events, events + 1)))
         return Batch(
             items=torch.from_numpy(items[events].astype(np.int64)),
             offsets=torch.from_numpy(offsets_of(lengths)),
             targets=torch.from_numpy(items[events + 1].astype(np.int64)),
             users=torch.from_numpy(self._users[windows]),
+            times=times,
         )
 
 
@@ -210,6 +224,7 @@ def history_batches(
     max_len: int,
     batch_size: int,
     batch_events: int = EVENTS_PER_BATCH,
+    times: Times | None = None,
 ) -> Iterator[Batch]:
     """Pack the last ``max_len`` items of each row, longest first; ``Batch.users`` says which row each is.
 
@@ -219,6 +234,7 @@ def history_batches(
         max_len: most items of a row.
         batch_size: most rows a batch.
         batch_events: most items a batch; a row with more is alone.
+        times: of ``items``, and ``[R]`` of the questions.
     """
     for name, value in (("max_len", max_len), ("batch_size", batch_size), ("batch_events", batch_events)):
         if value < 1:
@@ -233,16 +249,19 @@ def history_batches(
         fitting = int(np.searchsorted(ends, before + batch_events, side="right"))
         last = min(max(fitting, first + 1), first + batch_size)
         rows = order[first:last]
-        packed = torch.from_numpy(items[ragged_indices(starts[rows], lengths[rows])].astype(np.int64))
+        events = ragged_indices(starts[rows], lengths[rows])
+        packed = torch.from_numpy(items[events].astype(np.int64))
+        of_batch = None if times is None else Times(times.events[events], times.asked[rows])
         yield Batch(
             items=packed,
             offsets=torch.from_numpy(offsets_of(lengths[rows])),
             targets=torch.zeros_like(packed),
             users=torch.from_numpy(rows.astype(np.int64)),
+            times=of_batch,
         )
         first = last
 
 
 def evaluation_batches(targets: Targets, max_len: int, batch_size: int) -> Iterator[Batch]:
     """Pack what is known before each target, as `history_batches` does; ``Batch.users`` are target rows."""
-    return history_batches(targets.offsets, targets.items, max_len, batch_size)
+    return history_batches(targets.offsets, targets.items, max_len, batch_size, times=targets.times)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from hyenarec.config import TargetKind
 from hyenarec.data.filters import core_events, keep_events, new_numbers
@@ -16,6 +17,7 @@ from hyenarec.data.histories import (
     offsets_of,
     ragged_indices,
 )
+from hyenarec.data.times import Times
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,9 @@ class Targets:
         target_items: int32, distinct within a row; 0 is an item that the vocabulary does not know: a miss.
         users: int64 ``[R]``, indices into the users of the histories that were split.
         without_history: users who have a target but no known item before it; they are no rows here.
+        timestamps: int64, of ``items``; None where the source has none.
+        asked: int64 ``[R]``, when the targets are asked for, the moment of a row's first one; None where the
+            source has no timestamps.
     """
 
     offsets: Int64Array
@@ -40,6 +45,8 @@ class Targets:
     target_items: Int32Array
     users: Int64Array
     without_history: int = 0
+    timestamps: Int64Array | None = None
+    asked: Int64Array | None = None
 
     def __post_init__(self) -> None:
         check_offsets("offsets", self.offsets, len(self.items))
@@ -49,21 +56,37 @@ class Targets:
                 f"offsets, target_offsets and users must describe as many rows, got {len(self.offsets) - 1}, "
                 f"{len(self.target_offsets) - 1} and {len(self.users)}"
             )
+        if (self.timestamps is None) != (self.asked is None):
+            raise ValueError("timestamps and asked must be given together, got one of them")
+        if self.timestamps is not None and self.asked is not None:
+            got, expected = (len(self.timestamps), len(self.asked)), (len(self.items), len(self.users))
+            if got != expected:
+                raise ValueError(f"timestamps and asked must have {expected} entries, got {got}")
 
     def __len__(self) -> int:
         """Number of rows, that is of evaluated users."""
         return len(self.users)
 
+    @property
+    def times(self) -> Times | None:
+        """When the events happened and the targets are asked for, if the source says so."""
+        if self.timestamps is None or self.asked is None:
+            return None
+        return Times(torch.from_numpy(self.timestamps), torch.from_numpy(self.asked))
+
     def select(self, rows: Int64Array) -> Targets:
         """Some of the rows; ``without_history`` stays."""
         lengths, counts = np.diff(self.offsets)[rows], np.diff(self.target_offsets)[rows]
+        events = ragged_indices(self.offsets[rows], lengths)
         return Targets(
             offsets=offsets_of(lengths),
-            items=self.items[ragged_indices(self.offsets[rows], lengths)],
+            items=self.items[events],
             target_offsets=offsets_of(counts),
             target_items=self.target_items[ragged_indices(self.target_offsets[rows], counts)],
             users=self.users[rows],
             without_history=self.without_history,
+            timestamps=None if self.timestamps is None else self.timestamps[events],
+            asked=None if self.asked is None else self.asked[rows],
         )
 
 
@@ -116,13 +139,16 @@ def leave_one_out(histories: Histories, min_events: int = 3) -> Split:
 
 def _one_target_each(histories: Histories, users: Int64Array, position: Int64Array) -> Targets:
     """Rows whose target is event number ``position[i]`` of ``users[i]``; all before it is their history."""
-    starts = histories.offsets[users]
+    starts, timestamps = histories.offsets[users], histories.timestamps
+    events = ragged_indices(starts, position)
     return Targets(
         offsets=offsets_of(position),
-        items=histories.items[ragged_indices(starts, position)],
+        items=histories.items[events],
         target_offsets=np.arange(len(users) + 1, dtype=np.int64),
         target_items=histories.items[starts + position],
         users=users,
+        timestamps=None if timestamps is None else timestamps[events],
+        asked=None if timestamps is None else timestamps[starts + position],
     )
 
 
@@ -207,11 +233,13 @@ def _targets_between(
     histories: Histories, numbers: Int32Array, start: int, end: int | None, kind: TargetKind
 ) -> Targets:
     """Rows for the users with an event from ``start`` to before ``end``; ``numbers`` are the vocabulary's."""
+    assert histories.timestamps is not None
     first = _events_before(histories, start)
     last = histories.lengths if end is None else _events_before(histories, end)
     users = np.flatnonzero(first < last).astype(np.int64)
 
-    known = numbers[histories.items[ragged_indices(histories.offsets[users], first[users])]]
+    events = ragged_indices(histories.offsets[users], first[users])
+    known = numbers[histories.items[events]]
     before = offsets_of(known > 0)  # known events before each event
     lengths = np.diff(before[offsets_of(first[users])])
     with_history = lengths > 0
@@ -229,6 +257,8 @@ def _targets_between(
         target_items=numbers[items[distinct]],
         users=users,
         without_history=int((~with_history).sum()),
+        timestamps=histories.timestamps[events[known > 0]],
+        asked=histories.timestamps[histories.offsets[users] + first[users]],
     )
 
 

@@ -178,6 +178,8 @@ def _rows(targets: Targets, begin: int, end: int) -> Targets:
         target_offsets=targets.target_offsets[begin : end + 1] - targets.target_offsets[begin],
         target_items=targets.target_items[wanted],
         users=targets.users[begin:end],
+        timestamps=None if targets.timestamps is None else targets.timestamps[items],
+        asked=None if targets.asked is None else targets.asked[begin:end],
     )
 
 
@@ -194,6 +196,7 @@ def _rank_targets(
         max_len=max_len,
         batch_size=batch_size,
         exclude_history=exclude_history,
+        times=targets.times,
     )
     for block in blocks:
         rows, num_items = block.rows, block.num_items

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from hyenarec.data import Histories, Vocabulary
 from hyenarec.data.histories import Int64Array, offsets_of
+from hyenarec.data.times import Times
 from hyenarec.data.vocabulary import FILE_NAME as VOCABULARY_FILE
-from hyenarec.evaluation.scoring import Block, Recommender, score_blocks, scoring_mode
+from hyenarec.evaluation.scoring import Block, Recommender, score_blocks, scoring_mode, uses_time
 from hyenarec.models.pretrained import PretrainedModel
 from hyenarec.models.registry import load_model
 
@@ -46,22 +47,26 @@ def recommend(
     max_len: int,
     exclude_history: bool = False,
     batch_size: int = 256,
+    at: Int64Array | None = None,
 ) -> Recommendations:
     """The k best next items after each history.
 
     Args:
         recommender: scores the catalogue; a module is put in evaluation mode meanwhile.
-        histories: at least one event each, and no unknown items.
+        histories: at least one event each, and no unknown items; with timestamps for a model that uses time.
         k: items a history, from 1 to V; of items with equal scores the smaller id comes first.
         max_len: number of latest events of a history that the recommender sees.
         exclude_history: leave out the items of the whole history, not only of the part that is seen.
         batch_size: histories scored at a time. A `TiledRecommender` scores one tile of the items at a time,
             at most `TILE_SCORES` scores; any other recommender scores the whole catalogue.
+        at: int64 `[U]`, the moments that are asked for, in the unit of the timestamps and not before the
+            last event; if and only if the recommender uses time.
 
     Raises:
-        ValueError: if k is out of range, a history is empty, or scores are not finite.
+        ValueError: if k is out of range, a history is empty, moments don't fit, or scores are not finite.
     """
     _check_k(k, histories.num_items)
+    times = _times_of(recommender, histories, at)
     best_items = np.zeros((histories.num_users, k), dtype=np.int64)
     best_scores = np.empty((histories.num_users, k))
     with scoring_mode(recommender):
@@ -72,6 +77,7 @@ def recommend(
             max_len=max_len,
             batch_size=batch_size,
             exclude_history=exclude_history,
+            times=times,
         )
         for block in blocks:
             _check_k(k, block.num_items)
@@ -80,6 +86,20 @@ def recommend(
             best_items[block.rows] = (columns + 1).cpu().numpy()
     best_items[np.isneginf(best_scores)] = 0
     return Recommendations(best_items, best_scores)
+
+
+def _times_of(recommender: Recommender, histories: Histories, at: Int64Array | None) -> Times | None:
+    """The moments of histories and questions, for a recommender that uses them."""
+    if uses_time(recommender) != (at is not None):
+        raise ValueError(
+            "at must be given if and only if the recommender uses time, "
+            f"got {'a moment for one that does not' if at is not None else 'none for one that does'}"
+        )
+    if at is None:
+        return None
+    if histories.timestamps is None:
+        raise ValueError("histories must have timestamps for a recommender that uses time, got None")
+    return Times(torch.from_numpy(histories.timestamps), torch.from_numpy(at))
 
 
 def _best(block: Block, k: int) -> tuple[Tensor, Tensor]:
@@ -133,7 +153,13 @@ class SavedModel:
             raise ValueError(f"vocabulary must name the model's {expected} items, got {got}")
 
     def recommend(
-        self, history: Sequence[ItemId], *, k: int = 10, exclude_history: bool = False
+        self,
+        history: Sequence[ItemId],
+        *,
+        k: int = 10,
+        exclude_history: bool = False,
+        timestamps: Sequence[int] | None = None,
+        at: int | None = None,
     ) -> list[Recommendation]:
         """The k best next items after one user's history, the best first.
 
@@ -141,11 +167,21 @@ class SavedModel:
             history: external item ids, the oldest first; those the model does not know are left out.
             k: from 1 to the size of the catalogue.
             exclude_history: recommend no item of the history; there may be fewer than k others.
+            timestamps: when the events of the history happened, in the model's `time_unit`; with `at`, if and
+                only if the model has one.
+            at: the moment to recommend for, not before the last event.
 
         Raises:
-            ValueError: if no item of the history is known, k is out of range, or an id has the wrong type.
+            ValueError: if no item of the history is known, k is out of range, an id has the wrong type, or
+                moments don't fit.
         """
-        return self.recommend_many([history], k=k, exclude_history=exclude_history)[0]
+        return self.recommend_many(
+            [history],
+            k=k,
+            exclude_history=exclude_history,
+            timestamps=None if timestamps is None else [timestamps],
+            at=None if at is None else [at],
+        )[0]
 
     def recommend_many(
         self,
@@ -154,15 +190,18 @@ class SavedModel:
         k: int = 10,
         exclude_history: bool = False,
         batch_size: int = 256,
+        timestamps: Sequence[Sequence[int]] | None = None,
+        at: Sequence[int] | None = None,
     ) -> list[list[Recommendation]]:
         """`recommend` for many users at once, `batch_size` of them at a time."""
         best = recommend(
             self.model,
-            self._encode(histories),
+            self._encode(histories, timestamps),
             k=k,
             max_len=self.model.max_len,
             exclude_history=exclude_history,
             batch_size=batch_size,
+            at=None if at is None else _whole_numbers("at", at),
         )
         found = best.items > 0
         ids = self.vocabulary.decode(best.items[found]).tolist()
@@ -170,7 +209,9 @@ class SavedModel:
         ends = offsets_of(found.sum(axis=1))
         return [pairs[begin:end] for begin, end in pairwise(ends)]
 
-    def _encode(self, histories: Sequence[Sequence[ItemId]]) -> Histories:
+    def _encode(
+        self, histories: Sequence[Sequence[ItemId]], timestamps: Sequence[Sequence[int]] | None
+    ) -> Histories:
         """The histories as item numbers, without items that the model does not know."""
         if any(isinstance(history, str | int) for history in histories):
             raise ValueError("histories must be sequences of item ids, one a user, got a single id")
@@ -185,7 +226,20 @@ class SavedModel:
                 "a history must hold at least one item that the model knows, "
                 f"got {lengths[first]} items and none that it knows in history {first}"
             )
-        return Histories(offsets_of(kept), numbers[known], None, np.arange(len(kept)), self.vocabulary)
+        moments = None
+        if timestamps is not None:
+            if [len(row) for row in timestamps] != lengths.tolist():
+                raise ValueError("timestamps must be one for each item of each history, got more or fewer")
+            moments = _whole_numbers("timestamps", list(chain.from_iterable(timestamps)))[known]
+        return Histories(offsets_of(kept), numbers[known], moments, np.arange(len(kept)), self.vocabulary)
+
+
+def _whole_numbers(name: str, values: Sequence[int]) -> Int64Array:
+    """Moments as int64."""
+    array = np.asarray(values if len(values) > 0 else np.zeros(0, np.int64))
+    if array.dtype.kind not in "iu" or array.ndim != 1:
+        raise ValueError(f"{name} must be whole numbers, got {array.dtype} {list(array.shape)}")
+    return array.astype(np.int64)
 
 
 def load(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> SavedModel:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hyenarec.data.batches import history_batches
 from hyenarec.data.histories import Int32Array, Int64Array, ragged_indices
+from hyenarec.data.times import Times, require_questions
 from hyenarec.transfer import to_device
 
 TILE_SCORES = {"cpu": 2**21, "cuda": 2**26}
@@ -28,7 +29,8 @@ class Recommender(Protocol):
     """Anything that scores the catalogue after a history: HyenaRec, and every baseline.
 
     A recommender with no more than this makes `batch_size` x V scores at a time; a `TiledRecommender` is
-    asked for one tile of the catalogue at a time instead.
+    asked for one tile of the catalogue at a time instead. One with an attribute `uses_time` that is true also
+    gets the events' timestamps `[total]` and the moments `[B]` that are asked for, int64 both.
     """
 
     def score(self, items: Tensor, offsets: Tensor) -> Tensor:
@@ -54,7 +56,10 @@ class TiledRecommender(Recommender, Protocol):
         ...
 
     def encode(self, items: Tensor, offsets: Tensor) -> Any:
-        """What the scores need of each packed history, for `score_tile`; arguments as for `score`."""
+        """What the scores need of each packed history, for `score_tile`; arguments as for `score`.
+
+        A model that uses time gets `Times` as a third one.
+        """
         ...
 
     def score_tile(self, state: Any, first: int, last: int) -> Tensor:
@@ -168,6 +173,7 @@ def score_blocks(
     max_len: int,
     batch_size: int,
     exclude_history: bool,
+    times: Times | None = None,
 ) -> Iterator[Block]:
     """Scores every history, `batch_size` at a time; call it within `scoring_mode`.
 
@@ -179,13 +185,15 @@ def score_blocks(
         batch_size: most histories a block; fewer if they are long: a block has at most `EVENTS_PER_BATCH`
             events.
         exclude_history: whether all items of a history, not only of its window, score -inf.
+        times: of `items`, and the moment of each row's question; only for a recommender that uses them.
 
     Yields:
         The blocks, with scores on the recommender's device.
 
     Raises:
-        ValueError: if a history is empty, or the scores are not finite numbers of the right shape. Scores of
-            a block that are not finite raise it when the next block is requested, or at the end.
+        ValueError: if a history is empty, moments are missing, or the scores are not finite numbers of the
+            right shape. Scores of a block that are not finite raise it when the next block is requested, or
+            at the end.
     """
     empty = np.flatnonzero(np.diff(offsets) < 1)
     if len(empty):
@@ -196,10 +204,17 @@ def score_blocks(
     largest = items.max(initial=0)
     tiled = recommender if isinstance(recommender, TiledRecommender) else _Whole(recommender)
     most_scores = TILE_SCORES.get(device.type, TILE_SCORES["cpu"])
-    for batch in history_batches(offsets, items, max_len, batch_size):
+    if not uses_time(recommender):
+        times = None
+    elif times is None:
+        raise ValueError("timestamps must be known for a recommender that uses time, got none")
+    else:
+        require_questions(times, torch.from_numpy(offsets[1:] - 1))
+    for batch in history_batches(offsets, items, max_len, batch_size, times=times):
         rows = batch.users.numpy()
         batch = batch.to(device)
-        state = tiled.encode(batch.items, batch.offsets)
+        arguments: tuple[Any, ...] = (batch.items, batch.offsets)
+        state = tiled.encode(*arguments, *([] if batch.times is None else [batch.times]))
         if largest > tiled.num_items:
             raise ValueError(f"items must lie in 1..V = 1..{tiled.num_items}, got {largest}")
         left_out = places_of_histories(rows, offsets, items, device) if exclude_history else None
@@ -214,11 +229,11 @@ class _Whole:
     """Gives a recommender without tiles the interface of one with tiles, cut from all of its scores."""
 
     def __init__(self, recommender: Recommender) -> None:
-        self.score = recommender.score
+        self.score: Callable[..., Tensor] = recommender.score
         self.num_items = -1
 
-    def encode(self, items: Tensor, offsets: Tensor) -> Tensor:
-        scores, rows = self.score(items, offsets), len(offsets) - 1
+    def encode(self, items: Tensor, offsets: Tensor, times: Times | None = None) -> Tensor:
+        scores, rows = self.score(items, offsets, *(times or ())), len(offsets) - 1
         if self.num_items < 0:
             self.num_items = scores.shape[-1]
         if scores.shape != (rows, self.num_items) or not scores.is_floating_point():
@@ -270,6 +285,11 @@ def places_of_histories(
     columns = items[ragged_indices(offsets[rows], lengths)].astype(np.int64) - 1
     order = np.argsort(columns, kind="stable")
     return Places.of(np.repeat(np.arange(len(rows)), lengths)[order], columns[order], device)
+
+
+def uses_time(recommender: Recommender) -> bool:
+    """Whether a recommender is to be given moments; see `Recommender`."""
+    return bool(getattr(recommender, "uses_time", False))
 
 
 def device_of(recommender: Recommender) -> torch.device:

@@ -25,9 +25,10 @@ from hyenarec.config import (
 )
 from hyenarec.config.auto import settled
 from hyenarec.data.histories import offsets_of, ragged_indices
-from hyenarec.models.blocks import Block, BlocksModel, branch_gain, linear
+from hyenarec.models.blocks import Block, BlocksModel, branch_gain
 from hyenarec.models.hyenarec import HyenaRec
-from hyenarec.models.sequential import EMBEDDING_STD, SequentialModel
+from hyenarec.models.layers import embedding, linear
+from hyenarec.models.sequential import SequentialModel
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -170,15 +171,16 @@ class SASRec(BlocksModel):
 
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__(config)
-        self.positions = nn.Embedding(self.max_len, config.dim)
-        nn.init.normal_(self.positions.weight, std=EMBEDDING_STD)
+        self.positions = embedding(self.max_len, config.dim)
         config = self.config
         self.blocks = nn.ModuleList(Block(config, Attention(config)) for _ in range(config.num_blocks))
         self._add_norm()
 
-    def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
+    def forward(
+        self, items: Tensor, offsets: Tensor | None = None, timestamps: Tensor | None = None
+    ) -> Tensor:
         """Ids `[B, L]`, or packed `[total]` with `offsets` -> rows `[B, L, D]` or `[total, D]`."""
-        x = self._embed(items, offsets)
+        x = self._embed(items, offsets, timestamps)
         position = torch.arange(x.shape[-2], device=x.device)
         if offsets is not None:
             position = position - torch.repeat_interleave(
@@ -271,8 +273,10 @@ class GRU4Rec(SequentialModel):
         self.mixer = Recurrence(self.config)
         self._add_norm()
 
-    def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
+    def forward(
+        self, items: Tensor, offsets: Tensor | None = None, timestamps: Tensor | None = None
+    ) -> Tensor:
         """Ids `[B, L]`, or packed `[total]` with `offsets` -> rows `[B, L, D]` or `[total, D]`."""
-        x = self.dropout(self._embed(items, offsets))
+        x = self.dropout(self._embed(items, offsets, timestamps))
         rows: Tensor = self.norm(self.mixer(x, offsets))
         return rows

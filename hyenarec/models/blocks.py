@@ -9,15 +9,8 @@ from torch import Tensor, nn
 from hyenarec.config import BlocksConfig
 from hyenarec.config.auto import settled
 from hyenarec.models.dropout import Dropout
+from hyenarec.models.layers import linear
 from hyenarec.models.sequential import SequentialModel
-
-
-def linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
-    """A linear layer initialised as in all blocks: Xavier-uniform times `gain`, and a bias of zero."""
-    layer = nn.Linear(inputs, outputs)
-    nn.init.xavier_uniform_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def branch_gain(config: BlocksConfig) -> float:

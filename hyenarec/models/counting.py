@@ -20,6 +20,7 @@ from hyenarec.config import (
     RecommenderConfig,
 )
 from hyenarec.data.histories import Histories
+from hyenarec.data.times import Times
 from hyenarec.models.pretrained import PretrainedModel
 
 FADING = 30
@@ -83,8 +84,9 @@ class CountingModel(PretrainedModel):
         config = cls.config_type(num_items=train.num_items) if config is None else config
         return cls(config, cls._count(train))
 
-    def encode(self, items: Tensor, offsets: Tensor) -> CountedHistories:
-        """What any count uses of packed histories; none may be empty."""
+    def encode(self, items: Tensor, offsets: Tensor, times: Times | None = None) -> CountedHistories:
+        """What any count uses of packed histories; none may be empty, and `times` are for other models."""
+        self.require_times(times is not None)
         return CountedHistories.of(items, offsets)
 
     @staticmethod

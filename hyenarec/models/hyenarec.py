@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from hyenarec import ops
 from hyenarec.config import ModelConfig
-from hyenarec.models.blocks import Block, BlocksModel, branch_gain, linear
+from hyenarec.models.blocks import Block, BlocksModel, branch_gain
 from hyenarec.models.kernels import KERNELS, LegendreKernel
+from hyenarec.models.layers import linear
 from hyenarec.models.stream import Stream
 
 
@@ -231,9 +232,11 @@ class HyenaRec(BlocksModel):
         self.blocks = nn.ModuleList(Block(self.config, Mixer(self.config)) for _ in range(config.num_blocks))
         self._add_norm()
 
-    def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
+    def forward(
+        self, items: Tensor, offsets: Tensor | None = None, timestamps: Tensor | None = None
+    ) -> Tensor:
         """Ids `[B, L]`, or packed `[total]` with `offsets` -> rows `[B, L, D]` or `[total, D]`."""
-        x, padding = self._embed(items, offsets), None
+        x, padding = self._embed(items, offsets, timestamps), None
         if offsets is not None and self.config.kernel != "legendre":
             padding = Padding.around(offsets, items.shape[0])
         return self._through_blocks(x, offsets, padding)

@@ -21,13 +21,14 @@ from hyenarec.config import (
     model_config_named,
 )
 from hyenarec.config.auto import settled, with_fixed
+from hyenarec.data.times import Times
 from hyenarec.files import write_atomically
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-FORMAT = 3
+FORMAT = 4
 """Of `config.json`. Format 1 had no number, and its blocks had `pre` norms only; format 2 had `repeat_head`
-under the name `repeats`."""
+under the name `repeats`; format 3 had no time."""
 
 
 class PretrainedModel(nn.Module):
@@ -63,13 +64,39 @@ class PretrainedModel(nn.Module):
         """The number of latest events of a history that the model sees."""
         return settled(self.config.max_len)
 
-    def score(self, items: Tensor, offsets: Tensor) -> Tensor:
-        """Scores of the next event after each history; see `hyenarec.evaluation.scoring.Recommender`."""
-        return self.score_tile(self.encode(items, offsets), 0, self.num_items)
+    @property
+    def uses_time(self) -> bool:
+        """Whether scores follow from when events happened and from the moment that they are asked for."""
+        return False
 
-    def encode(self, items: Tensor, offsets: Tensor) -> Any:
+    def score(
+        self, items: Tensor, offsets: Tensor, timestamps: Tensor | None = None, at: Tensor | None = None
+    ) -> Tensor:
+        """Scores of the next event after each history; see `hyenarec.evaluation.scoring.Recommender`.
+
+        Args:
+            items: int64 `[total]`, ids 1..V, oldest event first.
+            offsets: int64 `[B + 1]`; history b is `items[offsets[b]:offsets[b + 1]]`, at least one event.
+            timestamps: int64 `[total]`, when events happened; with `at`, if and only if the model was trained
+                with `time_unit`, and in that unit.
+            at: int64 `[B]`, the moment that each history is asked for, not before its last event.
+        """
+        if (timestamps is None) != (at is None):
+            raise ValueError(f"timestamps and at must be given together, got {timestamps!r} and {at!r}")
+        times = None if timestamps is None or at is None else Times(timestamps, at)
+        return self.score_tile(self.encode(items, offsets, times), 0, self.num_items)
+
+    def encode(self, items: Tensor, offsets: Tensor, times: Times | None = None) -> Any:
         """What the scores need of each packed history; see `hyenarec.evaluation.scoring.TiledRecommender`."""
         raise NotImplementedError
+
+    def require_times(self, given: bool) -> None:
+        """Raises ValueError unless moments are given if and only if the model uses them."""
+        if given != self.uses_time:
+            raise ValueError(
+                "timestamps and at must be given to a model with time_unit, and to no other, "
+                f"got {'some for a model without' if given else 'none for a model with it'}"
+            )
 
     def score_tile(self, state: Any, first: int, last: int) -> Tensor:
         """The columns `first` up to `last` of the scores, from what `encode` gave."""

@@ -12,19 +12,21 @@ from torch import Tensor, nn
 
 from hyenarec.config import RecommenderConfig, SequentialConfig
 from hyenarec.config.auto import settled
+from hyenarec.data.times import Times, in_seconds, require_questions
 from hyenarec.models.dropout import Dropout
+from hyenarec.models.layers import EMBEDDING_STD
 from hyenarec.models.mixture.count_mixture import SOURCES, Added, CountMixture
+from hyenarec.models.mixture.evidence import Evidence
 from hyenarec.models.pretrained import PretrainedModel
 from hyenarec.models.repeats import RepeatHead, RepeatScores
-
-EMBEDDING_STD = 0.02
+from hyenarec.models.time import Moment, Question, seconds_before
 
 
 class Encoded(NamedTuple):
     """Histories as the scores need them.
 
     Attributes:
-        hidden: `[B, D]`, the row of each history's last event.
+        hidden: `[B, D]`, the row of each history's last event, asked at a moment if the model knows time.
         repeats: what the items of the histories score besides; None without a repeat head.
         added: what counts add to some scores; None without a mixture.
     """
@@ -32,6 +34,10 @@ class Encoded(NamedTuple):
     hidden: Tensor
     repeats: RepeatScores | None
     added: Added | None
+
+
+QUESTION_MULTIPLE = 4
+"""Width of what answers a question, in units of `dim`."""
 
 
 class SequentialModel(PretrainedModel):
@@ -59,6 +65,11 @@ class SequentialModel(PretrainedModel):
             self.repeat_head = RepeatHead(config.dim, self.num_items, self.max_len)
         self.mixture: CountMixture | None = None
         self.dropout = Dropout(settled(config.dropout))
+        self.moment: Moment | None = None
+        self.question: Question | None = None
+        if config.time_unit is not None:
+            self.moment = Moment(config.dim)
+            self.question = Question(config.dim, QUESTION_MULTIPLE, settled(config.dropout))
 
     def _add_norm(self) -> None:
         """Adds the final norm and initialises the item embedding.
@@ -72,17 +83,26 @@ class SequentialModel(PretrainedModel):
             self.items.weight[1:].normal_(std=EMBEDDING_STD)
             self.items.weight[0].zero_()
 
-    def forward(self, items: Tensor, offsets: Tensor | None = None) -> Tensor:
+    @property
+    def uses_time(self) -> bool:
+        """Whether scores follow from when events happened and from the moment that they are asked for."""
+        return self.config.time_unit is not None
+
+    def forward(
+        self, items: Tensor, offsets: Tensor | None = None, timestamps: Tensor | None = None
+    ) -> Tensor:
         """One hidden row for each event, computed from it and the events before it in its sequence.
 
         Args:
             items: int64 ids, 1..V (0 = none): `[B, L]` padded on the right, or packed `[total]` with
                 `offsets`.
             offsets: `[B + 1]` int64, where each packed sequence begins and ends.
+            timestamps: int64 like `items`, when events happened, in `time_unit`; if and only if the model has
+                one.
 
         Returns:
             `[B, L, D]` or `[total, D]`, normalised: the product with an item's row, plus its bias, is its
-            score.
+            score. A model that knows time has scores only of what `ask` makes of the rows.
 
         Raises:
             ValueError: a shape is wrong, or a sequence has more than `max_len` events. The host does not read
@@ -90,13 +110,33 @@ class SequentialModel(PretrainedModel):
         """
         raise NotImplementedError
 
-    def _embed(self, items: Tensor, offsets: Tensor | None) -> Tensor:
-        """The events' scaled rows of the item embedding, `[..., D]`; takes and raises what `forward` does."""
-        self._check(items, offsets)
-        rows: Tensor = self.items(items) * math.sqrt(self.config.dim)
-        return rows
+    def ask(self, rows: Tensor, timestamps: Tensor, asked: Tensor) -> Tensor:
+        """What events' rows say of a moment: `[M, D]` -> `[M, D]`, of which scores are made.
 
-    def _check(self, items: Tensor, offsets: Tensor | None) -> None:
+        Args:
+            rows: what `forward` gave for the events.
+            timestamps: int64 `[M]`, when the events happened, in `time_unit`.
+            asked: int64 `[M]`, the moments, none before its event.
+        """
+        unit = self.config.time_unit
+        assert self.question is not None and unit is not None
+        seconds = in_seconds(asked, unit)
+        answers: Tensor = self.question(rows, seconds, seconds - in_seconds(timestamps, unit))
+        return answers
+
+    def _embed(self, items: Tensor, offsets: Tensor | None, timestamps: Tensor | None) -> Tensor:
+        """The embedded events, `[..., D]`; takes and raises what `forward` does."""
+        self._check(items, offsets, timestamps)
+        rows: Tensor = self.items(items) * math.sqrt(self.config.dim)
+        if timestamps is None:
+            return rows
+        unit = self.config.time_unit
+        assert self.moment is not None and unit is not None
+        seconds = in_seconds(timestamps, unit)
+        of_moments: Tensor = self.moment(seconds, seconds_before(seconds, offsets))
+        return rows + of_moments
+
+    def _check(self, items: Tensor, offsets: Tensor | None, timestamps: Tensor | None) -> None:
         """Raises as `forward` says, without ever making a GPU wait."""
         if not isinstance(items, Tensor) or not (offsets is None or isinstance(offsets, Tensor)):
             raise ValueError(
@@ -108,6 +148,12 @@ class SequentialModel(PretrainedModel):
             raise ValueError(
                 f"items must be [B, L], or packed [total] with offsets, got {list(items.shape)} "
                 f"{'without' if offsets is None else 'with'} offsets"
+            )
+        self.require_times(timestamps is not None)
+        if timestamps is not None and (timestamps.shape != items.shape or timestamps.dtype != torch.int64):
+            raise ValueError(
+                f"timestamps must be int64 {list(items.shape)} as items are, "
+                f"got {timestamps.dtype} {list(timestamps.shape)}"
             )
         max_len = self.max_len
         if items.shape[-1] <= max_len:  # all packed sequences together, in which case none is too long
@@ -127,20 +173,37 @@ class SequentialModel(PretrainedModel):
         """The output layer's rows `[V, D]`: row j belongs to item j + 1."""
         return self.items.weight[1:]
 
-    def encode(self, items: Tensor, offsets: Tensor) -> Encoded:
+    def encode(self, items: Tensor, offsets: Tensor, times: Times | None = None) -> Encoded:
         """What scores need of each packed history.
 
         Every history must have at least one event. An empty one raises ValueError on the CPU; on a GPU, where
-        a check would wait for all earlier work, it gives the state of another row.
+        a check would wait for all earlier work, it gives the state of another row. The same holds for a
+        question before the last event, which a GPU takes for one at its moment.
         """
-        self._check(items, offsets)
+        timestamps = None if times is None else times.events
+        self._check(items, offsets, timestamps)
+        last = offsets[1:] - 1
         if offsets.device.type == "cpu" and bool((offsets.diff() < 1).any()):
             raise ValueError("offsets must describe histories of at least one event, got an empty one")
-        hidden: Tensor = self(items, offsets)[offsets[1:] - 1]
+        if times is not None:
+            require_questions(times, last)
+        hidden: Tensor = self(items, offsets, timestamps)[last]
+        if times is not None:
+            hidden = self.ask(hidden, times.events[last], times.asked)
         head, mixture = self.repeat_head, self.mixture
         repeats = None if head is None else head.of_histories(items, offsets, hidden)
-        added = None if mixture is None else mixture.weigh(mixture.evidence(items, offsets), hidden)
+        added = None
+        if mixture is not None:
+            added = mixture.weigh(self.evidence(mixture, items, offsets, times), hidden)
         return Encoded(hidden, repeats, added)
+
+    def evidence(
+        self, mixture: CountMixture, items: Tensor, offsets: Tensor, times: Times | None
+    ) -> list[Evidence]:
+        """What a mixture's sources count after packed histories, with moments in the unit of the model."""
+        unit = self.config.time_unit
+        seconds = None if times is None or unit is None else Times(*(in_seconds(x, unit) for x in times))
+        return mixture.evidence(items, offsets, seconds)
 
     def score_tile(self, state: Encoded, first: int, last: int) -> Tensor:
         """The columns `first` up to `last` of the scores, `[B, last - first]`, from what `encode` gave."""

@@ -12,14 +12,17 @@ import copy
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from hyenarec.config import ModelConfig
+from hyenarec.data.times import in_seconds
 from hyenarec.models.mixture.count_mixture import CountMixture
 from hyenarec.models.repeats import RepeatHead, RepeatMemory
+from hyenarec.models.time import Moment, Question
 
 
 class Step(Protocol):
@@ -48,6 +51,8 @@ class StreamedModel(Protocol):
     norm: nn.LayerNorm
     repeat_head: RepeatHead | None
     mixture: CountMixture | None
+    moment: Moment | None
+    question: Question | None
 
     @property
     def max_len(self) -> int:
@@ -104,6 +109,7 @@ class Stream:
         self._repeats = None if model.repeat_head is None else RepeatMemory(model.repeat_head)
         self._memories = [] if model.mixture is None else model.mixture.memories(model.item_bias.device)
         self._length = 0
+        self._second: int | None = None  # of the last event, if the model knows time
         self._whole = True
         self._last = model.items.weight[0].clone()  # what the last block gave for the last event
 
@@ -111,26 +117,28 @@ class Stream:
         """Number of events so far."""
         return self._length
 
-    def append(self, item: int) -> None:
+    def append(self, item: int, timestamp: int | None = None) -> None:
         """Adds the next event.
 
         Args:
             item: its id, 1..V.
+            timestamp: when it happened, in the model's `time_unit`, if and only if the model has one.
 
         Raises:
-            ValueError: if the id is not in the catalogue, or the stream already has `max_len` events. The
-                stream is unchanged.
+            ValueError: if the id is not in the catalogue, the timestamp is before the last one or not asked
+                for, or the stream already has `max_len` events. The stream is unchanged.
             RuntimeError: if an earlier call was interrupted (Ctrl-C, out of memory) between two blocks, which
                 then no longer hold the same events. Earlier copies of the stream are still valid.
         """
-        self.extend((item,))
+        self.extend((item,), None if timestamp is None else (timestamp,))
 
     @torch.inference_mode()
-    def extend(self, items: Iterable[int]) -> None:
+    def extend(self, items: Iterable[int], timestamps: Iterable[int] | None = None) -> None:
         """Adds several events, oldest first: like `append` for each, but faster.
 
         Args:
             items: ids, 1..V.
+            timestamps: one for each of `items`, as for `append`.
 
         Raises:
             ValueError: as for `append`; no event is added.
@@ -138,6 +146,7 @@ class Stream:
         """
         self._require_whole()
         ids = [self._checked(item) for item in items]
+        seconds = self._seconds("timestamps", timestamps, len(ids))
         max_len = self._model.max_len
         if self._length + len(ids) > max_len:
             raise ValueError(
@@ -149,6 +158,8 @@ class Stream:
         items_weight = self._model.items.weight
         position = torch.tensor([self._length], device=items_weight.device)
         x = items_weight[torch.tensor(ids, device=items_weight.device)] * math.sqrt(self._model.config.dim)
+        if self._model.moment is not None:
+            x = x + self._model.moment(*self._moments(seconds))
         x = self._enter(x)
         self._whole = False
         for block in self._blocks:
@@ -157,31 +168,39 @@ class Stream:
             for place, item in enumerate(ids, self._length):
                 self._repeats.append(item, place)
         for memory in self._memories:
-            for item in ids:
-                memory.append(item)
+            for item, second in zip(ids, seconds, strict=True):
+                memory.append(item, second)
         self._last = x[-1].clone()
         self._length += len(ids)
+        self._second = seconds[-1]
         self._whole = True
 
     @torch.no_grad()  # not inference mode, whose tensors cannot be changed in place: callers mask scores
-    def scores(self) -> Tensor:
+    def scores(self, at: int | None = None) -> Tensor:
         """Scores of the next event, `[V]`: entry j belongs to item j + 1.
 
+        Args:
+            at: the moment that is asked for, in the model's `time_unit`, if and only if the model has one.
+                The stream is unchanged: any number of moments may be asked for.
+
         Raises:
-            ValueError: if there are no events yet.
+            ValueError: if there are no events yet, or the moment is before the last event or not asked for.
             RuntimeError: as for `append`.
         """
         self._require_whole()
         if self._length == 0:
             raise ValueError("a stream must have at least one event before it has scores, got none")
+        (asked,) = self._seconds("at", None if at is None else (at,), 1)
         model = self._model
         hidden = self._leave(self._last)
+        if model.question is not None:
+            hidden = model.question(hidden[None], *self._moments([asked]))[0]
         scores = torch.addmv(model.item_bias, model.item_weight, hidden)
         if self._repeats is not None:
             scores = self._repeats.scores(hidden, self._length).add_to(scores[None], 0)[0]
         if model.mixture is None:
             return scores
-        added = model.mixture.weigh([memory.evidence() for memory in self._memories], hidden[None])
+        added = model.mixture.weigh([memory.evidence(asked) for memory in self._memories], hidden[None])
         return model.mixture.mix(scores[None], added, 0)[0]
 
     @torch.inference_mode()
@@ -210,6 +229,31 @@ class Stream:
                 "the stream was interrupted while it took an event: make another one and give it the history"
             )
 
+    def _seconds(self, name: str, moments: Iterable[int] | None, count: int) -> list[int | None]:
+        """As many moments in seconds, none before the last event; None for each where time is not known."""
+        unit = self._model.config.time_unit
+        if (moments is None) != (unit is None):
+            given = "none" if moments is None else "some"
+            raise ValueError(f"{name} must be given if and only if the model has a time_unit, got {given}")
+        if moments is None or unit is None:
+            return [None] * count
+        seconds = [in_seconds(_whole_number(name, moment), unit) for moment in moments]
+        if len(seconds) != count:
+            raise ValueError(f"{name} must be {count}, one for each item, got {len(seconds)}")
+        for before, now in pairwise((self._second, *seconds)):
+            if before is not None and now is not None and now < before:
+                raise ValueError(
+                    f"{name} must not fall, got a moment {before - now} seconds before the event before it"
+                )
+        return list(seconds)
+
+    def _moments(self, seconds: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+        """What `Moment` takes: int64 `[L]` seconds, and those since the event before."""
+        moments = pairwise((self._second, *seconds))
+        since = [-1 if before is None or now is None else now - before for before, now in moments]
+        device = self._last.device
+        return torch.tensor(seconds, device=device), torch.tensor(since, device=device)
+
     def _checked(self, item: int) -> int:
         num_items = self._model.item_bias.shape[0]
         try:
@@ -219,3 +263,10 @@ class Stream:
         if not 1 <= index <= num_items:
             raise ValueError(f"item must be an integer in 1..V = 1..{num_items}, got {item!r}")
         return index
+
+
+def _whole_number(name: str, value: int) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be whole numbers, got {value!r}") from None

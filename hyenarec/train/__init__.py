@@ -18,7 +18,8 @@ from accelerate.state import AcceleratorState
 
 from hyenarec.config import SYNTHETIC, TrainConfig, to_dict
 from hyenarec.config.auto import settled
-from hyenarec.data import Split, load_histories, split_histories, synthetic_bounds
+from hyenarec.data import Histories, Split, load_histories, split_histories, synthetic_bounds
+from hyenarec.data.times import require_unit
 from hyenarec.evaluation.evaluate import Evaluation
 from hyenarec.evaluation.report import (
     REPORT_FILE,
@@ -90,6 +91,7 @@ def train(config: TrainConfig) -> TrainResult:
     require_usable_folder(config)
     split = split_histories(load_histories(config.data, config.seed), config.data)
     config = with_catalogue(config, split.train.num_items)
+    require_times(config, split.train)
     # On a machine without GPUs accelerate would otherwise treat each process as a run of its own.
     cpu = config.device == "cpu" or not torch.cuda.is_available()
     if cpu and config.precision == "fp16":
@@ -206,6 +208,16 @@ def known_bounds(config: TrainConfig) -> Bounds:
     if not as_generated or data.split != "leave-one-out" or settled(data.exclude_history):
         return {}
     return synthetic_bounds(data.synthetic_users, config.seed)
+
+
+def require_times(config: TrainConfig, train: Histories) -> None:
+    """Raises ValueError if the model uses time and the data has none, or none that its unit fits."""
+    unit = getattr(config.model, "time_unit", None)
+    if unit is None:
+        return
+    if train.timestamps is None:
+        raise ValueError(f"model.time_unit must be null without timestamps, which {config.data.path} lacks")
+    require_unit(train.timestamps, unit)
 
 
 def with_catalogue(config: TrainConfig, num_items: int) -> TrainConfig:

@@ -37,7 +37,7 @@ A run of one cannot continue as another."""
 
 MAY_CHANGE = (
     *("recipe", "epochs", "patience", "checkpoint_every", "output_dir", "resume", "overwrite"),
-    *("model.repeats", "model.own_followers", "model.followers"),
+    *("model.repeats", "model.own_followers", "model.followers", "model.repeats_by_hour"),
 )
 """Settings that a resumed run may change: how long it trains and where it writes, who chose the others, and
 what is counted after the last epoch.
@@ -206,12 +206,16 @@ def require_same_data(saved: str, current: str, path: str) -> None:
         )
 
 
-def data_digest(split: Split) -> str:
-    """SHA-256 of everything that a run uses of its data: catalogue, training histories and targets."""
+def data_digest(split: Split, with_times: bool = False) -> str:
+    """SHA-256 of everything that a run uses of its data: catalogue, training histories, targets, times."""
     digest = hashlib.sha256(json.dumps(split.train.vocabulary.item_ids.tolist()).encode())
     arrays: list[NDArray[Any]] = [split.train.offsets, split.train.items]
     for targets in (split.validation, split.test):
         arrays += [targets.offsets, targets.items, targets.target_offsets, targets.target_items]
+    if with_times:
+        histories = [part.timestamps for part in (split.train, split.validation, split.test)]
+        asked = [targets.asked for targets in (split.validation, split.test)]
+        arrays += [moments for moments in (*histories, *asked) if moments is not None]
     for array in arrays:
         digest.update(len(array).to_bytes(8, "little"))
         digest.update(array.tobytes())

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from hyenarec import ops
 from hyenarec.config import LossConfig, LossName
 from hyenarec.config.auto import settled, with_fixed
+from hyenarec.data.times import Times
 from hyenarec.models.sequential import SequentialModel
 from hyenarec.train.item_rows import ItemRows
 
@@ -50,7 +51,12 @@ class NextItemLoss(nn.Module):
             )
 
     def forward(
-        self, items: Tensor, offsets: Tensor | None, targets: Tensor, sample: Sample | None = None
+        self,
+        items: Tensor,
+        offsets: Tensor | None,
+        targets: Tensor,
+        sample: Sample | None = None,
+        times: Times | None = None,
     ) -> Tensor:
         """Sum of the loss over all positions with a target; targets of 0 are ignored.
 
@@ -62,6 +68,7 @@ class NextItemLoss(nn.Module):
             offsets: int64 `[B + 1]` of packed sequences.
             targets: int64 like `items`, the item that came next, 1..V, or 0.
             sample: for a sampled loss only; its rows then receive the gradients of the item table.
+            times: of events and questions, like `items`, for a model that uses them.
 
         Returns:
             A scalar, at least float32.
@@ -76,15 +83,18 @@ class NextItemLoss(nn.Module):
                 f"sample must be given for every loss but softmax, got {given} for {config.name}"
             )
         if sample is None:
-            return self._over_all_items(items, offsets, targets)
+            return self._over_all_items(items, offsets, targets, times)
         rows = sample.rows
-        hidden = functional_call(self.model, rows.parameters, (rows.renumber(items), offsets)).flatten(0, -2)
+        arguments = (rows.renumber(items), offsets, _events(times))
+        hidden = self._answers(functional_call(self.model, rows.parameters, arguments), times)
         target, negatives = (rows.renumber(ids) - 1 for ids in (targets.flatten(), sample.negatives))
         compared = Comparison(hidden, rows.weight[1:], rows.bias, target, negatives, sample.log_q)
         return SAMPLED_LOSSES[settled(config.name)](compared, config, self.model.num_items)
 
-    def _over_all_items(self, items: Tensor, offsets: Tensor | None, targets: Tensor) -> Tensor:
-        hidden = self.model(items, offsets).flatten(0, -2)
+    def _over_all_items(
+        self, items: Tensor, offsets: Tensor | None, targets: Tensor, times: Times | None
+    ) -> Tensor:
+        hidden = self._answers(self.model(items, offsets, _events(times)), times)
         arguments = (hidden, self.model.item_weight, self.model.item_bias, targets.flatten() - 1)
         repeats = self.model.repeat_head
         if repeats is None:
@@ -93,6 +103,15 @@ class NextItemLoss(nn.Module):
             offsets = torch.arange(len(items) + 1, device=items.device) * items.shape[1]
         of_targets = repeats.of_targets(items.flatten(), offsets, targets.flatten())
         return mixture_sum(*arguments, repeats.log_gain(hidden), *of_targets)
+
+    def _answers(self, rows: Tensor, times: Times | None) -> Tensor:
+        """The rows `[M, D]` of which scores are made."""
+        rows = rows.flatten(0, -2)
+        return rows if times is None else self.model.ask(rows, times.events.flatten(), times.asked.flatten())
+
+
+def _events(times: Times | None) -> Tensor | None:
+    return None if times is None else times.events
 
 
 @dataclass(frozen=True, eq=False)

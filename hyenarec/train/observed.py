@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hyenarec.data import Targets
-from hyenarec.data.batches import history_batches
+from hyenarec.data.batches import evaluation_batches
 from hyenarec.data.histories import Int64Array, ragged_indices
 from hyenarec.evaluation.scoring import TILE_SCORES, Places, places_of_histories, scoring_mode
 from hyenarec.models.mixture.count_mixture import CountMixture
@@ -83,19 +83,20 @@ def observe(
     """
     device, parts = model.item_bias.device, []
     with scoring_mode(model):
-        for batch in history_batches(targets.offsets, targets.items, max_len, BATCH_SIZE):
+        for batch in evaluation_batches(targets, max_len, BATCH_SIZE):
             rows = batch.users.numpy()
             batch = batch.to(device)
             left_out = None
             if exclude_history:
                 left_out = places_of_histories(rows, targets.offsets, targets.items, device)
             wanted = _wanted(targets, rows, device)
-            state = model.encode(batch.items, batch.offsets)
+            times = batch.times if model.uses_time else None
+            state = model.encode(batch.items, batch.offsets, times)
             score, log_total = _network(model, state, wanted, left_out)
             possible = score.isfinite()
             row, score = wanted.row[possible], score[possible]
             keys = row * (model.num_items + 1) + wanted.column[possible] + 1
-            evidence = mixture.evidence(batch.items, batch.offsets)
+            evidence = model.evidence(mixture, batch.items, batch.offsets, times)
             parts.append(
                 Observed(
                     hidden=state.hidden[row].double(),

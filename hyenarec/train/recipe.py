@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from hyenarec.config import TrainConfig
+from hyenarec.config import SequentialConfig, TrainConfig
 from hyenarec.config.auto import open_settings, settled, with_fixed, with_values
 from hyenarec.data import Histories
 
@@ -134,6 +134,14 @@ def repeats(data: Statistics, config: TrainConfig) -> Answer:
     return data.repeats >= REPEATING, f"{data.repeats:.1%} of the events repeat an item of their history"
 
 
+def repeats_by_hour(data: Statistics, config: TrainConfig) -> Answer:
+    """Counts the history's items by hour where their repeats count and the time is known."""
+    model = cast(SequentialConfig, config.model)
+    if model.time_unit is None:
+        return False, "without model.time_unit"
+    return settled(model.repeats), "as model.repeats"
+
+
 def followers(data: Statistics, config: TrainConfig) -> Answer:
     """Counts what followed in training, unless the table of it would be large."""
     return data.num_items <= MOST_ITEMS, f"{data.num_items:,} items"
@@ -178,6 +186,7 @@ RULES: dict[str, Callable[[Statistics, TrainConfig], Answer]] = {
     "model.repeats": repeats,
     "model.own_followers": repeats,
     "model.followers": followers,
+    "model.repeats_by_hour": repeats_by_hour,
     "optimizer.schedule": schedule,
     "optimizer.learning_rate": learning_rate,
     "batch_events": batch_events,

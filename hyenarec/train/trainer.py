@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from hyenarec.config import TrainConfig, to_dict
+from hyenarec.config import SequentialConfig, TrainConfig, to_dict
 from hyenarec.config.auto import settled, with_fixed
 from hyenarec.data import Batch, Split, Targets, TrainingBatches
 from hyenarec.evaluation.evaluate import Evaluation, evaluate
@@ -75,7 +75,8 @@ class TrainingRun:
         config = with_fixed(config)
         self.config, self.split, self.accelerator = config, split, accelerator
         self.folder = Path(config.output_dir)
-        self._data = data_digest(split)
+        with_times = isinstance(config.model, SequentialConfig) and config.model.time_unit is not None
+        self._data = data_digest(split, with_times)
         self.is_main, self.processes = accelerator.is_main_process, accelerator.num_processes
         self.batches = TrainingBatches(
             split.train,
@@ -85,6 +86,7 @@ class TrainingRun:
             settled(config.data.windows),
             rank=accelerator.process_index,
             world_size=self.processes,
+            with_times=with_times,
         )
         torch.manual_seed(config.seed)
         self.model = make_model(config.model)
@@ -181,7 +183,7 @@ class TrainingRun:
         rate = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self.loss(batch.items, batch.offsets, batch.targets, sample)
+        loss = self.loss(batch.items, batch.offsets, batch.targets, sample, batch.times)
         # Gradients are averaged over the processes, whose shares of the events differ.
         self.accelerator.backward(loss * (self.processes / events))
         trained: dict[str, Tensor] = dict(self.model.named_parameters())

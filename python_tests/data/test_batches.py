@@ -1,5 +1,6 @@
 """Batches: packing, windows, determinism, ranks, resume."""
 
+import dataclasses
 from itertools import pairwise
 
 import numpy as np
@@ -269,6 +270,29 @@ def test_history_batches_take_empty_rows_and_check_their_arguments():
     assert windows_of(batch) == [(1, [4, 5], [0, 0]), (0, [], [])]
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         next(history_batches(offsets, items, max_len=5, batch_size=0))
+
+
+def test_times_follow_their_events_and_what_comes_next_is_asked_for_when_it_happens():
+    histories = random_histories()
+    moments = np.arange(histories.num_events, dtype=np.int64) * 7  # the same for an event as its place
+    histories = dataclasses.replace(histories, timestamps=moments)
+    place = dict(zip(moments.tolist(), histories.items.tolist(), strict=True))
+    batches = TrainingBatches(histories, 9, batch_events=80, seed=0, windows="all", with_times=True)
+    for batch in batches.batches(0):
+        assert [place[moment] for moment in batch.times.events.tolist()] == batch.items.tolist()
+        assert torch.equal(batch.times.asked, batch.times.events + 7)
+        assert [place[moment] for moment in batch.times.asked.tolist()] == batch.targets.tolist()
+    targets = leave_one_out(histories).test
+    some = targets.select(np.arange(0, len(targets), 2))
+    for batch in evaluation_batches(some, max_len=9, batch_size=7):
+        assert [place[moment] for moment in batch.times.events.tolist()] == batch.items.tolist()
+        assert [place[moment] for moment in batch.times.asked.tolist()] == some.target_items[
+            batch.users
+        ].tolist()
+        assert batch.times.asked.tolist() == (batch.times.events[batch.offsets[1:] - 1] + 7).tolist()
+    assert all(batch.times is None for batch in TrainingBatches(histories, 9, 80, seed=0).batches(0))
+    with pytest.raises(ValueError, match="histories must have timestamps for batches with times, got None"):
+        TrainingBatches(random_histories(), 9, 80, seed=0, with_times=True)
 
 
 def test_batch_tokens_is_the_old_name_of_batch_events() -> None:

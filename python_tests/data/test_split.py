@@ -1,5 +1,7 @@
 """Splits: who gets which events, what is unknown, and what leaks."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -72,6 +74,19 @@ def test_temporal_next():
     assert table(split.test) == [(0, [1, 2, 3, 1], [0]), (3, [2], [2])]
     assert (split.validation.without_history, split.test.without_history) == (1, 1)
     assert split.name == "temporal"
+
+
+def test_temporal_targets_are_asked_for_when_the_first_of_them_comes():
+    for kind in ("next", "all"):
+        split = temporal_split(make(*TIMED), 10, 20, targets=kind)
+        assert split.validation.timestamps.tolist() == [1, 4]
+        assert split.validation.asked.tolist() == [10]
+        assert split.test.timestamps.tolist() == [1, 4, 10, 11, 5]  # without those of unknown items
+        assert split.test.asked.tolist() == [20, 20]
+    with pytest.raises(ValueError, match="timestamps and asked must be given together"):
+        dataclasses.replace(split.test, asked=None)
+    with pytest.raises(ValueError, match=r"timestamps and asked must have \(5, 2\) entries, got \(5, 1\)"):
+        dataclasses.replace(split.test, asked=np.array([20]))
 
 
 def test_temporal_all_is_the_set_of_later_items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -218,3 +219,38 @@ def test_a_broken_folder_is_named(folder: Path, names: list[Any]) -> None:
         load(folder)
     with pytest.raises(ValueError, match="vocabulary must name the model's 12 items, got 3"):
         SavedModel(small_model(), Vocabulary(names[:3]))
+
+
+def test_moments_go_with_their_histories(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(num_items=NUM_ITEMS, dim=8, num_blocks=1, max_len=6, num_coeffs=5, time_unit="hour")
+    saved = SavedModel(HyenaRec(config).eval(), Vocabulary(np.arange(NUM_ITEMS)))
+    rows = [[4, 99, 2, 3], [7], [3, 3, 9]]  # item 99 is unknown, and its moment goes with it
+    moments = [[5, 8, 8, 30], [100], [1, 2, 400]]
+    at = [31, 300, 400]
+    many = saved.recommend_many(rows, k=5, timestamps=moments, at=at)
+    for row, times, moment, best in zip(rows, moments, at, many, strict=True):
+        alone = saved.recommend(row, k=5, timestamps=times, at=moment)
+        assert [item for item, _ in alone] == [item for item, _ in best]
+        assert [score for _, score in alone] == pytest.approx([score for _, score in best], abs=1e-5)
+    assert saved.recommend([4, 2, 3], k=5, timestamps=[5, 8, 30], at=31) == saved.recommend(
+        rows[0], k=5, timestamps=moments[0], at=31
+    )
+    for arguments, message in (
+        ({}, "at must be given if and only if the recommender uses time, got none for one that does"),
+        ({"at": [1] * 3}, "histories must have timestamps for a recommender that uses time, got None"),
+        (
+            {"at": [1, 2], "timestamps": moments},
+            r"at must be int64 \[3\], a moment for each history, got .*\[2\]",
+        ),
+        ({"at": [31, 300, 399], "timestamps": moments}, "at must not be before the last event, 400, got 399"),
+        ({"at": [31.5] * 3, "timestamps": moments}, "at must be whole numbers, got float64"),
+        ({"at": at, "timestamps": [[5, 8, 30, 9], *moments[1:]]}, "timestamps must not fall within a user's"),
+        ({"at": at, "timestamps": moments[:2]}, "timestamps must be one for each item of each history"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            saved.recommend_many(rows, **arguments)
+    timeless = SavedModel(HyenaRec(dataclasses.replace(config, time_unit=None)).eval(), saved.vocabulary)
+    with pytest.raises(ValueError, match="got a moment for one that does not"):
+        timeless.recommend_many(rows, timestamps=moments, at=at)
+    assert saved.recommend_many([], timestamps=[], at=[]) == []

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hyenarec.config import GRU4RecConfig, ModelConfig, SASRecConfig, SequentialConfig
 from hyenarec.data import Histories, Vocabulary
+from hyenarec.data.times import Times
 from hyenarec.models.hyenarec import HyenaRec
 from hyenarec.models.mixture import followers as followers_module
 from hyenarec.models.mixture.count_mixture import SOURCES
@@ -22,6 +23,7 @@ from hyenarec.models.mixture.evidence import Evidence
 from hyenarec.models.mixture.fading import HALF_LIVES
 from hyenarec.models.mixture.followers import FADE, KEPT, LATEST, REACH, Followers, count_followers
 from hyenarec.models.mixture.repeats import FREQUENCY, LAGS, Repeats
+from hyenarec.models.mixture.repeats_by_hour import HALF_LIFE, OF_DAY, OF_WEEK
 from hyenarec.models.registry import load_model, make_model
 from hyenarec.models.sequential import SequentialModel
 
@@ -80,10 +82,28 @@ def followed(first: int, second: int) -> float:
     )
 
 
+def moments_of(history: Sequence[int]) -> tuple[list[int], int]:
+    """Some moments in seconds for the events of a history, the first before 1970, and for its question."""
+    steps = [3000 * item + 11_000 * place**2 for place, item in enumerate(history)]
+    moments = (np.cumsum(steps) - 400_000).tolist()
+    return moments, moments[-1] + 5000 * len(history)
+
+
 def expected_evidence(name: str, history: Sequence[int]) -> Tensor:
     """E of every kind and item, `[K, V]`."""
     last, length = history[-1], len(history)
     amounts = torch.zeros(SOURCES[name].kinds, V, dtype=torch.float64)
+    if name == "repeats_by_hour":
+        moments, asked = moments_of(history)
+        for place, (item, moment) in enumerate(zip(history, moments, strict=True)):
+            hours = abs(asked // 3600 - moment // 3600)
+            of_day = min(hours % 24, 24 - hours % 24)
+            of_week = min(hours % 168, 168 - hours % 168)
+            weight = 0.5 ** ((length - 1 - place) / HALF_LIFE)
+            amounts[max(b for b, first in enumerate(OF_DAY) if first <= of_day), item - 1] += weight
+            bin_ = max(b for b, first in enumerate(OF_WEEK) if first <= of_week)
+            amounts[len(OF_DAY) + bin_, item - 1] += weight
+        return amounts
     if name == "followers":
         for kind in range(min(LATEST, length)):
             for item in range(1, V + 1):
@@ -116,7 +136,11 @@ def dense(evidence: Evidence) -> Tensor:
 def test_evidence_is_the_formula_in_batch_and_stream(name: str) -> None:
     source = SOURCES[name](V)
     source.count(histories_of(TRAIN))
-    evidence = source.evidence(*packed(HISTORIES))
+    moments = [moments_of(history) for history in HISTORIES]
+    of_events = torch.tensor([moment for row, _ in moments for moment in row])
+    evidence = source.evidence(
+        *packed(HISTORIES), Times(of_events, torch.tensor([asked for _, asked in moments]))
+    )
     assert (evidence.amount > 0).all()
     expected = torch.stack([expected_evidence(name, history) for history in HISTORIES])
     torch.testing.assert_close(dense(evidence), expected, rtol=1e-6, atol=1e-12)
@@ -130,14 +154,16 @@ def test_evidence_is_the_formula_in_batch_and_stream(name: str) -> None:
     )
     for row, history in enumerate(HISTORIES):
         memory = source.memory(torch.device("cpu"))
-        for item in history[:-1]:
-            memory.append(item)
+        moments, asked = moments_of(history)
+        for item, moment in zip(history[:-1], moments, strict=False):
+            memory.append(item, moment)
         other = memory.copy()
-        other.append(history[-1])
-        torch.testing.assert_close(dense(other.evidence())[0], expected[row], rtol=1e-6, atol=1e-12)
+        other.append(history[-1], moments[-1])
+        torch.testing.assert_close(dense(other.evidence(asked))[0], expected[row], rtol=1e-6, atol=1e-12)
         if len(history) > 1:  # the copy changed nothing
             before = expected_evidence(name, history[:-1])
-            torch.testing.assert_close(dense(memory.evidence())[0], before, rtol=1e-6, atol=1e-12)
+            _, asked = moments_of(history[:-1])
+            torch.testing.assert_close(dense(memory.evidence(asked))[0], before, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ class GivenHidden(nn.Module):
         self.item_weight = nn.Parameter(torch.randn(items, dim, generator=generator))
         self.item_bias = nn.Parameter(torch.randn(items, generator=generator))
 
-    def forward(self, items: Tensor, offsets: Tensor | None) -> Tensor:
+    def forward(self, items: Tensor, offsets: Tensor | None, timestamps: Tensor | None) -> Tensor:
         return self.hidden.view(*items.shape, -1)
 
 

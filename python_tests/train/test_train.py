@@ -13,6 +13,7 @@ import hyenarec
 from hyenarec.config import DataConfig, LossConfig, ModelConfig, TrainConfig
 from hyenarec.config.auto import with_fixed
 from hyenarec.data import TrainingBatches, Vocabulary, load_histories, split_histories, synthetic_bounds
+from hyenarec.evaluation.recommend import load
 from hyenarec.models.hyenarec import HyenaRec
 from hyenarec.train import known_bounds, train, trainer
 from hyenarec.train.loss import NextItemLoss
@@ -267,3 +268,40 @@ def test_generated_histories_come_with_what_they_allow(tmp_path, capsys):
     for changes in others:
         changed = dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
         assert known_bounds(with_fixed(changed)) == {}
+
+
+@pytest.mark.parametrize("loss", [LossConfig("softmax"), LossConfig("sampled_softmax", 8)])
+def test_what_only_the_moment_tells_is_learned_from_it(make_config, loss, tmp_path):
+    timed = make_config(timed=True, epochs=25, loss=loss)
+    with_time = train(timed)
+    model = dataclasses.replace(timed.model, time_unit=None)
+    without = train(dataclasses.replace(timed, model=model, output_dir=str(tmp_path / "without")))
+    assert with_time.test.figures["NDCG@10"].mean > 0.9
+    assert without.test.figures["NDCG@10"].mean < 0.6
+    saved = load(timed.output_dir)
+    for hour in range(24):
+        (best,) = saved.recommend([100], k=1, timestamps=[0], at=60 * (24 * 3 + hour) + 30)
+        assert best.item == 100 + hour // 2
+
+
+def test_a_run_with_time_resumes_with_the_same_times_only(make_config, timed_events, tmp_path):
+    train(make_config("whole", timed=True, epochs=3))
+    half = make_config(timed=True, epochs=3)
+    train(dataclasses.replace(half, epochs=1, optimizer=dataclasses.replace(half.optimizer)))
+    train(dataclasses.replace(half, resume=True))
+    text = timed_events.read_text().splitlines()
+    user, item, minute = text[-1].split()
+    timed_events.write_text("\n".join([*text[:-1], f"{user} {item} {int(minute) + 1}"]) + "\n")
+    with pytest.raises(ValueError, match="data must be the same as when the run began"):
+        train(dataclasses.replace(half, epochs=4, resume=True))
+
+
+def test_time_needs_timestamps_of_its_unit(make_config, timed_events):
+    config = make_config(timed=True)
+    wrong = dataclasses.replace(config, model=dataclasses.replace(config.model, time_unit="nanosecond"))
+    with pytest.raises(ValueError, match=r"the unit of the timestamps, got 'nanosecond', .* span .* seconds"):
+        train(wrong)
+    lines = timed_events.read_text().splitlines()
+    timed_events.write_text("".join(line.rpartition(" ")[0] + "\n" for line in lines))
+    with pytest.raises(ValueError, match=r"time_unit must be null without timestamps, which .*timed_events"):
+        train(config)

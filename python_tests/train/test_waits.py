@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hyenarec.config import LossConfig
 from hyenarec.data import batches as data_batches
 from hyenarec.data import load_histories, split_histories
+from hyenarec.data.times import Times
 from hyenarec.models.dropout import Dropout
 from hyenarec.train import train, trainer, with_catalogue
 from hyenarec.train.loss import NextItemLoss, Sample
@@ -73,9 +74,10 @@ def test_a_step_looks_at_no_value(make_run, loss, monkeypatch):
     assert reads.names == []
 
 
-def test_a_step_with_repeats_looks_at_no_value(make_run, monkeypatch):
+@pytest.mark.parametrize("changes", [{"repeat_head": True}, {"timed": True}], ids=str)
+def test_a_step_of_a_larger_model_looks_at_no_value(make_run, monkeypatch, changes):
     monkeypatch.setattr(Dropout, "forward", nn.Dropout.forward)
-    run = make_run("cpu", repeat_head=True)
+    run = make_run("cpu", **changes)
     take_step(run)
     with HostReads() as reads:
         take_step(run)
@@ -83,7 +85,8 @@ def test_a_step_with_repeats_looks_at_no_value(make_run, monkeypatch):
 
 
 @every_loss
-def test_all_that_a_step_reads_goes_to_the_device_in_one_way(make_run, loss, monkeypatch):
+@pytest.mark.parametrize("timed", [False, True])
+def test_all_that_a_step_reads_goes_to_the_device_in_one_way(make_run, loss, timed, monkeypatch):
     arrived: list[Tensor] = []
 
     def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -93,20 +96,24 @@ def test_all_that_a_step_reads_goes_to_the_device_in_one_way(make_run, loss, mon
     read: list[Tensor] = []
     forward = NextItemLoss.forward
 
-    def watched(self, items: Tensor, offsets: Tensor, targets: Tensor, sample: Sample | None) -> Tensor:
-        read.extend([items, offsets, targets])
+    def watched(
+        self, items: Tensor, offsets: Tensor, targets: Tensor, sample: Sample | None, times: Times | None
+    ) -> Tensor:
+        read.extend([items, offsets, targets, *(times or ())])
         if sample is not None:
             read.append(sample.negatives)
             read.extend([] if sample.log_q is None else [sample.log_q])
             assert any(torch.equal(sample.rows.ids[1:], tensor) for tensor in arrived)
-        return forward(self, items, offsets, targets, sample)
+        return forward(self, items, offsets, targets, sample, times)
 
-    run = make_run("cpu", loss=loss)
+    run = make_run("cpu", loss=loss, timed=timed)
     for module in (trainer, data_batches):
         monkeypatch.setattr(module, "to_device", to_device)
     monkeypatch.setattr(NextItemLoss, "forward", watched)
     take_step(run)
-    assert len(read) >= 3 and all(any(tensor is other for other in arrived) for tensor in read)
+    assert len(read) >= (5 if timed else 3) and all(
+        any(tensor is other for other in arrived) for tensor in read
+    )
 
 
 def test_a_step_is_read_while_the_next_one_is_computed(make_config, monkeypatch):
@@ -135,10 +142,11 @@ def test_a_step_is_read_while_the_next_one_is_computed(make_config, monkeypatch)
 @needs_gpu
 @every_loss
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_a_gpu_never_waits(make_run, precision, loss):
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_gpu_never_waits(make_run, precision, loss, timed):
     """Not for copies, forward, backward, clipping, the update or what is kept to be read later."""
     run = make_run(  # shorter than the batch: lengths are checked
-        "auto", precision, max_len=16, repeat_head=loss.is_plain_softmax, loss=loss
+        "auto", precision, max_len=16, repeat_head=loss.is_plain_softmax, loss=loss, timed=timed
     )
     for _ in range(2):
         take_step(run)  # what is made once may wait

@@ -3,10 +3,10 @@
     P(j) ∝ exp(β score[j] - c) + Σ_h g_h Σ_k w_hk E_hk[j] / (κ_h + Σ_i E_hk[i]),   g_h = exp(a_h · hidden)
 
 The network knows what items have in common, but not what a few events tell about a single one; counts do.
-E_hk[j] is what source h counts for item j after a history (`repeats.py`, `own_followers.py`, `followers.py`),
-0 for most items. κ makes little evidence count less; the network's hidden row says how much a source counts;
-and β, below 1, takes back the confidence that a network has in what it was trained on. c only keeps numbers
-near 1. The mixed scores are the logarithm of the right side.
+E_hk[j] is what source h counts for item j after a history (`SOURCES` has them), 0 for most items. κ makes
+little evidence count less; the network's hidden row says how much a source counts; and β, below 1, takes back
+the confidence that a network has in what it was trained on. c only keeps numbers near 1. The mixed scores are
+the logarithm of the right side.
 
 Nothing of this is trained with the network, which would leave to the counts what it can learn better itself,
 and weigh them by events it has seen: `train/mixture.py` fits β, w, κ and a to the validation targets.
@@ -26,15 +26,18 @@ import torch
 from torch import Tensor, nn
 
 from hyenarec.data.histories import Histories, Int64Array
+from hyenarec.data.times import Times
 from hyenarec.models.mixture.evidence import Evidence, Memory, Source
 from hyenarec.models.mixture.followers import Followers
 from hyenarec.models.mixture.own_followers import OwnFollowers
 from hyenarec.models.mixture.repeats import Repeats
+from hyenarec.models.mixture.repeats_by_hour import RepeatsByHour
 
 SOURCES: dict[str, type[Source]] = {
     "repeats": Repeats,
     "own_followers": OwnFollowers,
     "followers": Followers,
+    "repeats_by_hour": RepeatsByHour,
 }
 """What can be counted, by the name of its setting."""
 
@@ -121,9 +124,9 @@ class CountMixture(nn.Module):
         for source in self._sources():
             source.count(train)
 
-    def evidence(self, items: Tensor, offsets: Tensor) -> list[Evidence]:
-        """What each source counts after packed histories, which are not empty."""
-        return [source.evidence(items, offsets) for source in self._sources()]
+    def evidence(self, items: Tensor, offsets: Tensor, seconds: Times | None = None) -> list[Evidence]:
+        """What each source counts after packed histories, which are not empty; see `Source.evidence`."""
+        return [source.evidence(items, offsets, seconds) for source in self._sources()]
 
     def memories(self, device: torch.device) -> list[Memory]:
         """What each source keeps of an empty history."""

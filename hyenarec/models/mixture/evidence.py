@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hyenarec.data.histories import Histories
+from hyenarec.data.times import Times
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +85,13 @@ class Source(nn.Module):
     def count(self, train: Histories) -> None:
         """Counts in the training events, once, if the source needs that."""
 
-    def evidence(self, items: Tensor, offsets: Tensor) -> Evidence:
+    def evidence(self, items: Tensor, offsets: Tensor, seconds: Times | None = None) -> Evidence:
         """What is counted after packed histories.
 
         Args:
             items: int64 `[total]`, ids 1..V.
             offsets: int64 `[B + 1]`; no history is empty.
+            seconds: moments of events and questions, for sources that need them.
         """
         raise NotImplementedError
 
@@ -101,12 +103,12 @@ class Source(nn.Module):
 class Memory(Protocol):
     """What a source keeps of one growing history."""
 
-    def append(self, item: int) -> None:
-        """Adds the next event."""
+    def append(self, item: int, second: int | None = None) -> None:
+        """Adds the next event; its moment is for sources that need it."""
         ...
 
-    def evidence(self) -> Evidence:
-        """What `Source.evidence` says of the history; it has an event."""
+    def evidence(self, asked: int | None = None) -> Evidence:
+        """What `Source.evidence` says of the history, which has an event, asked at a moment in seconds."""
         ...
 
     def copy(self) -> Self:

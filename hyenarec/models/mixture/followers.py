@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hyenarec.data.histories import Histories, Int64Array
+from hyenarec.data.times import Times
 from hyenarec.models.mixture.evidence import Evidence, Source
 
 LATEST = 16
@@ -58,7 +59,7 @@ class Followers(Source):
         self.follower.copy_(torch.from_numpy(follower))
         self.counts.copy_(torch.from_numpy(counts))
 
-    def evidence(self, items: Tensor, offsets: Tensor) -> Evidence:
+    def evidence(self, items: Tensor, offsets: Tensor, seconds: Times | None = None) -> Evidence:
         """Amounts of what followed the latest items; see `Source`."""
         place = offsets[1:, None] - 1 - torch.arange(LATEST, device=items.device)
         latest = items[place.clamp(min=0)].where(place >= offsets[:-1, None], 0)
@@ -86,11 +87,11 @@ class FollowerMemory:
     def __init__(self, source: Followers, latest: tuple[int, ...] = (0,) * LATEST) -> None:
         self._source, self._latest = source, latest
 
-    def append(self, item: int) -> None:
+    def append(self, item: int, second: int | None = None) -> None:
         """Adds the next event."""
         self._latest = (item, *self._latest[:-1])
 
-    def evidence(self) -> Evidence:
+    def evidence(self, asked: int | None = None) -> Evidence:
         """Amounts of what followed the latest items."""
         return self._source.after(torch.tensor([self._latest], device=self._source.counts.device))
 

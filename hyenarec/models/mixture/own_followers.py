@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from hyenarec.data.times import Times
 from hyenarec.models.mixture.evidence import Evidence, Source, rows_and_lags
 from hyenarec.models.mixture.fading import HALF_LIVES, FadingSums, faded
 
@@ -22,7 +23,7 @@ class OwnFollowers(Source):
 
     kinds = len(HALF_LIVES)
 
-    def evidence(self, items: Tensor, offsets: Tensor) -> Evidence:
+    def evidence(self, items: Tensor, offsets: Tensor, seconds: Times | None = None) -> Evidence:
         """Amounts of the last items' followers; see `Source`."""
         row, lag = rows_and_lags(offsets, len(items))
         last = items.index_select(0, offsets[1:] - 1)
@@ -45,7 +46,7 @@ class OwnFollowerMemory:
         self._last = 0
         self._length = 0
 
-    def append(self, item: int) -> None:
+    def append(self, item: int, second: int | None = None) -> None:
         """Adds the next event."""
         if self._length > 0:
             row = self._steps.append((self._last, item), self._length - 1)
@@ -53,7 +54,7 @@ class OwnFollowerMemory:
         self._last = item
         self._length += 1
 
-    def evidence(self) -> Evidence:
+    def evidence(self, asked: int | None = None) -> Evidence:
         """Amounts of the last item's followers."""
         followers = self._followers.get(self._last, {})
         item = torch.tensor(list(followers), dtype=torch.int64, device=self._device)

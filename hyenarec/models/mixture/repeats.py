@@ -18,6 +18,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from hyenarec.data.times import Times
 from hyenarec.models.mixture.evidence import Evidence, Source, rows_and_lags
 from hyenarec.models.mixture.fading import HALF_LIVES, FadingSums, faded
 
@@ -32,7 +33,7 @@ class Repeats(Source):
 
     kinds = len(HALF_LIVES) + len(LAGS)
 
-    def evidence(self, items: Tensor, offsets: Tensor) -> Evidence:
+    def evidence(self, items: Tensor, offsets: Tensor, seconds: Times | None = None) -> Evidence:
         """Amounts of the histories' items; see `Source`."""
         row, lag = rows_and_lags(offsets, len(items))
         key, place = torch.unique(row * (self.num_items + 1) + items, return_inverse=True)
@@ -71,12 +72,12 @@ class RepeatMemory:
         self._occurred = FadingSums()
         self._length = 0
 
-    def append(self, item: int) -> None:
+    def append(self, item: int, second: int | None = None) -> None:
         """Adds the next event."""
         self._occurred.append(item, self._length)
         self._length += 1
 
-    def evidence(self) -> Evidence:
+    def evidence(self, asked: int | None = None) -> Evidence:
         """Amounts of the history's items."""
         item = torch.tensor(list(self._occurred.rows), dtype=torch.int64, device=self._device)
         sums, latest = (x.to(self._device) for x in self._occurred.at(self._length - 1))

@@ -251,6 +251,11 @@ def _recommend(options: Any) -> int:
             history = [_integer("history", word) for word in history]
         if chosen.timestamps is not None:
             timestamps = [_integer("timestamps", word) for word in chosen.timestamps.split()]
+        if history and not saved.vocabulary.encode(history).any():  # probably of another catalogue
+            raise ValueError(
+                "history must hold at least one item that the model knows, or none at all, "
+                f"got {chosen.history!r}"
+            )
     else:
         history, timestamps = _history_of(chosen)
     best = saved.recommend(

@@ -189,7 +189,7 @@ def test_words_that_mean_nothing_are_errors(received, tmp_path, capsys, words, s
         ("recommend --model {run} --user nobody", "user must be one of the data's 40 users, got 'nobody'\n"),
         (
             "recommend --model {run} --history i99",
-            "a history must hold at least one item that the model knows",
+            "history must hold at least one item that the model knows, or none at all, got 'i99'\n",
         ),
         (
             "recommend --model {run} --user u1 --k 13",
@@ -339,6 +339,12 @@ def test_recommend_prints_items_and_scores(trained, capsys):
     assert whole.count("\n") == 4 and whole != lines
     assert cli.main(["recommend", "--model", str(trained), "--history", "i1 i2 i3 i4 i5 i6", "--k", "4"]) == 0
     assert capsys.readouterr().out == lines
+
+
+def test_recommend_has_items_for_a_new_user(trained, capsys):
+    expected = recommend.load(trained).recommend([], k=4)
+    assert cli.main(["recommend", "--model", str(trained), "--history", "", "--k", "4"]) == 0
+    assert capsys.readouterr().out == "".join(f"{item}\t{score:.4f}\n" for item, score in expected)
 
 
 def test_recommend_takes_whole_numbers_for_ids(tmp_path, capsys):

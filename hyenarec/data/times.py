@@ -73,27 +73,22 @@ def require_unit(timestamps: Int64Array, unit: TimeUnit) -> None:
         )
 
 
-def require_questions(times: Times, last: Tensor) -> None:
-    """Raises ValueError unless there is a moment for each history, not before its last event.
+def require_questions(times: Times, offsets: Tensor) -> None:
+    """Raises ValueError unless there is a moment for each packed history, not before its last event.
 
     A GPU would have to wait for the latter, which is checked on the CPU only.
-
-    Args:
-        times: of packed histories.
-        last: int64 `[B]`, the place of each history's last event.
     """
-    asked = times.asked
-    if asked.shape != last.shape or asked.dtype != torch.int64:
+    asked, rows = times.asked, len(offsets) - 1
+    if asked.shape != (rows,) or asked.dtype != torch.int64:
         raise ValueError(
-            f"at must be int64 {list(last.shape)}, a moment for each history, got {asked.dtype} "
-            f"{list(asked.shape)}"
+            f"at must be int64 [{rows}], a moment for each history, got {asked.dtype} {list(asked.shape)}"
         )
-    if asked.device.type != "cpu":
+    if asked.device.type != "cpu" or len(times.events) == 0:
         return
-    early = (asked < times.events[last]).nonzero()
+    last = times.events[(offsets[1:] - 1).clamp(min=0)]
+    early = ((asked < last) & (offsets.diff() > 0)).nonzero()
     if len(early) > 0:
         row = int(early[0])
         raise ValueError(
-            f"at must not be before the last event, {int(times.events[last[row]])}, got {int(asked[row])} "
-            f"in row {row}"
+            f"at must not be before the last event, {int(last[row])}, got {int(asked[row])} in row {row}"
         )

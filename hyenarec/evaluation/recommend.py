@@ -53,7 +53,8 @@ def recommend(
 
     Args:
         recommender: scores the catalogue; a module is put in evaluation mode meanwhile.
-        histories: at least one event each, and no unknown items; with timestamps for a model that uses time.
+        histories: no unknown items; with timestamps for a model that uses time. Those without events are for
+            recommenders whose `scores_empty_histories` is true, as that of trained models is.
         k: items a history, from 1 to V; of items with equal scores the smaller id comes first.
         max_len: number of latest events of a history that the recommender sees.
         exclude_history: leave out the items of the whole history, not only of the part that is seen.
@@ -63,7 +64,8 @@ def recommend(
             last event; if and only if the recommender uses time.
 
     Raises:
-        ValueError: if k is out of range, a history is empty, moments don't fit, or scores are not finite.
+        ValueError: if k is out of range, a history is empty and must not be, moments don't fit, or scores are
+            not finite.
     """
     _check_k(k, histories.num_items)
     times = _times_of(recommender, histories, at)
@@ -164,7 +166,8 @@ class SavedModel:
         """The k best next items after one user's history, the best first.
 
         Args:
-            history: external item ids, the oldest first; those the model does not know are left out.
+            history: external item ids, the oldest first; those the model does not know are left out. Without
+                any, the best first items.
             k: from 1 to the size of the catalogue.
             exclude_history: recommend no item of the history; there may be fewer than k others.
             timestamps: when the events of the history happened, in the model's `time_unit`; with `at`, if and
@@ -172,8 +175,8 @@ class SavedModel:
             at: the moment to recommend for, not before the last event.
 
         Raises:
-            ValueError: if no item of the history is known, k is out of range, an id has the wrong type, or
-                moments don't fit.
+            ValueError: if k is out of range, an id has the wrong type, moments don't fit, or no item of the
+                history is known and the model was saved before it had scores for that.
         """
         return self.recommend_many(
             [history],
@@ -220,12 +223,6 @@ class SavedModel:
         known = numbers > 0
         user = np.repeat(np.arange(len(lengths)), lengths)
         kept = np.bincount(user[known], minlength=len(lengths))
-        if len(kept) and kept.min() == 0:
-            first = int(kept.argmin())
-            raise ValueError(
-                "a history must hold at least one item that the model knows, "
-                f"got {lengths[first]} items and none that it knows in history {first}"
-            )
         moments = None
         if timestamps is not None:
             if [len(row) for row in timestamps] != lengths.tolist():

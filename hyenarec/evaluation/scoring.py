@@ -180,7 +180,7 @@ def score_blocks(
     Args:
         recommender: sees the last `max_len` events of each history.
         offsets: int64 `[R + 1]`.
-        items: int32, ids 1..V; no history may be empty.
+        items: int32, ids 1..V; a history may be empty if the recommender's `scores_empty_histories` is true.
         max_len: length of the window.
         batch_size: most histories a block; fewer if they are long: a block has at most `EVENTS_PER_BATCH`
             events.
@@ -191,12 +191,12 @@ def score_blocks(
         The blocks, with scores on the recommender's device.
 
     Raises:
-        ValueError: if a history is empty, moments are missing, or the scores are not finite numbers of the
-            right shape. Scores of a block that are not finite raise it when the next block is requested, or
-            at the end.
+        ValueError: if a history is empty and must not be, moments are missing, or the scores are not finite
+            numbers of the right shape. Scores of a block that are not finite raise it when the next block is
+            requested, or at the end.
     """
     empty = np.flatnonzero(np.diff(offsets) < 1)
-    if len(empty):
+    if len(empty) and not getattr(recommender, "scores_empty_histories", False):
         raise ValueError(f"histories must hold at least one item, got none in row {empty[0]}")
     device = device_of(recommender)
     if items.min(initial=1) < 1:
@@ -209,7 +209,7 @@ def score_blocks(
     elif times is None:
         raise ValueError("timestamps must be known for a recommender that uses time, got none")
     else:
-        require_questions(times, torch.from_numpy(offsets[1:] - 1))
+        require_questions(times, torch.from_numpy(offsets))
     for batch in history_batches(offsets, items, max_len, batch_size, times=times):
         rows = batch.users.numpy()
         batch = batch.to(device)

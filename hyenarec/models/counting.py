@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyenarec.config import (
@@ -39,7 +40,7 @@ class CountedHistories(NamedTuple):
     """Packed histories as the counts use them.
 
     Attributes:
-        last: int64 `[B]`, the last item of each.
+        last: int64 `[B]`, the last item of each, 0 for none.
         row: int64 `[total]`, which history an event belongs to.
         items: int64 `[total]`.
         weight: float64 `[total]`, exp(-lag / FADING), the lag being the number of events since.
@@ -56,7 +57,8 @@ class CountedHistories(NamedTuple):
         place = torch.arange(items.shape[0], device=items.device)
         row = torch.bucketize(place, offsets[1:], right=True)
         lag = offsets[1:][row] - 1 - place
-        return CountedHistories(items[offsets[1:] - 1], row, items, torch.exp(-lag.double() / FADING))
+        last = F.pad(items, (1, 0))[offsets[1:]].masked_fill(offsets.diff() < 1, 0)
+        return CountedHistories(last, row, items, torch.exp(-lag.double() / FADING))
 
 
 class CountingModel(PretrainedModel):
@@ -84,8 +86,13 @@ class CountingModel(PretrainedModel):
         config = cls.config_type(num_items=train.num_items) if config is None else config
         return cls(config, cls._count(train))
 
+    @property
+    def scores_empty_histories(self) -> bool:
+        """They score what decides ties: popularity."""
+        return True
+
     def encode(self, items: Tensor, offsets: Tensor, times: Times | None = None) -> CountedHistories:
-        """What any count uses of packed histories; none may be empty, and `times` are for other models."""
+        """What any count uses of packed histories; `times` are for other models."""
         self.require_times(times is not None)
         return CountedHistories.of(items, offsets)
 

@@ -28,7 +28,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = 4
 """Of `config.json`. Format 1 had no number, and its blocks had `pre` norms only; format 2 had `repeat_head`
-under the name `repeats`; format 3 had no time."""
+under the name `repeats`; format 3 had neither time nor a row for empty histories."""
 
 
 class PretrainedModel(nn.Module):
@@ -69,6 +69,11 @@ class PretrainedModel(nn.Module):
         """Whether scores follow from when events happened and from the moment that they are asked for."""
         return False
 
+    @property
+    def scores_empty_histories(self) -> bool:
+        """Whether histories without events have scores, too."""
+        return False
+
     def score(
         self, items: Tensor, offsets: Tensor, timestamps: Tensor | None = None, at: Tensor | None = None
     ) -> Tensor:
@@ -76,7 +81,7 @@ class PretrainedModel(nn.Module):
 
         Args:
             items: int64 `[total]`, ids 1..V, oldest event first.
-            offsets: int64 `[B + 1]`; history b is `items[offsets[b]:offsets[b + 1]]`, at least one event.
+            offsets: int64 `[B + 1]`; history b is `items[offsets[b]:offsets[b + 1]]`.
             timestamps: int64 `[total]`, when events happened; with `at`, if and only if the model was trained
                 with `time_unit`, and in that unit.
             at: int64 `[B]`, the moment that each history is asked for, not before its last event.

@@ -91,7 +91,7 @@ class RepeatHead(nn.Module):
 
         Args:
             items: int64 `[total]`, packed.
-            offsets: int64 `[B + 1]`; no history is empty.
+            offsets: int64 `[B + 1]`.
             hidden: `[B, D]`, the row of each last event.
         """
         occurrences = Occurrences.of(items, offsets, self._base)

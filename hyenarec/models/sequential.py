@@ -49,11 +49,14 @@ class SequentialModel(PretrainedModel):
         config: the shape; `num_items` must be set.
 
     Attributes:
+        start: `[D]`, the row of an empty history; None before the end of training, and in models that were
+            saved before there was one: they score no empty history.
         mixture: the counts that `config` asks for; None before the end of training, or if they don't help.
     """
 
     config: SequentialConfig
     norm: nn.LayerNorm
+    start: Tensor | None
 
     def __init__(self, config: SequentialConfig) -> None:
         super().__init__(config)
@@ -64,6 +67,7 @@ class SequentialModel(PretrainedModel):
         if config.repeat_head:
             self.repeat_head = RepeatHead(config.dim, self.num_items, self.max_len)
         self.mixture: CountMixture | None = None
+        self.register_buffer("start", None)
         self.dropout = Dropout(settled(config.dropout))
         self.moment: Moment | None = None
         self.question: Question | None = None
@@ -118,11 +122,19 @@ class SequentialModel(PretrainedModel):
             timestamps: int64 `[M]`, when the events happened, in `time_unit`.
             asked: int64 `[M]`, the moments, none before its event.
         """
-        unit = self.config.time_unit
-        assert self.question is not None and unit is not None
-        seconds = in_seconds(asked, unit)
-        answers: Tensor = self.question(rows, seconds, seconds - in_seconds(timestamps, unit))
+        seconds, of_events = self._seconds(asked), self._seconds(timestamps)
+        return self.answer(rows, seconds, seconds - of_events)
+
+    def answer(self, rows: Tensor, seconds: Tensor, since: Tensor) -> Tensor:
+        """`ask` in seconds: moments `[M]`, each `since` `[M]` after its event, negative without one."""
+        assert self.question is not None
+        answers: Tensor = self.question(rows, seconds, since)
         return answers
+
+    def _seconds(self, moments: Tensor) -> Tensor:
+        unit = self.config.time_unit
+        assert unit is not None
+        return in_seconds(moments, unit)
 
     def _embed(self, items: Tensor, offsets: Tensor | None, timestamps: Tensor | None) -> Tensor:
         """The embedded events, `[..., D]`; takes and raises what `forward` does."""
@@ -130,9 +142,8 @@ class SequentialModel(PretrainedModel):
         rows: Tensor = self.items(items) * math.sqrt(self.config.dim)
         if timestamps is None:
             return rows
-        unit = self.config.time_unit
-        assert self.moment is not None and unit is not None
-        seconds = in_seconds(timestamps, unit)
+        assert self.moment is not None
+        seconds = self._seconds(timestamps)
         of_moments: Tensor = self.moment(seconds, seconds_before(seconds, offsets))
         return rows + of_moments
 
@@ -173,23 +184,27 @@ class SequentialModel(PretrainedModel):
         """The output layer's rows `[V, D]`: row j belongs to item j + 1."""
         return self.items.weight[1:]
 
+    @property
+    def scores_empty_histories(self) -> bool:
+        """Whether histories without events have scores, too."""
+        return self.start is not None
+
     def encode(self, items: Tensor, offsets: Tensor, times: Times | None = None) -> Encoded:
         """What scores need of each packed history.
 
-        Every history must have at least one event. An empty one raises ValueError on the CPU; on a GPU, where
-        a check would wait for all earlier work, it gives the state of another row. The same holds for a
-        question before the last event, which a GPU takes for one at its moment.
+        On the CPU, ValueError is raised for an empty history if the model has no `start`, and for a question
+        before the last event. On a GPU, where a check would wait for all earlier work, the former gets the
+        state of another row, and the latter counts as without an event before it.
         """
-        timestamps = None if times is None else times.events
-        self._check(items, offsets, timestamps)
-        last = offsets[1:] - 1
-        if offsets.device.type == "cpu" and bool((offsets.diff() < 1).any()):
-            raise ValueError("offsets must describe histories of at least one event, got an empty one")
+        self._check(items, offsets, None if times is None else times.events)
+        if self.start is None and offsets.device.type == "cpu" and bool((offsets.diff() < 1).any()):
+            raise ValueError(
+                "offsets must describe histories of at least one event, got an empty one, "
+                "for which this model has no row"
+            )
         if times is not None:
-            require_questions(times, last)
-        hidden: Tensor = self(items, offsets, timestamps)[last]
-        if times is not None:
-            hidden = self.ask(hidden, times.events[last], times.asked)
+            require_questions(times, offsets)
+        hidden = self._last_rows(items, offsets, times)
         head, mixture = self.repeat_head, self.mixture
         repeats = None if head is None else head.of_histories(items, offsets, hidden)
         added = None
@@ -197,12 +212,27 @@ class SequentialModel(PretrainedModel):
             added = mixture.weigh(self.evidence(mixture, items, offsets, times), hidden)
         return Encoded(hidden, repeats, added)
 
+    def _last_rows(self, items: Tensor, offsets: Tensor, times: Times | None) -> Tensor:
+        """The rows `[B, D]` of which scores are made."""
+        empty, last = offsets.diff() < 1, (offsets[1:] - 1).clamp(min=0)
+        if len(items) == 0:  # no history has an event
+            items, last = items.new_zeros(1), torch.zeros_like(last)
+            offsets = offsets.new_tensor([0, 1])
+            times = None if times is None else Times(times.events.new_zeros(1), times.asked)
+        rows: Tensor = self(items, offsets, None if times is None else times.events)[last]
+        if self.start is not None:
+            rows = torch.where(empty[:, None], self.start, rows)
+        if times is None:
+            return rows
+        seconds = self._seconds(times.asked)
+        since = (seconds - self._seconds(times.events)[last]).masked_fill(empty, -1)
+        return self.answer(rows, seconds, since)
+
     def evidence(
         self, mixture: CountMixture, items: Tensor, offsets: Tensor, times: Times | None
     ) -> list[Evidence]:
         """What a mixture's sources count after packed histories, with moments in the unit of the model."""
-        unit = self.config.time_unit
-        seconds = None if times is None or unit is None else Times(*(in_seconds(x, unit) for x in times))
+        seconds = None if times is None else Times(*map(self._seconds, times))
         return mixture.evidence(items, offsets, seconds)
 
     def score_tile(self, state: Encoded, first: int, last: int) -> Tensor:
@@ -227,6 +257,8 @@ class SequentialModel(PretrainedModel):
         model = cls(cast(SequentialConfig, config))
         if any(name.startswith("mixture.") for name in tensors):
             model.mixture = model.new_mixture()
+        if "start" in tensors:
+            model.start = torch.zeros_like(model.item_weight[0])
         # A file of format 2 calls the head's tensors so.
         renamed = {re.sub(r"^repeats\.", "repeat_head.", name): tensor for name, tensor in tensors.items()}
         model.load_state_dict(renamed)

@@ -51,6 +51,7 @@ class StreamedModel(Protocol):
     norm: nn.LayerNorm
     repeat_head: RepeatHead | None
     mixture: CountMixture | None
+    start: Tensor | None
     moment: Moment | None
     question: Question | None
 
@@ -184,15 +185,14 @@ class Stream:
                 The stream is unchanged: any number of moments may be asked for.
 
         Raises:
-            ValueError: if there are no events yet, or the moment is before the last event or not asked for.
+            ValueError: if the moment is before the last event or not asked for, or there are no events yet
+                and the model has no row for an empty history.
             RuntimeError: as for `append`.
         """
         self._require_whole()
-        if self._length == 0:
-            raise ValueError("a stream must have at least one event before it has scores, got none")
         (asked,) = self._seconds("at", None if at is None else (at,), 1)
         model = self._model
-        hidden = self._leave(self._last)
+        hidden = self._row()
         if model.question is not None:
             hidden = model.question(hidden[None], *self._moments([asked]))[0]
         scores = torch.addmv(model.item_bias, model.item_weight, hidden)
@@ -228,6 +228,18 @@ class Stream:
             raise RuntimeError(
                 "the stream was interrupted while it took an event: make another one and give it the history"
             )
+
+    def _row(self) -> Tensor:
+        """The last event's row `[D]`, or that of an empty history."""
+        if self._length > 0:
+            return self._leave(self._last)
+        start = self._model.start
+        if start is None:
+            raise ValueError(
+                "a stream must have at least one event before it has scores, got none: its model has no row "
+                "for an empty history"
+            )
+        return start
 
     def _seconds(self, name: str, moments: Iterable[int] | None, count: int) -> list[int | None]:
         """As many moments in seconds, none before the last event; None for each where time is not known."""

@@ -33,6 +33,7 @@ from hyenarec.evaluation.report import (
 )
 from hyenarec.models.pretrained import PretrainedModel
 from hyenarec.models.registry import COUNT_BASED
+from hyenarec.train.beginning import fit_start
 from hyenarec.train.checkpoint import Progress
 from hyenarec.train.mixture import fit_mixture
 from hyenarec.train.recipe import complete
@@ -112,10 +113,11 @@ def train(config: TrainConfig) -> TrainResult:
 
 
 def finish(run: TrainingRun) -> TrainResult:
-    """Restores the weights of the best validation, mixes in what is counted, and reports the model."""
+    """Restores the weights of the best validation, adds what is fitted afterwards, and reports the model."""
     model, progress = run.model, run.progress
     model.load_state_dict(run.best)
     model.eval()
+    fit_start(model, run.split.train)
     mixed = fit_mixture(
         model,
         run.split.train,

@@ -188,9 +188,10 @@ def test_unknown_items_are_left_out(folder: Path, names: list[Any]) -> None:
     saved = load(folder)
     unknown: Any = "nobody's" if isinstance(names[0], str) else -1
     assert saved.recommend([names[0], unknown, names[1]]) == saved.recommend(names[:2])
-    with pytest.raises(ValueError, match="got 2 items and none that it knows in history 1"):
+    message = "histories must hold at least one item, got none in row"  # for the model was not trained
+    with pytest.raises(ValueError, match=f"{message} 1"):
         saved.recommend_many([[names[0]], [unknown, unknown]])
-    with pytest.raises(ValueError, match="got 0 items and none that it knows in history 0"):
+    with pytest.raises(ValueError, match=f"{message} 0"):
         saved.recommend([])
 
 

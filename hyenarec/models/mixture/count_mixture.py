@@ -125,7 +125,7 @@ class CountMixture(nn.Module):
             source.count(train)
 
     def evidence(self, items: Tensor, offsets: Tensor, seconds: Times | None = None) -> list[Evidence]:
-        """What each source counts after packed histories, which are not empty; see `Source.evidence`."""
+        """What each source counts after packed histories; see `Source.evidence`."""
         return [source.evidence(items, offsets, seconds) for source in self._sources()]
 
     def memories(self, device: torch.device) -> list[Memory]:
@@ -133,7 +133,7 @@ class CountMixture(nn.Module):
         return [source.memory(device) for source in self._sources()]
 
     def weigh(self, evidence: Iterable[Evidence], hidden: Tensor) -> Added:
-        """Turns what the sources count into what is added; `hidden` `[B, D]` is each last event's row."""
+        """Turns what the sources count into what is added; `hidden` `[B, D]` are the scores' rows."""
         parts = []
         for source, weights in zip(evidence, self.weights.values(), strict=True):
             each = weights(source.totals(), hidden)[source.row, source.kind]

@@ -90,7 +90,7 @@ class Source(nn.Module):
 
         Args:
             items: int64 `[total]`, ids 1..V.
-            offsets: int64 `[B + 1]`; no history is empty.
+            offsets: int64 `[B + 1]`; an empty history has no amounts.
             seconds: moments of events and questions, for sources that need them.
         """
         raise NotImplementedError
@@ -108,7 +108,7 @@ class Memory(Protocol):
         ...
 
     def evidence(self, asked: int | None = None) -> Evidence:
-        """What `Source.evidence` says of the history, which has an event, asked at a moment in seconds."""
+        """What `Source.evidence` says of the history, asked at a moment in seconds."""
         ...
 
     def copy(self) -> Self:

@@ -19,6 +19,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyenarec.data.histories import Histories, Int64Array
@@ -61,8 +62,9 @@ class Followers(Source):
 
     def evidence(self, items: Tensor, offsets: Tensor, seconds: Times | None = None) -> Evidence:
         """Amounts of what followed the latest items; see `Source`."""
-        place = offsets[1:, None] - 1 - torch.arange(LATEST, device=items.device)
-        latest = items[place.clamp(min=0)].where(place >= offsets[:-1, None], 0)
+        end = offsets[1:, None] - torch.arange(LATEST, device=items.device)
+        # With an item in front, so that there is one even without events.
+        latest = F.pad(items, (1, 0))[end.clamp(min=0)].where(end > offsets[:-1, None], 0)
         return self.after(latest)
 
     def after(self, latest: Tensor) -> Evidence:

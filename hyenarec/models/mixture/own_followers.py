@@ -11,6 +11,7 @@ import copy
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyenarec.data.times import Times
@@ -26,7 +27,7 @@ class OwnFollowers(Source):
     def evidence(self, items: Tensor, offsets: Tensor, seconds: Times | None = None) -> Evidence:
         """Amounts of the last items' followers; see `Source`."""
         row, lag = rows_and_lags(offsets, len(items))
-        last = items.index_select(0, offsets[1:] - 1)
+        last = F.pad(items, (1, 0)).index_select(0, offsets[1:])  # of an empty history that of another
         (place,) = ((items == last.index_select(0, row)) & (lag > 0)).nonzero(as_tuple=True)
         row, lag, follower = row[place], lag[place], items[place + 1]
         return Evidence.of_every_kind(row, follower, faded(lag), len(offsets) - 1, self.num_items)

@@ -73,7 +73,8 @@ class HourMemory:
     def evidence(self, asked: int | None = None) -> Evidence:
         """Amounts of the history's items."""
         assert asked is not None
-        item, hour = torch.tensor(list(self._occurred.rows), dtype=torch.int64, device=self._device).unbind(1)
+        things = torch.tensor(list(self._occurred.rows), dtype=torch.int64, device=self._device)
+        item, hour = things.view(-1, 2).unbind(1)
         sums, _ = self._occurred.at(self._length - 1)
         amount = sums[:, HALF_LIVES.index(HALF_LIFE)].to(self._device)
         return self._source.of_hours(torch.zeros_like(item), item, amount, hour - hour_of_week(asked), 1)

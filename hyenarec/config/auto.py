@@ -23,7 +23,7 @@ FIXED: dict[str, Any] = {
     "model.repeats": False,
     "model.own_followers": False,
     "model.followers": False,
-    "model.repeats_by_hour": False,
+    "model.repeats_by_time": False,
 }
 """Every setting that may be `auto`, by its option's name, and its value where there is no data to ask."""
 

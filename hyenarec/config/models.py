@@ -67,8 +67,8 @@ class SequentialConfig(RecommenderConfig):
         time_unit: of the timestamps; None leaves them out. With it the scores follow from when events
             happened, and from the moment that they are asked for, which must then be given. Hour and weekday
             are those of moments counted from a midnight.
-        repeats_by_hour: whether to count the history's items by the hour in which it had them, beside
-            `repeats`; needs `time_unit`.
+        repeats_by_time: whether to count the history's items by when it had them, too: at which hours, and
+            how long ago; needs `time_unit`.
     """
 
     dim: int = 64
@@ -78,19 +78,19 @@ class SequentialConfig(RecommenderConfig):
     own_followers: bool | Auto = "auto"
     followers: bool | Auto = "auto"
     time_unit: TimeUnit | None = None
-    repeats_by_hour: bool | Auto = "auto"
+    repeats_by_time: bool | Auto = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_count("model.dim", self.dim)
         require_switch("model.repeat_head", self.repeat_head)
-        for name in ("repeats", "own_followers", "followers", "repeats_by_hour"):
+        for name in ("repeats", "own_followers", "followers", "repeats_by_time"):
             if getattr(self, name) != "auto":
                 require_switch(f"model.{name}", getattr(self, name))
         if self.time_unit is not None:
             require_choice("model.time_unit", TimeUnit, self.time_unit)
-        timeless = self.time_unit is None and self.repeats_by_hour is True
-        require(not timeless, "model.repeats_by_hour", "false without model.time_unit", self.repeats_by_hour)
+        timeless = self.time_unit is None and self.repeats_by_time is True
+        require(not timeless, "model.repeats_by_time", "false without model.time_unit", self.repeats_by_time)
         if self.dropout != "auto":
             require_number("model.dropout", self.dropout)
             require(0 <= self.dropout < 1, "model.dropout", "at least 0 and below 1", self.dropout)

@@ -25,6 +25,11 @@ would finish a smaller tile before the next one is queued. With what is computed
 times as much."""
 
 
+def tile_width(rows: int, device: torch.device) -> int:
+    """How many scores of each row a tile of that many rows has."""
+    return max(TILE_SCORES.get(device.type, TILE_SCORES["cpu"]) // rows, 1)
+
+
 class Recommender(Protocol):
     """Anything that scores the catalogue after a history: HyenaRec, and every baseline.
 
@@ -203,7 +208,6 @@ def score_blocks(
         raise ValueError(f"items must be known ones, from 1 on, got {items.min()}")
     largest = items.max(initial=0)
     tiled = recommender if isinstance(recommender, TiledRecommender) else _Whole(recommender)
-    most_scores = TILE_SCORES.get(device.type, TILE_SCORES["cpu"])
     if not uses_time(recommender):
         times = None
     elif times is None:
@@ -218,7 +222,7 @@ def score_blocks(
         if largest > tiled.num_items:
             raise ValueError(f"items must lie in 1..V = 1..{tiled.num_items}, got {largest}")
         left_out = places_of_histories(rows, offsets, items, device) if exclude_history else None
-        width = max(most_scores // len(rows), 1)
+        width = tile_width(len(rows), device)
         finite = torch.ones((), dtype=torch.bool, device=device)
         block = Block(rows, tiled.num_items, width, partial(tiled.score_tile, state), left_out, finite)
         yield block

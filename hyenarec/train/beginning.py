@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hyenarec.data.histories import Histories, Int64Array
 from hyenarec.data.times import HOUR, HOURS_OF_WEEK, hour_of_week, in_seconds
-from hyenarec.evaluation.scoring import TILE_SCORES
+from hyenarec.evaluation.scoring import tile_width
 from hyenarec.models.sequential import SequentialModel
 from hyenarec.transfer import to_device
 
@@ -93,7 +93,7 @@ class Beginnings:
             rows = model.answer(rows, self.seconds, nothing_before)
         leaf = rows.detach().requires_grad_()
         loss = (row.detach().square().sum() / 2).clone()
-        height = max(TILE_SCORES.get(row.device.type, TILE_SCORES["cpu"]) // len(bias), 1)
+        height = tile_width(len(bias), row.device)  # tiles of some hours, each with all items
         parts = (torch.split(tensor, height) for tensor in (leaf, self.count, self.items))
         for hour, count, items in zip(*parts, strict=True):
             part = (count * torch.addmm(bias, hour, weight.t()).logsumexp(1)).sum() - (hour * items).sum()

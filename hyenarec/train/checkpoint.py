@@ -37,7 +37,7 @@ A run of one cannot continue as another."""
 
 MAY_CHANGE = (
     *("recipe", "epochs", "patience", "checkpoint_every", "output_dir", "resume", "overwrite"),
-    *("model.repeats", "model.own_followers", "model.followers", "model.repeats_by_hour"),
+    *("model.repeats", "model.own_followers", "model.followers", "model.repeats_by_time"),
 )
 """Settings that a resumed run may change: how long it trains and where it writes, who chose the others, and
 what is counted after the last epoch.

@@ -11,7 +11,7 @@ from torch import Tensor
 from hyenarec.data import Targets
 from hyenarec.data.batches import evaluation_batches
 from hyenarec.data.histories import Int64Array, ragged_indices
-from hyenarec.evaluation.scoring import TILE_SCORES, Places, places_of_histories, scoring_mode
+from hyenarec.evaluation.scoring import Places, places_of_histories, scoring_mode, tile_width
 from hyenarec.models.mixture.count_mixture import CountMixture
 from hyenarec.models.mixture.evidence import Evidence
 from hyenarec.models.sequential import Encoded, SequentialModel
@@ -127,7 +127,7 @@ def _network(
     device, rows = state.hidden.device, len(state.hidden)
     log_total = torch.full((rows, len(SCALES)), -torch.inf, dtype=torch.float64, device=device)
     score = torch.empty(len(wanted.row), dtype=torch.float64, device=device)
-    width = max(TILE_SCORES.get(device.type, TILE_SCORES["cpu"]) // rows, 1)
+    width = tile_width(rows, device)
     for first in range(0, model.num_items, width):
         last = min(first + width, model.num_items)
         tile = model.score_tile(state, first, last)

@@ -134,8 +134,8 @@ def repeats(data: Statistics, config: TrainConfig) -> Answer:
     return data.repeats >= REPEATING, f"{data.repeats:.1%} of the events repeat an item of their history"
 
 
-def repeats_by_hour(data: Statistics, config: TrainConfig) -> Answer:
-    """Counts the history's items by hour where their repeats count and the time is known."""
+def repeats_by_time(data: Statistics, config: TrainConfig) -> Answer:
+    """Counts the history's items by time where their repeats count and the time is known."""
     model = cast(SequentialConfig, config.model)
     if model.time_unit is None:
         return False, "without model.time_unit"
@@ -186,7 +186,7 @@ RULES: dict[str, Callable[[Statistics, TrainConfig], Answer]] = {
     "model.repeats": repeats,
     "model.own_followers": repeats,
     "model.followers": followers,
-    "model.repeats_by_hour": repeats_by_hour,
+    "model.repeats_by_time": repeats_by_time,
     "optimizer.schedule": schedule,
     "optimizer.learning_rate": learning_rate,
     "batch_events": batch_events,

@@ -20,10 +20,10 @@ from hyenarec.models.hyenarec import HyenaRec
 from hyenarec.models.mixture import followers as followers_module
 from hyenarec.models.mixture.count_mixture import SOURCES
 from hyenarec.models.mixture.evidence import Evidence
-from hyenarec.models.mixture.fading import HALF_LIVES
+from hyenarec.models.mixture.fading import FREQUENCY, HALF_LIVES
 from hyenarec.models.mixture.followers import FADE, KEPT, LATEST, REACH, Followers, count_followers
-from hyenarec.models.mixture.repeats import FREQUENCY, LAGS, Repeats
-from hyenarec.models.mixture.repeats_by_hour import HALF_LIFE, OF_DAY, OF_WEEK
+from hyenarec.models.mixture.repeats import LAGS, Repeats
+from hyenarec.models.mixture.repeats_by_time import AGES, OF_DAY, OF_WEEK
 from hyenarec.models.registry import load_model, make_model
 from hyenarec.models.sequential import SequentialModel
 
@@ -84,25 +84,30 @@ def followed(first: int, second: int) -> float:
 
 def moments_of(history: Sequence[int]) -> tuple[list[int], int]:
     """Some moments in seconds for the events of a history, the first before 1970, and for its question."""
-    steps = [3000 * item + 11_000 * place**2 for place, item in enumerate(history)]
+    steps = [0 if item == 2 else 3000 * item + 11_000 * place**2 for place, item in enumerate(history)]
     moments = (np.cumsum(steps) - 400_000).tolist()
-    return moments, moments[-1] + 5000 * len(history)
+    return moments, moments[-1] + 5000 * (len(history) - 1)
 
 
 def expected_evidence(name: str, history: Sequence[int]) -> Tensor:
     """E of every kind and item, `[K, V]`."""
     last, length = history[-1], len(history)
     amounts = torch.zeros(SOURCES[name].kinds, V, dtype=torch.float64)
-    if name == "repeats_by_hour":
+    if name == "repeats_by_time":
         moments, asked = moments_of(history)
         for place, (item, moment) in enumerate(zip(history, moments, strict=True)):
             hours = abs(asked // 3600 - moment // 3600)
             of_day = min(hours % 24, 24 - hours % 24)
             of_week = min(hours % 168, 168 - hours % 168)
-            weight = 0.5 ** ((length - 1 - place) / HALF_LIFE)
+            weight = 0.5 ** ((length - 1 - place) / FREQUENCY)
             amounts[max(b for b, first in enumerate(OF_DAY) if first <= of_day), item - 1] += weight
             bin_ = max(b for b, first in enumerate(OF_WEEK) if first <= of_week)
             amounts[len(OF_DAY) + bin_, item - 1] += weight
+        for item in set(history):
+            places = [place for place, other in enumerate(history) if other == item]
+            bin_ = max(b for b, first in enumerate(AGES) if first <= asked - moments[places[-1]])
+            frequency = sum(0.5 ** ((places[-1] - place) / FREQUENCY) for place in places)
+            amounts[len(OF_DAY) + len(OF_WEEK) + bin_, item - 1] = frequency
         return amounts
     if name == "followers":
         for kind in range(min(LATEST, length)):

@@ -20,7 +20,7 @@ from hyenarec.models.time import GAPS, Moment, seconds_before
 
 V = 12
 SHAPE = {"num_items": V, "dim": 8, "max_len": 40, "time_unit": "minute"}
-COUNTED = {"repeats": True, "own_followers": True, "followers": True, "repeats_by_hour": True}
+COUNTED = {"repeats": True, "own_followers": True, "followers": True, "repeats_by_time": True}
 CONFIG = ModelConfig(num_blocks=2, num_coeffs=5, **SHAPE, **COUNTED)
 LEARNED = [
     dataclasses.replace(CONFIG, norm="post"),
@@ -222,11 +222,11 @@ def test_a_saved_model_knows_time(tmp_path: Path) -> None:
 
 def test_without_time_nothing_changes() -> None:
     """No parameter, and the same weights for a seed."""
-    timeless = dataclasses.replace(CONFIG, time_unit=None, repeats_by_hour=False)
+    timeless = dataclasses.replace(CONFIG, time_unit=None, repeats_by_time=False)
     torch.manual_seed(0)
     model = make_model(timeless)
     assert not any(name.startswith(("moment", "question")) for name in model.state_dict())
-    with pytest.raises(ValueError, match=r"repeats_by_hour must be false without model.time_unit, got True"):
+    with pytest.raises(ValueError, match=r"repeats_by_time must be false without model.time_unit, got True"):
         dataclasses.replace(CONFIG, time_unit=None)
     with pytest.raises(ValueError, match=r"model.time_unit must be one of 'nanosecond'.*, got 'fortnight'"):
         dataclasses.replace(CONFIG, time_unit="fortnight")

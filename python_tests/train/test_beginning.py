@@ -24,11 +24,11 @@ from hyenarec.train.beginning import fit_start
 
 V = 12
 SHAPE = {"num_items": V, "dim": 8, "max_len": 10}
-COUNTED = {"repeats": True, "own_followers": True, "followers": True, "repeats_by_hour": True}
+COUNTED = {"repeats": True, "own_followers": True, "followers": True, "repeats_by_time": True}
 CONFIG = ModelConfig(num_blocks=1, num_coeffs=5, time_unit="minute", **SHAPE, **COUNTED)
 MODELS = [
     CONFIG,
-    dataclasses.replace(CONFIG, norm="pre", time_unit=None, repeats_by_hour=False),
+    dataclasses.replace(CONFIG, norm="pre", time_unit=None, repeats_by_time=False),
     ModelConfig(repeat_head=True, **SHAPE),
     SASRecConfig(time_unit="hour", **SHAPE),
     GRU4RecConfig(**SHAPE),
@@ -78,7 +78,7 @@ def arguments_of(model: SequentialModel, rows: list[list[int]]) -> list[torch.Te
 def test_no_other_row_is_more_probable(unit: str | None, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the cross-entropy of each first event by itself, and the prior."""
     monkeypatch.setitem(scoring.TILE_SCORES, "cpu", tile)
-    config = dataclasses.replace(CONFIG, time_unit=unit, repeats_by_hour=False, followers=False)
+    config = dataclasses.replace(CONFIG, time_unit=unit, repeats_by_time=False, followers=False)
     model = model_of(config)
     choose = np.random.default_rng(0)
     rows = [[int(item), 1] for item in choose.integers(1, V // 2, 60)] + [[], [5]]

@@ -13,6 +13,7 @@ from devices import needs_gpu
 
 from hyenarec.config import ModelConfig
 from hyenarec.data import Histories, Targets, Vocabulary
+from hyenarec.evaluation import scoring
 from hyenarec.evaluation.evaluate import evaluate
 from hyenarec.evaluation.scoring import scoring_mode
 from hyenarec.models.registry import load_model, make_model
@@ -55,7 +56,7 @@ def made(users: int = 40, length: int = 15, seed: int = 0) -> tuple[Histories, T
 @pytest.mark.parametrize("exclude_history", [False, True])
 @pytest.mark.parametrize("tile", [7, 2**21])
 def test_the_loss_is_that_of_the_models_scores(exclude_history, tile, monkeypatch):
-    monkeypatch.setitem(observed_module.TILE_SCORES, "cpu", tile)
+    monkeypatch.setitem(scoring.TILE_SCORES, "cpu", tile)
     torch.manual_seed(0)
     train, targets = made()
     model = make_model(CONFIG).double().eval()

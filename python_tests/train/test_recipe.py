@@ -49,7 +49,7 @@ def test_what_is_given_wins():
     assert (config.optimizer.learning_rate, config.patience, config.batch_events) == (0.1, None, 33)
     assert {choice.setting for choice in choices} == {
         "data.exclude_history", "data.windows", "model.repeats", "model.own_followers", "model.followers",
-        "model.repeats_by_hour", "optimizer.schedule", "epochs",
+        "model.repeats_by_time", "optimizer.schedule", "epochs",
     }  # fmt: skip
 
 
@@ -64,10 +64,10 @@ def test_where_nobody_repeats_the_history_is_excluded_and_elsewhere_scored(repea
 
 @pytest.mark.parametrize("unit", [None, "hour"])
 @pytest.mark.parametrize("repeated", [0, 300])
-def test_repeats_count_by_hour_where_they_count_and_the_time_is_known(repeated, unit):
+def test_repeats_count_by_time_where_they_count_and_the_time_is_known(repeated, unit):
     items = histories_of([*range(1, 201), *[1] * repeated], num_items=200)
     config, _ = complete(TrainConfig(model=ModelConfig(time_unit=unit)), items)
-    assert config.model.repeats_by_hour is (repeated > 0 and unit is not None)
+    assert config.model.repeats_by_time is (repeated > 0 and unit is not None)
 
 
 def test_sizes_follow_from_the_histories():

@@ -31,13 +31,13 @@ from hyenarec.models.mixture.evidence import Evidence, Memory, Source
 from hyenarec.models.mixture.followers import Followers
 from hyenarec.models.mixture.own_followers import OwnFollowers
 from hyenarec.models.mixture.repeats import Repeats
-from hyenarec.models.mixture.repeats_by_hour import RepeatsByHour
+from hyenarec.models.mixture.repeats_by_time import RepeatsByTime
 
 SOURCES: dict[str, type[Source]] = {
     "repeats": Repeats,
     "own_followers": OwnFollowers,
     "followers": Followers,
-    "repeats_by_hour": RepeatsByHour,
+    "repeats_by_time": RepeatsByTime,
 }
 """What can be counted, by the name of its setting."""
 

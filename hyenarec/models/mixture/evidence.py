@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -31,12 +32,19 @@ class Evidence:
     shape: tuple[int, int, int]
 
     @staticmethod
-    def of_every_kind(row: Tensor, item: Tensor, amount: Tensor, num_rows: int, num_items: int) -> Evidence:
-        """From amounts of all kinds: int64 `[n]`, int64 `[n]` and `[n, K]`."""
+    def of_first_kinds(row: Tensor, item: Tensor, amount: Tensor, shape: tuple[int, int, int]) -> Evidence:
+        """From amounts of the first k kinds: int64 `[n]`, int64 `[n]` and `[n, k]`."""
         kinds = amount.shape[1]
         kind = torch.arange(kinds, device=row.device).repeat(len(row))
         row, item = row.repeat_interleave(kinds), item.repeat_interleave(kinds)
-        return Evidence(row, kind, item, amount.flatten(), (num_rows, kinds, num_items))
+        return Evidence(row, kind, item, amount.flatten(), shape)
+
+    @staticmethod
+    def joined(parts: Sequence[Evidence]) -> Evidence:
+        """All amounts of evidence of one shape."""
+        columns = zip(*((part.row, part.kind, part.item, part.amount) for part in parts), strict=True)
+        row, kind, item, amount = map(torch.cat, columns)
+        return Evidence(row, kind, item, amount, parts[0].shape)
 
     @property
     def key(self) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Hashable, Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from torch import Tensor
 HALF_LIVES = (1, 4, 16, 64, 256, 1024)
 """Events after which one that occurred once counts half, of each kind of evidence."""
 
+FREQUENCY = 64
+"""The half-life by which things count as frequent."""
 
 RATES = math.log(2) / np.array(HALF_LIVES, np.float64)
 
@@ -22,6 +24,40 @@ RATES = math.log(2) / np.array(HALF_LIVES, np.float64)
 def faded(lag: Tensor) -> Tensor:
     """exp(-rate · lag) of every half-life: int64 `[n]` -> float64 `[n, K]`."""
     return torch.exp(-torch.from_numpy(RATES).to(lag.device) * lag[:, None])
+
+
+class OfItems(NamedTuple):
+    """How often histories have each of their items, fading: one entry for each history and distinct item.
+
+    Attributes:
+        row: int64 `[n]`, of the history.
+        item: int64 `[n]`, ids 1..V.
+        sums: float64 `[n, K]`, Σ exp(-rate · lag).
+        latest: int64 `[n]`, the least lag.
+        entry: int64 `[total]`, where each event counts.
+    """
+
+    row: Tensor
+    item: Tensor
+    sums: Tensor
+    latest: Tensor
+    entry: Tensor
+
+    @staticmethod
+    def of(items: Tensor, row: Tensor, lag: Tensor, num_items: int) -> OfItems:
+        """Of packed events, given each one's history and the number of events since."""
+        key, entry = torch.unique(row * (num_items + 1) + items, return_inverse=True)
+        sums = torch.zeros(len(key), len(RATES), dtype=torch.float64, device=items.device)
+        sums = sums.index_add_(0, entry, faded(lag))
+        latest = torch.full_like(key, len(items)).scatter_reduce_(0, entry, lag, "amin")
+        return OfItems(key // (num_items + 1), key % (num_items + 1), sums, latest, entry)
+
+
+def frequency(sums: Tensor, latest: Tensor) -> Tensor:
+    """Σ with the half-life `FREQUENCY` as of the last occurrence: `[n, K]` and lags `[n]` -> `[n]`."""
+    which = HALF_LIVES.index(FREQUENCY)
+    # Both are 0 where the last occurrence is beyond what a float64 can tell.
+    return (sums[:, which] / faded(latest)[:, which]).nan_to_num(1.0)
 
 
 class FadingSums:

@@ -30,7 +30,8 @@ class OwnFollowers(Source):
         last = F.pad(items, (1, 0)).index_select(0, offsets[1:])  # of an empty history that of another
         (place,) = ((items == last.index_select(0, row)) & (lag > 0)).nonzero(as_tuple=True)
         row, lag, follower = row[place], lag[place], items[place + 1]
-        return Evidence.of_every_kind(row, follower, faded(lag), len(offsets) - 1, self.num_items)
+        shape = (len(offsets) - 1, self.kinds, self.num_items)
+        return Evidence.of_first_kinds(row, follower, faded(lag), shape)
 
     def memory(self, device: torch.device) -> OwnFollowerMemory:
         """A sum for each distinct step."""
@@ -60,9 +61,8 @@ class OwnFollowerMemory:
         followers = self._followers.get(self._last, {})
         item = torch.tensor(list(followers), dtype=torch.int64, device=self._device)
         amount, _ = self._steps.at(self._length - 1, list(followers.values()))
-        return Evidence.of_every_kind(
-            torch.zeros_like(item), item, amount.to(self._device), 1, self._num_items
-        )
+        shape = (1, OwnFollowers.kinds, self._num_items)
+        return Evidence.of_first_kinds(torch.zeros_like(item), item, amount.to(self._device), shape)
 
     def copy(self) -> Self:
         """An independent copy."""

@@ -20,12 +20,10 @@ from torch import Tensor
 
 from hyenarec.data.times import Times
 from hyenarec.models.mixture.evidence import Evidence, Source, rows_and_lags
-from hyenarec.models.mixture.fading import HALF_LIVES, FadingSums, faded
+from hyenarec.models.mixture.fading import HALF_LIVES, FadingSums, OfItems, frequency
 
 LAGS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048)
 """Where bins begin; the last one has no end."""
-
-FREQUENCY = 64
 
 
 class Repeats(Source):
@@ -35,29 +33,16 @@ class Repeats(Source):
 
     def evidence(self, items: Tensor, offsets: Tensor, seconds: Times | None = None) -> Evidence:
         """Amounts of the histories' items; see `Source`."""
-        row, lag = rows_and_lags(offsets, len(items))
-        key, place = torch.unique(row * (self.num_items + 1) + items, return_inverse=True)
-        sums = torch.zeros(len(key), len(HALF_LIVES), dtype=torch.float64, device=items.device)
-        sums = sums.index_add_(0, place, faded(lag))
-        latest = torch.full_like(key, len(items)).scatter_reduce_(0, place, lag, "amin")
-        row, item = key // (self.num_items + 1), key % (self.num_items + 1)
-        return self.of_sums(row, item, sums, latest, len(offsets) - 1)
+        occurred = OfItems.of(items, *rows_and_lags(offsets, len(items)), self.num_items)
+        return self.of_sums(*occurred[:4], len(offsets) - 1)
 
     def of_sums(self, row: Tensor, item: Tensor, sums: Tensor, latest: Tensor, rows: int) -> Evidence:
         """From the amounts of the first line `[n, K]` and τ `[n]` of distinct items of histories."""
-        each = Evidence.of_every_kind(row, item, sums, rows, self.num_items)
-        which = HALF_LIVES.index(FREQUENCY)
-        # Both are 0 where the last occurrence is beyond what a float64 can tell.
-        frequency = (sums[:, which] / faded(latest)[:, which]).nan_to_num(1.0)
+        each = Evidence.of_first_kinds(row, item, sums, (rows, self.kinds, self.num_items))
         bounds = torch.tensor(LAGS[1:], device=latest.device)
         kind = len(HALF_LIVES) + torch.bucketize(latest, bounds, right=True)
-        return Evidence(
-            torch.cat([each.row, row]),
-            torch.cat([each.kind, kind]),
-            torch.cat([each.item, item]),
-            torch.cat([each.amount, frequency]),
-            (rows, self.kinds, self.num_items),
-        )
+        by_lag = Evidence(row, kind, item, frequency(sums, latest), (rows, self.kinds, self.num_items))
+        return Evidence.joined([each, by_lag])
 
     def memory(self, device: torch.device) -> RepeatMemory:
         """A sum for each distinct item."""

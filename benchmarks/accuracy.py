@@ -5,8 +5,8 @@ python benchmarks/accuracy.py table GRID                   validation figures, b
 python benchmarks/accuracy.py table GRID --test            test figures beside them, once models are chosen
 
 A grid is a YAML file: `sets` and `models`, each a mapping of names to options of `hyenarec train` (those of a
-model win), `seeds`, and `reference`, the model that all others are compared with; `only` limits a model to
-some sets. Paths of data are relative to FOLDER.
+model win, and may be mappings by set), `seeds`, and `reference`, the model that all others are compared with;
+`only` limits a model to some sets. Paths of data are relative to FOLDER.
 
 Each run leaves one JSON file in the output folder and is then done; a run that was interrupted goes on where
 it stopped. Several such commands share a grid: each trains what no other one is training.
@@ -90,8 +90,13 @@ def runs_of(grid: dict[str, Any]) -> list[Run]:
             for model, of_model in grid["models"].items():
                 options = dict(of_model or {})
                 if data in options.pop("only", grid["sets"]):
+                    options = {name: _of_set(value, data) for name, value in options.items()}
                     runs.append(Run(data, model, seed, {**of_set, **options}))
     return runs
+
+
+def _of_set(value: object, data: str) -> object:
+    return value[data] if isinstance(value, dict) else value
 
 
 # --- training ---

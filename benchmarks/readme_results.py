@@ -222,6 +222,7 @@ def pages() -> dict[Path, list[str]]:
         ROOT / "README.md": [ranking(), training_step(), scan()],
         ROOT / "docs" / "accuracy.md": [
             accuracy("recipe", "The recipe, without any option"),
+            accuracy("time", "The time of the question"),
             accuracy("changes", "One change at a time, with the recipe"),
         ],
         ROOT / "docs" / "results.md": [

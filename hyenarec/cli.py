@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from hyenarec.config import (
     EvaluateOptions,
     ModelConfig,
     RecommendOptions,
+    SequentialConfig,
     TrainConfig,
     model_config_named,
 )
@@ -33,6 +34,10 @@ from hyenarec.config.auto import Auto, settled, with_fixed, with_values
 from hyenarec.config.evaluation import SavedModelOptions
 from hyenarec.config.names import NEW_NAMES, with_new_names
 from hyenarec.config.saved import saved_defaults
+
+if TYPE_CHECKING:
+    from hyenarec.data import Histories
+    from hyenarec.evaluation.recommend import SavedModel
 
 C = TypeVar("C", bound=SavedModelOptions)
 
@@ -211,7 +216,9 @@ def _evaluate(options: Any) -> int:
 
     chosen = _as_in_the_run(EvaluateOptions(**_fields(options)))
     saved = load(chosen.model, _device(chosen.device))
-    split = split_histories(load_histories(chosen.data, chosen.seed), chosen.data)
+    histories = load_histories(chosen.data, chosen.seed)
+    _require_timestamps(saved, histories, chosen)
+    split = split_histories(histories, chosen.data, saved.model.uses_time)
     if split.train.vocabulary != saved.vocabulary:
         raise ValueError(
             f"data must have the catalogue that the model was trained on, {len(saved.vocabulary)} items, got "
@@ -243,12 +250,14 @@ def _recommend(options: Any) -> int:
     chosen = _as_in_the_run(RecommendOptions(**_fields(options)))
     if (chosen.user is None) == (chosen.history is None):
         raise ValueError(f"either user or history must be given, got {chosen.user!r} and {chosen.history!r}")
+    if chosen.user is not None and chosen.timestamps is not None:
+        raise ValueError(f"timestamps must be given with history only, got {chosen.timestamps!r} with user")
     saved = load(chosen.model, _device(chosen.device))
     timestamps: list[int] | None = None
     if chosen.history is not None:
         history: list[Any] = chosen.history.split()
         if not saved.vocabulary.holds_strings:
-            history = [_integer("history", word) for word in history]
+            history = [_integer("history", word, "as the ids of the data are, ") for word in history]
         if chosen.timestamps is not None:
             timestamps = [_integer("timestamps", word) for word in chosen.timestamps.split()]
         if history and not saved.vocabulary.encode(history).any():  # probably of another catalogue
@@ -257,12 +266,12 @@ def _recommend(options: Any) -> int:
                 f"got {chosen.history!r}"
             )
     else:
-        history, timestamps = _history_of(chosen)
+        history, timestamps = _history_of(chosen, saved)
     best = saved.recommend(
         history,
         k=chosen.k,
         exclude_history=settled(chosen.data.exclude_history),
-        timestamps=timestamps if saved.model.uses_time or chosen.timestamps is not None else None,
+        timestamps=timestamps,
         at=chosen.at,
     )
     for item, score in best:
@@ -275,19 +284,30 @@ def _as_in_the_run(chosen: C) -> C:
     return with_fixed(with_values(chosen, saved_defaults(chosen.model)))
 
 
-def _history_of(chosen: RecommendOptions) -> tuple[list[Any], list[int] | None]:
-    """The events of one user of the data, as external item ids, and their timestamps if there are any."""
+def _history_of(chosen: RecommendOptions, saved: SavedModel) -> tuple[list[Any], list[int] | None]:
+    """One user's events in the data, as external item ids, with timestamps if the model uses them."""
     from hyenarec.data import load_histories
 
     histories = load_histories(chosen.data, chosen.seed)
+    _require_timestamps(saved, histories, chosen)
     whole = histories.user_ids.dtype.kind == "i"
-    user = _integer("user", chosen.user or "") if whole else chosen.user
+    user = _integer("user", chosen.user or "", "as the ids of the data are, ") if whole else chosen.user
     found = np.flatnonzero(histories.user_ids == user)
     if len(found) == 0:
         raise ValueError(f"user must be one of the data's {histories.num_users} users, got {chosen.user!r}")
     history = histories.select(found[:1])
-    timestamps = None if history.timestamps is None else history.timestamps.tolist()
-    return history.vocabulary.decode(history.items).tolist(), timestamps
+    timestamps = history.timestamps if saved.model.uses_time else None
+    ids = history.vocabulary.decode(history.items).tolist()
+    return ids, None if timestamps is None else timestamps.tolist()
+
+
+def _require_timestamps(saved: SavedModel, histories: Histories, chosen: SavedModelOptions) -> None:
+    """Raises ValueError if the model uses time and the data's timestamps don't fit its unit."""
+    from hyenarec.data.times import require_timestamps
+
+    config = saved.model.config
+    if isinstance(config, SequentialConfig) and config.time_unit is not None:
+        require_timestamps(histories.timestamps, config.time_unit, chosen.data.path)
 
 
 def _bench(options: Any) -> int:
@@ -321,8 +341,8 @@ def _device(name: Device) -> torch.device:
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu")
 
 
-def _integer(name: str, word: str) -> int:
+def _integer(name: str, word: str, why: str = "") -> int:
     try:
         return int(word)
     except ValueError:
-        raise ValueError(f"{name} must be whole numbers, as the ids of the data are, got {word!r}") from None
+        raise ValueError(f"{name} must be whole numbers, {why}got {word!r}") from None

@@ -347,6 +347,14 @@ def test_recommend_has_items_for_a_new_user(trained, capsys):
     assert capsys.readouterr().out == "".join(f"{item}\t{score:.4f}\n" for item, score in expected)
 
 
+def test_moments_are_refused_by_a_model_that_has_no_use_for_them(trained, capsys):
+    model = ["recommend", "--model", str(trained), "--history", "i1 i2"]
+    assert cli.main([*model, "--timestamps", "1 2"]) == 2
+    assert "timestamps must not be given to a model that was trained without" in capsys.readouterr().err
+    assert cli.main([*model, "--at", "2"]) == 2
+    assert "at must be given if and only if the recommender uses time" in capsys.readouterr().err
+
+
 def test_recommend_takes_whole_numbers_for_ids(tmp_path, capsys):
     histories = {user: [str(100 + (user + step) % 12) for step in range(6)] for user in range(20)}
     lines = [f"{user} {item}\n" for user, items in histories.items() for item in items]
@@ -384,12 +392,29 @@ def test_a_model_that_knows_time_recommends_for_a_moment(tmp_path, capsys):
     for arguments, message in (
         (["--user", "2"], "at must be given if and only if the recommender uses time, got none for one that"),
         (["--user", "2", "--at", "10"], "at must not be before the last event, 264, got 10"),
-        (["--history", items, "--at", "300"], "histories must have timestamps for a recommender that uses"),
-        (["--history", items, "--timestamps", "1 2", "--at", "300"], "timestamps must be one for each item"),
-        (["--history", items, "--timestamps", "1 x", "--at", "300"], "timestamps must be whole numbers"),
+        (["--history", items, "--at", "300"], "timestamps must be given for histories with events, with at"),
+        (
+            ["--history", items, "--timestamps", "1 2", "--at", "300"],
+            "timestamps must be one for each of the 6 items",
+        ),
+        (
+            ["--history", items, "--timestamps", "1 x", "--at", "300"],
+            "timestamps must be whole numbers, got 'x'",
+        ),
+        (["--user", "2", "--timestamps", "1 2", "--at", "300"], "timestamps must be given with history only"),
     ):
         assert cli.main([*model, *arguments]) == 2
         assert message in capsys.readouterr().err
+    assert cli.main([*model, "--history", "", "--at", "300"]) == 0
+    assert capsys.readouterr().out.count("\n") == 3
+    (tmp_path / "other.txt").write_text("".join(f"{line.strip()}000000000\n" for line in lines))
+    other = ["--data.path", str(tmp_path / "other.txt")]
+    for command in (
+        ["evaluate", "--model", str(tmp_path / "run")],
+        [*model, "--user", "2", "--at", str(10**12)],
+    ):
+        assert cli.main([*command, *other]) == 2
+        assert "model.time_unit must be the unit of the timestamps of" in capsys.readouterr().err
 
 
 def test_doctor_is_a_command(monkeypatch):

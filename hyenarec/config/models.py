@@ -36,6 +36,11 @@ class RecommenderConfig:
     num_items: int | None = None
     max_len: int | Auto = "auto"
 
+    @property
+    def uses_time(self) -> bool:
+        """Whether scores follow from when events happened and from the moment that they are asked for."""
+        return False
+
     def __init_subclass__(cls) -> None:
         if "title" in vars(cls):  # a model's own settings, not those that several models share
             MODEL_CONFIGS[cls.name] = cls
@@ -79,6 +84,11 @@ class SequentialConfig(RecommenderConfig):
     followers: bool | Auto = "auto"
     time_unit: TimeUnit | None = None
     repeats_by_time: bool | Auto = "auto"
+
+    @property
+    def uses_time(self) -> bool:
+        """Whether there is a `time_unit`."""
+        return self.time_unit is not None
 
     def __post_init__(self) -> None:
         super().__post_init__()

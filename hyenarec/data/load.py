@@ -31,10 +31,10 @@ def load_histories(config: DataConfig, seed: int = 0) -> Histories:
     )
 
 
-def split_histories(histories: Histories, config: DataConfig) -> Split:
-    """Split what `load_histories` gave for the same ``config``."""
+def split_histories(histories: Histories, config: DataConfig, with_times: bool = False) -> Split:
+    """Split what `load_histories` gave for the same ``config``; ``with_times`` for models that use time."""
     if config.split == "leave-one-out":
-        return leave_one_out(histories)
+        return leave_one_out(histories, with_times=with_times)
     if histories.timestamps is None:
         raise ValueError(f"data.split = temporal needs timestamps, and {config.path} has none")
     moments = moments_by_share(histories.timestamps, config.validation_fraction, config.test_fraction)
@@ -42,6 +42,7 @@ def split_histories(histories: Histories, config: DataConfig) -> Split:
         histories,
         *moments,
         targets=config.targets,
+        with_times=with_times,
         min_user_events=config.min_user_events,
         min_item_events=config.min_item_events,
     )

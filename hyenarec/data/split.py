@@ -34,9 +34,8 @@ class Targets:
         target_items: int32, distinct within a row; 0 is an item that the vocabulary does not know: a miss.
         users: int64 ``[R]``, indices into the users of the histories that were split.
         without_history: users who have a target but no known item before it; they are no rows here.
-        timestamps: int64, of ``items``; None where the source has none.
-        asked: int64 ``[R]``, when the targets are asked for, the moment of a row's first one; None where the
-            source has no timestamps.
+        timestamps: int64, of ``items``; None unless times are wanted.
+        asked: int64 ``[R]``, when the targets are asked for, the moment of a row's first one; None likewise.
     """
 
     offsets: Int64Array
@@ -69,7 +68,7 @@ class Targets:
 
     @property
     def times(self) -> Times | None:
-        """When the events happened and the targets are asked for, if the source says so."""
+        """When the events happened and the targets are asked for, if that is wanted."""
         if self.timestamps is None or self.asked is None:
             return None
         return Times(torch.from_numpy(self.timestamps), torch.from_numpy(self.asked))
@@ -109,12 +108,15 @@ class Split:
     leaks: str
 
 
-def leave_one_out(histories: Histories, min_events: int = 3) -> Split:
+def leave_one_out(histories: Histories, min_events: int = 3, with_times: bool = False) -> Split:
     """Each user's last event is the test target and the one before it the validation target.
 
     Users with fewer than ``min_events`` events (at least 3) stay in training whole and are not evaluated. The
-    catalogue is every item of the histories, as in the literature. Raises ValueError if nobody is evaluated.
+    catalogue is every item of the histories, as in the literature. Targets have their times ``with_times``.
+    Raises ValueError if nobody is evaluated, or timestamps are missing.
     """
+    if with_times and histories.timestamps is None:
+        raise ValueError("histories must have timestamps for targets with times, got None")
     if min_events < 3:
         raise ValueError(f"min_events must be at least 3 (train, validation, test), got {min_events}")
     lengths = histories.lengths
@@ -127,8 +129,8 @@ def leave_one_out(histories: Histories, min_events: int = 3) -> Split:
     evaluated = np.flatnonzero(held_out).astype(np.int64)
     return Split(
         train=histories.cut(everyone, np.zeros_like(everyone), lengths - held_out),
-        validation=_one_target_each(histories, evaluated, lengths[evaluated] - 2),
-        test=_one_target_each(histories, evaluated, lengths[evaluated] - 1),
+        validation=_one_target_each(histories, evaluated, lengths[evaluated] - 2, with_times),
+        test=_one_target_each(histories, evaluated, lengths[evaluated] - 1, with_times),
         name="leave-one-out",
         leaks=(
             "Leave-one-out leaks across users in time: training sees events that other users made after a "
@@ -137,9 +139,11 @@ def leave_one_out(histories: Histories, min_events: int = 3) -> Split:
     )
 
 
-def _one_target_each(histories: Histories, users: Int64Array, position: Int64Array) -> Targets:
+def _one_target_each(
+    histories: Histories, users: Int64Array, position: Int64Array, with_times: bool
+) -> Targets:
     """Rows whose target is event number ``position[i]`` of ``users[i]``; all before it is their history."""
-    starts, timestamps = histories.offsets[users], histories.timestamps
+    starts, timestamps = histories.offsets[users], histories.timestamps if with_times else None
     events = ragged_indices(starts, position)
     return Targets(
         offsets=offsets_of(position),
@@ -160,6 +164,7 @@ def temporal_split(
     targets: TargetKind = "next",
     min_user_events: int = 1,
     min_item_events: int = 1,
+    with_times: bool = False,
 ) -> Split:
     """Cut all users at the same two moments, as serving does: what is later than a cut is unknown before it.
 
@@ -175,6 +180,7 @@ def temporal_split(
         targets: "next", a user's first event in the period, or "all", the set of its items there.
         min_user_events: users with fewer training events are not trained on, and
         min_item_events: items with fewer are not in the vocabulary; counted in training until both hold.
+        with_times: whether targets have their times. All of a user are asked for when the first one comes.
 
     Raises:
         ValueError: without timestamps, with the cuts in the wrong order, or if nothing is left to train on or
@@ -191,8 +197,8 @@ def temporal_split(
         raise ValueError(f"validation_start must leave events before it to train on, got {validation_start}")
     trained_on = core_events(histories, past, min_user_events, min_item_events)
     numbers = new_numbers(histories.items[trained_on], histories.num_items)
-    validation = _targets_between(histories, numbers, validation_start, test_start, targets)
-    test = _targets_between(histories, numbers, test_start, None, targets)
+    validation = _targets_between(histories, numbers, validation_start, test_start, targets, with_times)
+    test = _targets_between(histories, numbers, test_start, None, targets, with_times)
     for name, period in (("validation", validation), ("test", test)):
         if len(period) == 0:
             raise ValueError(f"histories must have a user with known items before a {name} event")
@@ -230,7 +236,12 @@ def moments_by_share(
 
 
 def _targets_between(
-    histories: Histories, numbers: Int32Array, start: int, end: int | None, kind: TargetKind
+    histories: Histories,
+    numbers: Int32Array,
+    start: int,
+    end: int | None,
+    kind: TargetKind,
+    with_times: bool,
 ) -> Targets:
     """Rows for the users with an event from ``start`` to before ``end``; ``numbers`` are the vocabulary's."""
     assert histories.timestamps is not None
@@ -257,8 +268,8 @@ def _targets_between(
         target_items=numbers[items[distinct]],
         users=users,
         without_history=int((~with_history).sum()),
-        timestamps=histories.timestamps[events[known > 0]],
-        asked=histories.timestamps[histories.offsets[users] + first[users]],
+        timestamps=histories.timestamps[events[known > 0]] if with_times else None,
+        asked=histories.timestamps[histories.offsets[users] + first[users]] if with_times else None,
     )
 
 

@@ -21,7 +21,14 @@ from torch import Tensor
 from hyenarec.data.histories import ragged_indices
 from hyenarec.data.split import Targets
 from hyenarec.evaluation.metrics import MISS, PER_USER, Figure, Ints, Ranks, mean_with_interval
-from hyenarec.evaluation.scoring import Block, Places, Recommender, device_of, score_blocks, scoring_mode
+from hyenarec.evaluation.scoring import (
+    Block,
+    Places,
+    Recommender,
+    device_of,
+    score_blocks,
+    scoring_mode,
+)
 from hyenarec.transfer import to_device
 
 TARGETS_PER_BLOCK = 32
@@ -42,6 +49,8 @@ class Evaluation:
         without_history: users with a target but no history, who could not be evaluated.
         unknown_targets: targets that are not in the catalogue; each is a miss.
         excluded_targets: targets that are in the excluded history; each is a miss.
+        moment_given: whether the targets came with their moments, which tell something of them to a
+            recommender that uses time.
         ranks: of each user's targets, in the order of the targets.
     """
 
@@ -55,6 +64,7 @@ class Evaluation:
     unknown_targets: int
     excluded_targets: int
     ranks: Ranks = field(repr=False, compare=False)
+    moment_given: bool = False
 
     @property
     def protocol(self) -> str:
@@ -67,6 +77,8 @@ class Evaluation:
             f"history {history}",
             f"max_len {self.max_len}",
         ]
+        if self.moment_given:
+            parts.append("moment of the target given")
         if self.unknown_targets:
             parts.append(f"{self.unknown_targets:,} unknown targets counted as misses")
         if self.excluded_targets:
@@ -86,6 +98,7 @@ class Evaluation:
             "without_history": self.without_history,
             "unknown_targets": self.unknown_targets,
             "excluded_targets": self.excluded_targets,
+            "moment_given": self.moment_given,
             "figures": {
                 name: {"mean": figure.mean, "low": figure.low, "high": figure.high}
                 for name, figure in self.figures.items()
@@ -154,6 +167,7 @@ def evaluate(
         unknown_targets=unknown,
         excluded_targets=int((values == MISS).sum()) - unknown,
         ranks=ranks,
+        moment_given=targets.times is not None,
     )
 
 

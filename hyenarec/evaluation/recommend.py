@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hyenarec.data import Histories, Vocabulary
 from hyenarec.data.histories import Int64Array, offsets_of
-from hyenarec.data.times import Times
+from hyenarec.data.times import Times, whole_moments
 from hyenarec.data.vocabulary import FILE_NAME as VOCABULARY_FILE
 from hyenarec.evaluation.scoring import Block, Recommender, score_blocks, scoring_mode, uses_time
 from hyenarec.models.pretrained import PretrainedModel
@@ -47,7 +47,7 @@ def recommend(
     max_len: int,
     exclude_history: bool = False,
     batch_size: int = 256,
-    at: Int64Array | None = None,
+    at: Sequence[int] | Int64Array | None = None,
 ) -> Recommendations:
     """The k best next items after each history.
 
@@ -60,8 +60,8 @@ def recommend(
         exclude_history: leave out the items of the whole history, not only of the part that is seen.
         batch_size: histories scored at a time. A `TiledRecommender` scores one tile of the items at a time,
             at most `TILE_SCORES` scores; any other recommender scores the whole catalogue.
-        at: int64 `[U]`, the moments that are asked for, in the unit of the timestamps and not before the
-            last event; if and only if the recommender uses time.
+        at: `[U]` whole numbers, the moments that are asked for, in the unit of the timestamps and not before
+            the last event; if and only if the recommender uses time.
 
     Raises:
         ValueError: if k is out of range, a history is empty and must not be, moments don't fit, or scores are
@@ -90,7 +90,9 @@ def recommend(
     return Recommendations(best_items, best_scores)
 
 
-def _times_of(recommender: Recommender, histories: Histories, at: Int64Array | None) -> Times | None:
+def _times_of(
+    recommender: Recommender, histories: Histories, at: Sequence[int] | Int64Array | None
+) -> Times | None:
     """The moments of histories and questions, for a recommender that uses them."""
     if uses_time(recommender) != (at is not None):
         raise ValueError(
@@ -99,9 +101,12 @@ def _times_of(recommender: Recommender, histories: Histories, at: Int64Array | N
         )
     if at is None:
         return None
-    if histories.timestamps is None:
-        raise ValueError("histories must have timestamps for a recommender that uses time, got None")
-    return Times(torch.from_numpy(histories.timestamps), torch.from_numpy(at))
+    timestamps = histories.timestamps
+    if timestamps is None and histories.num_events > 0:
+        raise ValueError("timestamps must be given for histories with events, with at, got None")
+    asked = whole_moments("at", at)
+    of_events = np.zeros(0, np.int64) if timestamps is None else timestamps
+    return Times(torch.from_numpy(of_events), torch.from_numpy(asked))
 
 
 def _best(block: Block, k: int) -> tuple[Tensor, Tensor]:
@@ -171,7 +176,7 @@ class SavedModel:
             k: from 1 to the size of the catalogue.
             exclude_history: recommend no item of the history; there may be fewer than k others.
             timestamps: when the events of the history happened, in the model's `time_unit`; with `at`, if and
-                only if the model has one.
+                only if the model has one. A history without items needs none.
             at: the moment to recommend for, not before the last event.
 
         Raises:
@@ -204,7 +209,7 @@ class SavedModel:
             max_len=self.model.max_len,
             exclude_history=exclude_history,
             batch_size=batch_size,
-            at=None if at is None else _whole_numbers("at", at),
+            at=at,
         )
         found = best.items > 0
         ids = self.vocabulary.decode(best.items[found]).tolist()
@@ -225,18 +230,27 @@ class SavedModel:
         kept = np.bincount(user[known], minlength=len(lengths))
         moments = None
         if timestamps is not None:
-            if [len(row) for row in timestamps] != lengths.tolist():
-                raise ValueError("timestamps must be one for each item of each history, got more or fewer")
-            moments = _whole_numbers("timestamps", list(chain.from_iterable(timestamps)))[known]
+            moments = self._moments(timestamps, lengths)[known]
         return Histories(offsets_of(kept), numbers[known], moments, np.arange(len(kept)), self.vocabulary)
 
-
-def _whole_numbers(name: str, values: Sequence[int]) -> Int64Array:
-    """Moments as int64."""
-    array = np.asarray(values if len(values) > 0 else np.zeros(0, np.int64))
-    if array.dtype.kind not in "iu" or array.ndim != 1:
-        raise ValueError(f"{name} must be whole numbers, got {array.dtype} {list(array.shape)}")
-    return array.astype(np.int64)
+    def _moments(self, timestamps: Sequence[Sequence[int]], lengths: Int64Array) -> Int64Array:
+        """The moments of all items of the histories, one after the other."""
+        if not self.model.uses_time:
+            raise ValueError("timestamps must not be given to a model that was trained without time_unit")
+        if not isinstance(timestamps, Sequence):
+            raise ValueError(
+                f"timestamps must be a sequence of sequences of whole numbers, got {timestamps!r}"
+            )
+        rows = [whole_moments("timestamps", row) for row in timestamps]
+        given = [len(row) for row in rows]
+        if len(given) != len(lengths):
+            raise ValueError(f"timestamps must be of {len(lengths)} histories, got those of {len(given)}")
+        for row, (wanted, count) in enumerate(zip(lengths, given, strict=True)):
+            if wanted != count:
+                raise ValueError(
+                    f"timestamps must be one for each of the {wanted} items of history {row}, got {count}"
+                )
+        return np.concatenate([np.zeros(0, np.int64), *rows])
 
 
 def load(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> SavedModel:

@@ -202,7 +202,10 @@ def score_blocks(
     """
     empty = np.flatnonzero(np.diff(offsets) < 1)
     if len(empty) and not getattr(recommender, "scores_empty_histories", False):
-        raise ValueError(f"histories must hold at least one item, got none in row {empty[0]}")
+        raise ValueError(
+            f"histories must hold at least one item, got none in row {empty[0]}: this recommender scores no "
+            "empty ones"
+        )
     device = device_of(recommender)
     if items.min(initial=1) < 1:
         raise ValueError(f"items must be known ones, from 1 on, got {items.min()}")
@@ -211,7 +214,9 @@ def score_blocks(
     if not uses_time(recommender):
         times = None
     elif times is None:
-        raise ValueError("timestamps must be known for a recommender that uses time, got none")
+        raise ValueError(
+            "times must be given for a recommender that uses them, got none: split histories with_times"
+        )
     else:
         require_questions(times, torch.from_numpy(offsets))
     for batch in history_batches(offsets, items, max_len, batch_size, times=times):

@@ -67,7 +67,7 @@ class PretrainedModel(nn.Module):
     @property
     def uses_time(self) -> bool:
         """Whether scores follow from when events happened and from the moment that they are asked for."""
-        return False
+        return self.config.uses_time
 
     @property
     def scores_empty_histories(self) -> bool:
@@ -87,7 +87,8 @@ class PretrainedModel(nn.Module):
             at: int64 `[B]`, the moment that each history is asked for, not before its last event.
         """
         if (timestamps is None) != (at is None):
-            raise ValueError(f"timestamps and at must be given together, got {timestamps!r} and {at!r}")
+            given = "at" if timestamps is None else "timestamps"
+            raise ValueError(f"timestamps and at must be given together, got only {given}")
         times = None if timestamps is None or at is None else Times(timestamps, at)
         return self.score_tile(self.encode(items, offsets, times), 0, self.num_items)
 

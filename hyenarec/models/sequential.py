@@ -87,11 +87,6 @@ class SequentialModel(PretrainedModel):
             self.items.weight[1:].normal_(std=EMBEDDING_STD)
             self.items.weight[0].zero_()
 
-    @property
-    def uses_time(self) -> bool:
-        """Whether scores follow from when events happened and from the moment that they are asked for."""
-        return self.config.time_unit is not None
-
     def forward(
         self, items: Tensor, offsets: Tensor | None = None, timestamps: Tensor | None = None
     ) -> Tensor:
@@ -122,6 +117,7 @@ class SequentialModel(PretrainedModel):
             timestamps: int64 `[M]`, when the events happened, in `time_unit`.
             asked: int64 `[M]`, the moments, none before its event.
         """
+        self.require_times(given=True)
         seconds, of_events = self._seconds(asked), self._seconds(timestamps)
         return self.answer(rows, seconds, seconds - of_events)
 
@@ -161,11 +157,8 @@ class SequentialModel(PretrainedModel):
                 f"{'without' if offsets is None else 'with'} offsets"
             )
         self.require_times(timestamps is not None)
-        if timestamps is not None and (timestamps.shape != items.shape or timestamps.dtype != torch.int64):
-            raise ValueError(
-                f"timestamps must be int64 {list(items.shape)} as items are, "
-                f"got {timestamps.dtype} {list(timestamps.shape)}"
-            )
+        if timestamps is not None:
+            self._check_timestamps(timestamps, items.shape)
         max_len = self.max_len
         if items.shape[-1] <= max_len:  # all packed sequences together, in which case none is too long
             return
@@ -178,6 +171,14 @@ class SequentialModel(PretrainedModel):
                 raise ValueError(f"{message} {longest}")
         else:
             torch._assert_async(longest <= max_len, f"{message} more events")
+
+    def _check_timestamps(self, timestamps: Tensor, shape: torch.Size) -> None:
+        fits = isinstance(timestamps, Tensor) and timestamps.shape == shape
+        if not fits or timestamps.dtype != torch.int64:
+            got = repr(timestamps)
+            if isinstance(timestamps, Tensor):
+                got = f"{timestamps.dtype} {list(timestamps.shape)}"
+            raise ValueError(f"timestamps must be int64 {list(shape)} as items are, got {got}")
 
     @property
     def item_weight(self) -> Tensor:
@@ -203,7 +204,7 @@ class SequentialModel(PretrainedModel):
                 "for which this model has no row"
             )
         if times is not None:
-            require_questions(times, offsets)
+            require_questions(times, offsets, self.config.time_unit)
         hidden = self._last_rows(items, offsets, times)
         head, mixture = self.repeat_head, self.mixture
         repeats = None if head is None else head.of_histories(items, offsets, hidden)

@@ -12,14 +12,14 @@ import copy
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from hyenarec.config import ModelConfig
-from hyenarec.data.times import in_seconds
+from hyenarec.data.times import in_seconds, require_range, whole_moment
 from hyenarec.models.mixture.count_mixture import CountMixture
 from hyenarec.models.repeats import RepeatHead, RepeatMemory
 from hyenarec.models.time import Moment, Question
@@ -82,7 +82,8 @@ class Stream:
     does the size of the state (`nbytes`): `num_blocks · ((order - 1)(N + C) + (order + 1)(W - 1)) · D + D`
     numbers, where N is `num_coeffs`, C the 32 events of a chunk (16 for N <= 9), and W is `short_conv_width`.
     With a repeat head, or where own items are counted, 40 to 112 bytes and the entry of a dictionary come
-    to that for each distinct item or step, and `copy()` and `scores()` take time in proportion.
+    to that for each distinct item or step (by time also item and hour of the week), and `copy()` and
+    `scores()` take time in proportion.
 
     The model's weights must not change while its streams live: what the convolutions need of them is computed
     once, here, and shared with copies. To serve many users, make one stream and `copy()` it while it is
@@ -110,7 +111,7 @@ class Stream:
         self._repeats = None if model.repeat_head is None else RepeatMemory(model.repeat_head)
         self._memories = [] if model.mixture is None else model.mixture.memories(model.item_bias.device)
         self._length = 0
-        self._second: int | None = None  # of the last event, if the model knows time
+        self._latest: int | None = None  # the last event's moment, if the model knows time
         self._whole = True
         self._last = model.items.weight[0].clone()  # what the last block gave for the last event
 
@@ -147,7 +148,7 @@ class Stream:
         """
         self._require_whole()
         ids = [self._checked(item) for item in items]
-        seconds = self._seconds("timestamps", timestamps, len(ids))
+        moments = self._checked_moments("timestamps", timestamps, len(ids))
         max_len = self._model.max_len
         if self._length + len(ids) > max_len:
             raise ValueError(
@@ -156,11 +157,11 @@ class Stream:
             )
         if not ids:
             return
-        items_weight = self._model.items.weight
+        items_weight, seconds = self._model.items.weight, self._seconds(moments)
         position = torch.tensor([self._length], device=items_weight.device)
         x = items_weight[torch.tensor(ids, device=items_weight.device)] * math.sqrt(self._model.config.dim)
         if self._model.moment is not None:
-            x = x + self._model.moment(*self._moments(seconds))
+            x = x + self._model.moment(*self._of_moments(seconds))
         x = self._enter(x)
         self._whole = False
         for block in self._blocks:
@@ -169,11 +170,11 @@ class Stream:
             for place, item in enumerate(ids, self._length):
                 self._repeats.append(item, place)
         for memory in self._memories:
-            for item, second in zip(ids, seconds, strict=True):
+            for item, second in zip_longest(ids, seconds):
                 memory.append(item, second)
         self._last = x[-1].clone()
         self._length += len(ids)
-        self._second = seconds[-1]
+        self._latest = moments[-1] if moments else None
         self._whole = True
 
     @torch.no_grad()  # not inference mode, whose tensors cannot be changed in place: callers mask scores
@@ -190,17 +191,18 @@ class Stream:
             RuntimeError: as for `append`.
         """
         self._require_whole()
-        (asked,) = self._seconds("at", None if at is None else (at,), 1)
+        asked = self._seconds(self._checked_moments("at", None if at is None else (at,), 1))
         model = self._model
         hidden = self._row()
         if model.question is not None:
-            hidden = model.question(hidden[None], *self._moments([asked]))[0]
+            hidden = model.question(hidden[None], *self._of_moments(asked))[0]
         scores = torch.addmv(model.item_bias, model.item_weight, hidden)
         if self._repeats is not None:
             scores = self._repeats.scores(hidden, self._length).add_to(scores[None], 0)[0]
         if model.mixture is None:
             return scores
-        added = model.mixture.weigh([memory.evidence(asked) for memory in self._memories], hidden[None])
+        evidence = [memory.evidence(*asked) for memory in self._memories]
+        added = model.mixture.weigh(evidence, hidden[None])
         return model.mixture.mix(scores[None], added, 0)[0]
 
     @torch.inference_mode()
@@ -241,28 +243,37 @@ class Stream:
             )
         return start
 
-    def _seconds(self, name: str, moments: Iterable[int] | None, count: int) -> list[int | None]:
-        """As many moments in seconds, none before the last event; None for each where time is not known."""
+    def _checked_moments(self, name: str, moments: Iterable[int] | None, count: int) -> list[int]:
+        """As many moments, none before the last event; none at all where time is not known."""
         unit = self._model.config.time_unit
-        if (moments is None) != (unit is None):
+        if (moments is None) != (unit is None) and count > 0:
             given = "none" if moments is None else "some"
             raise ValueError(f"{name} must be given if and only if the model has a time_unit, got {given}")
         if moments is None or unit is None:
-            return [None] * count
-        seconds = [in_seconds(_whole_number(name, moment), unit) for moment in moments]
-        if len(seconds) != count:
-            raise ValueError(f"{name} must be {count}, one for each item, got {len(seconds)}")
-        for before, now in pairwise((self._second, *seconds)):
-            if before is not None and now is not None and now < before:
-                raise ValueError(
-                    f"{name} must not fall, got a moment {before - now} seconds before the event before it"
-                )
-        return list(seconds)
+            return []
+        try:
+            checked = [whole_moment(name, moment) for moment in moments]
+        except TypeError:
+            raise ValueError(f"{name} must be whole numbers, one for each item, got {moments!r}") from None
+        if len(checked) != count:
+            raise ValueError(f"{name} must be {count}, one for each item, got {len(checked)}")
+        last = [] if self._latest is None else [self._latest]
+        for before, now in pairwise(last + checked):
+            if now < before:
+                raise ValueError(f"{name} must not fall, got {now} after {before}")
+        if checked:
+            require_range(name, min(checked), max(checked), unit)
+        return checked
 
-    def _moments(self, seconds: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+    def _seconds(self, moments: Sequence[int]) -> list[int]:
+        unit = self._model.config.time_unit
+        return [] if unit is None else [in_seconds(moment, unit) for moment in moments]
+
+    def _of_moments(self, seconds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """What `Moment` takes: int64 `[L]` seconds, and those since the event before."""
-        moments = pairwise((self._second, *seconds))
-        since = [-1 if before is None or now is None else now - before for before, now in moments]
+        before = self._seconds([] if self._latest is None else [self._latest])
+        since = [now - earlier for earlier, now in pairwise((*before, *seconds))]
+        since = since if before else [-1, *since]
         device = self._last.device
         return torch.tensor(seconds, device=device), torch.tensor(since, device=device)
 
@@ -275,10 +286,3 @@ class Stream:
         if not 1 <= index <= num_items:
             raise ValueError(f"item must be an integer in 1..V = 1..{num_items}, got {item!r}")
         return index
-
-
-def _whole_number(name: str, value: int) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be whole numbers, got {value!r}") from None

@@ -66,6 +66,8 @@ class Question(nn.Module):
         self.moment = Moment(multiple * dim)
         self.in_proj, self.out_proj = linear(dim, multiple * dim), linear(multiple * dim, dim)
         self.norm, self.dropout = nn.LayerNorm(dim), Dropout(dropout)
+        with torch.no_grad():
+            self.moment.gap.weight[0].zero_()  # of new users' questions, which no training event asks
 
     def forward(self, rows: Tensor, seconds: Tensor, since: Tensor) -> Tensor:
         """Rows `[M, D]` of events -> `[M, D]`, asked at `seconds` `[M]`, `since` `[M]` after the events."""

@@ -16,10 +16,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from hyenarec.config import SYNTHETIC, TrainConfig, to_dict
+from hyenarec.config import SYNTHETIC, SequentialConfig, TrainConfig, to_dict
 from hyenarec.config.auto import settled
-from hyenarec.data import Histories, Split, load_histories, split_histories, synthetic_bounds
-from hyenarec.data.times import require_unit
+from hyenarec.data import Split, load_histories, split_histories, synthetic_bounds
+from hyenarec.data.times import require_timestamps
 from hyenarec.evaluation.evaluate import Evaluation
 from hyenarec.evaluation.report import (
     REPORT_FILE,
@@ -90,9 +90,11 @@ def train(config: TrainConfig) -> TrainResult:
         TrainingInterrupted: SIGINT or SIGTERM came; a checkpoint is saved, and `resume` continues from it.
     """
     require_usable_folder(config)
-    split = split_histories(load_histories(config.data, config.seed), config.data)
+    histories = load_histories(config.data, config.seed)
+    if isinstance(config.model, SequentialConfig) and config.model.time_unit is not None:
+        require_timestamps(histories.timestamps, config.model.time_unit, config.data.path)
+    split = split_histories(histories, config.data, config.model.uses_time)
     config = with_catalogue(config, split.train.num_items)
-    require_times(config, split.train)
     # On a machine without GPUs accelerate would otherwise treat each process as a run of its own.
     cpu = config.device == "cpu" or not torch.cuda.is_available()
     if cpu and config.precision == "fp16":
@@ -210,16 +212,6 @@ def known_bounds(config: TrainConfig) -> Bounds:
     if not as_generated or data.split != "leave-one-out" or settled(data.exclude_history):
         return {}
     return synthetic_bounds(data.synthetic_users, config.seed)
-
-
-def require_times(config: TrainConfig, train: Histories) -> None:
-    """Raises ValueError if the model uses time and the data has none, or none that its unit fits."""
-    unit = getattr(config.model, "time_unit", None)
-    if unit is None:
-        return
-    if train.timestamps is None:
-        raise ValueError(f"model.time_unit must be null without timestamps, which {config.data.path} lacks")
-    require_unit(train.timestamps, unit)
 
 
 def with_catalogue(config: TrainConfig, num_items: int) -> TrainConfig:

@@ -185,6 +185,7 @@ def reads_the_same(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool
     """Whether two runs' settings lead to the same events, unless the file has changed."""
     before, now = (dict(_flatten({"data": config["data"]})) for config in (saved, current))
     same = all(before.get(name) == now[name] for name in now if name not in CHOSEN_FROM_DATA)
+    same = same and saved["model"].get("time_unit") == current["model"].get("time_unit")
     return same and _same("data.path", before["data.path"], now["data.path"])
 
 
@@ -206,13 +207,13 @@ def require_same_data(saved: str, current: str, path: str) -> None:
         )
 
 
-def data_digest(split: Split, with_times: bool = False) -> str:
+def data_digest(split: Split) -> str:
     """SHA-256 of everything that a run uses of its data: catalogue, training histories, targets, times."""
     digest = hashlib.sha256(json.dumps(split.train.vocabulary.item_ids.tolist()).encode())
     arrays: list[NDArray[Any]] = [split.train.offsets, split.train.items]
     for targets in (split.validation, split.test):
         arrays += [targets.offsets, targets.items, targets.target_offsets, targets.target_items]
-    if with_times:
+    if split.validation.timestamps is not None:  # the times are used, too
         histories = [part.timestamps for part in (split.train, split.validation, split.test)]
         asked = [targets.asked for targets in (split.validation, split.test)]
         arrays += [moments for moments in (*histories, *asked) if moments is not None]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from hyenarec.config import SequentialConfig, TrainConfig, to_dict
+from hyenarec.config import TrainConfig, to_dict
 from hyenarec.config.auto import settled, with_fixed
 from hyenarec.data import Batch, Split, Targets, TrainingBatches
 from hyenarec.evaluation.evaluate import Evaluation, evaluate
@@ -75,8 +75,7 @@ class TrainingRun:
         config = with_fixed(config)
         self.config, self.split, self.accelerator = config, split, accelerator
         self.folder = Path(config.output_dir)
-        with_times = isinstance(config.model, SequentialConfig) and config.model.time_unit is not None
-        self._data = data_digest(split, with_times)
+        self._data = data_digest(split)
         self.is_main, self.processes = accelerator.is_main_process, accelerator.num_processes
         self.batches = TrainingBatches(
             split.train,
@@ -86,7 +85,7 @@ class TrainingRun:
             settled(config.data.windows),
             rank=accelerator.process_index,
             world_size=self.processes,
-            with_times=with_times,
+            with_times=config.model.uses_time,
         )
         torch.manual_seed(config.seed)
         self.model = make_model(config.model)

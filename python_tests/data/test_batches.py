@@ -282,7 +282,7 @@ def test_times_follow_their_events_and_what_comes_next_is_asked_for_when_it_happ
         assert [place[moment] for moment in batch.times.events.tolist()] == batch.items.tolist()
         assert torch.equal(batch.times.asked, batch.times.events + 7)
         assert [place[moment] for moment in batch.times.asked.tolist()] == batch.targets.tolist()
-    targets = leave_one_out(histories).test
+    targets = leave_one_out(histories, with_times=True).test
     some = targets.select(np.arange(0, len(targets), 2))
     for batch in evaluation_batches(some, max_len=9, batch_size=7):
         assert [place[moment] for moment in batch.times.events.tolist()] == batch.items.tolist()

@@ -78,11 +78,12 @@ def test_temporal_next():
 
 def test_temporal_targets_are_asked_for_when_the_first_of_them_comes():
     for kind in ("next", "all"):
-        split = temporal_split(make(*TIMED), 10, 20, targets=kind)
+        split = temporal_split(make(*TIMED), 10, 20, targets=kind, with_times=True)
         assert split.validation.timestamps.tolist() == [1, 4]
         assert split.validation.asked.tolist() == [10]
         assert split.test.timestamps.tolist() == [1, 4, 10, 11, 5]  # without those of unknown items
         assert split.test.asked.tolist() == [20, 20]
+    assert temporal_split(make(*TIMED), 10, 20).test.times is None
     with pytest.raises(ValueError, match="timestamps and asked must be given together"):
         dataclasses.replace(split.test, asked=None)
     with pytest.raises(ValueError, match=r"timestamps and asked must have \(5, 2\) entries, got \(5, 1\)"):

@@ -239,19 +239,34 @@ def test_moments_go_with_their_histories(tmp_path: Path) -> None:
     )
     for arguments, message in (
         ({}, "at must be given if and only if the recommender uses time, got none for one that does"),
-        ({"at": [1] * 3}, "histories must have timestamps for a recommender that uses time, got None"),
+        ({"at": [1] * 3}, "timestamps must be given for histories with events, with at, got None"),
         (
             {"at": [1, 2], "timestamps": moments},
             r"at must be int64 \[3\], a moment for each history, got .*\[2\]",
         ),
         ({"at": [31, 300, 399], "timestamps": moments}, "at must not be before the last event, 400, got 399"),
-        ({"at": [31.5] * 3, "timestamps": moments}, "at must be whole numbers, got float64"),
+        ({"at": [31.5] * 3, "timestamps": moments}, "at must be a sequence of whole numbers, got"),
+        ({"at": 31, "timestamps": moments}, "at must be a sequence of whole numbers, got 31"),
+        ({"at": [True] * 3, "timestamps": moments}, "at must be a sequence of whole numbers, got"),
+        (
+            {"at": [2**63] * 3, "timestamps": moments},
+            "at must fit in 64 bits, got one of 9223372036854775808",
+        ),
+        ({"at": [2**60] * 3, "timestamps": moments}, "at must lie within 2562047788015215 hours of 0, got"),
+        ({"at": at, "timestamps": 5}, "timestamps must be a sequence of sequences of whole numbers, got 5"),
+        ({"at": at, "timestamps": [[None] * 4, *moments[1:]]}, "timestamps must be a sequence of whole"),
         ({"at": at, "timestamps": [[5, 8, 30, 9], *moments[1:]]}, "timestamps must not fall within a user's"),
-        ({"at": at, "timestamps": moments[:2]}, "timestamps must be one for each item of each history"),
+        ({"at": at, "timestamps": moments[:2]}, "timestamps must be of 3 histories, got those of 2"),
+        (
+            {"at": at, "timestamps": [[5, 8], *moments[1:]]},
+            "timestamps must be one for each of the 4 items of history 0, got 2",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             saved.recommend_many(rows, **arguments)
     timeless = SavedModel(HyenaRec(dataclasses.replace(config, time_unit=None)).eval(), saved.vocabulary)
-    with pytest.raises(ValueError, match="got a moment for one that does not"):
+    with pytest.raises(ValueError, match="timestamps must not be given to a model that was trained without"):
         timeless.recommend_many(rows, timestamps=moments, at=at)
+    with pytest.raises(ValueError, match="got a moment for one that does not"):
+        timeless.recommend_many(rows, at=at)
     assert saved.recommend_many([], timestamps=[], at=[]) == []

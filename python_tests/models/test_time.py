@@ -168,16 +168,20 @@ def test_a_stream_refuses_moments_that_do_not_fit() -> None:
     before = stream.scores(200)
     for call, message in (
         (lambda: stream.append(4), "timestamps must be given if and only if .* got none"),
-        (lambda: stream.append(4, 99), "timestamps must not fall, got a moment 60 seconds before"),
+        (lambda: stream.append(4, 99), "timestamps must not fall, got 99 after 100"),
         (lambda: stream.extend([4, 5], [101]), "timestamps must be 2, one for each item, got 1"),
         (lambda: stream.extend([4, 5], [102, 101]), "timestamps must not fall"),
         (lambda: stream.append(4, "x"), "timestamps must be whole numbers, got 'x'"),
+        (lambda: stream.append(4, True), "timestamps must be whole numbers, got True"),
+        (lambda: stream.extend([4, 5], 7), "timestamps must be whole numbers, one for each item, got 7"),
+        (lambda: stream.append(4, 2**63), "timestamps must lie within 153722867280912930 minutes of 0"),
         (lambda: stream.scores(), "at must be given if and only if"),
         (lambda: stream.scores(at=99), "at must not fall"),
         (lambda: stream.scores(at=1.5), "at must be whole numbers, got 1.5"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
+    stream.extend([])
     assert len(stream) == 1 and torch.equal(stream.scores(200), before)
     timeless = HyenaRec(ModelConfig(num_items=V, dim=8, max_len=9)).stream()
     with pytest.raises(ValueError, match=r"timestamps must be given if and only if .* got some"):
@@ -185,6 +189,17 @@ def test_a_stream_refuses_moments_that_do_not_fit() -> None:
     timeless.append(1)
     with pytest.raises(ValueError, match=r"at must be given if and only if .* got some"):
         timeless.scores(at=5)
+
+
+def test_order_is_that_of_moments_also_within_a_second() -> None:
+    model = model_of(dataclasses.replace(CONFIG, time_unit="millisecond"))
+    assert isinstance(model, HyenaRec)
+    stream = model.stream()
+    stream.append(3, 1900)
+    with pytest.raises(ValueError, match="timestamps must not fall, got 1100 after 1900"):
+        stream.append(4, 1100)
+    with pytest.raises(ValueError, match="at must not fall, got 1899 after 1900"):
+        stream.scores(at=1899)
 
 
 def test_moments_are_given_if_and_only_if_they_are_used() -> None:
@@ -195,6 +210,10 @@ def test_moments_are_given_if_and_only_if_they_are_used() -> None:
         (lambda: model.score(items, offsets), "got none for a model with it"),
         (lambda: model(items, offsets), "got none for a model with it"),
         (lambda: timeless.score(items, offsets, *times), "got some for a model without"),
+        (lambda: timeless.ask(torch.zeros(1, 8), *times), "got some for a model without"),
+        (lambda: model.score(items, offsets, [1], [1]), r"timestamps must be int64 \[63\] .*, got \[1\]"),
+        (lambda: model.score(items, offsets, times.events, [1]), r"at must be int64 \[5\], .* got \[1\]"),
+        (lambda: model.score(items, offsets, -times.events, times.asked), "timestamps must not fall within"),
         (lambda: model.score(items, offsets, times.events), "timestamps and at must be given together"),
         (
             lambda: model.score(items, offsets, times.events[1:], times.asked),

@@ -296,10 +296,28 @@ def test_a_run_with_time_resumes_with_the_same_times_only(make_config, timed_eve
         train(dataclasses.replace(half, epochs=4, resume=True))
 
 
+def test_a_run_does_not_change_its_unit(make_config):
+    config = make_config(timed=True, epochs=1)
+    train(config)
+    for unit in (None, "second"):
+        model = dataclasses.replace(config.model, time_unit=unit)
+        with pytest.raises(ValueError, match=r"model.time_unit must be 'minute' to resume this run, got"):
+            train(dataclasses.replace(config, model=model, resume=True))
+
+
+def test_figures_say_that_the_moment_was_given(make_config, tmp_path):
+    for timed in (True, False):
+        result = train(make_config(timed=timed, epochs=1, overwrite=True))
+        assert result.test.moment_given is timed
+        assert ("moment of the target given" in result.test.protocol) is timed
+        report = json.loads((tmp_path / "run" / "report.json").read_text())
+        assert ("moment of the target given" in report["protocol"]) is timed
+
+
 def test_time_needs_timestamps_of_its_unit(make_config, timed_events):
     config = make_config(timed=True)
     wrong = dataclasses.replace(config, model=dataclasses.replace(config.model, time_unit="nanosecond"))
-    with pytest.raises(ValueError, match=r"the unit of the timestamps, got 'nanosecond', .* span .* seconds"):
+    with pytest.raises(ValueError, match=r"the unit of the timestamps of .*, got 'nanosecond', .* 4.31e-05"):
         train(wrong)
     lines = timed_events.read_text().splitlines()
     timed_events.write_text("".join(line.rpartition(" ")[0] + "\n" for line in lines))

@@ -33,6 +33,14 @@ class RepeatsByTime(Source):
     """Counts the history's items by time; see the top of this file, and `Source`."""
 
     kinds = len(OF_DAY) + len(OF_WEEK) + len(AGES)
+    of_day: Tensor
+    of_week: Tensor
+    ages: Tensor
+
+    def __init__(self, num_items: int) -> None:
+        super().__init__(num_items)
+        for name, begins in (("of_day", OF_DAY), ("of_week", OF_WEEK), ("ages", AGES)):
+            self.register_buffer(name, torch.tensor(begins[1:]), persistent=False)
 
     def evidence(self, items: Tensor, offsets: Tensor, seconds: Times | None = None) -> Evidence:
         """Amounts of the histories' items; see `Source`."""
@@ -55,13 +63,13 @@ class RepeatsByTime(Source):
     def of_hours(self, row: Tensor, item: Tensor, amount: Tensor, apart: Tensor, rows: int) -> Evidence:
         """The first line, from faded occurrences `[n]`, `apart` hours from the one that is asked for."""
         shape = (rows, self.kinds, self.num_items)
-        kinds = (_bin(apart, 24, OF_DAY), len(OF_DAY) + _bin(apart, HOURS_OF_WEEK, OF_WEEK))
+        of_day, of_week = _bin(apart, 24, self.of_day), _bin(apart, HOURS_OF_WEEK, self.of_week)
+        kinds = (of_day, len(OF_DAY) + of_week)
         return Evidence.joined([Evidence(row, kind, item, amount, shape) for kind in kinds])
 
     def of_ages(self, row: Tensor, item: Tensor, amount: Tensor, age: Tensor, rows: int) -> Evidence:
         """The second line, from F `[n]` of distinct items of histories, and seconds since the last one."""
-        bounds = torch.tensor(AGES[1:], device=age.device)
-        kind = len(OF_DAY) + len(OF_WEEK) + torch.bucketize(age, bounds, right=True)
+        kind = len(OF_DAY) + len(OF_WEEK) + torch.bucketize(age, self.ages, right=True)
         return Evidence(row, kind, item, amount, (rows, self.kinds, self.num_items))
 
     def memory(self, device: torch.device) -> TimeMemory:
@@ -115,8 +123,7 @@ class TimeMemory:
         return torch.tensor(numbers, dtype=torch.int64, device=self._device)
 
 
-def _bin(apart: Tensor, around: int, begins: tuple[int, ...]) -> Tensor:
+def _bin(apart: Tensor, around: int, bounds: Tensor) -> Tensor:
     """The bin of a distance on a circle of `around` hours, int64 `[n]`."""
     ahead = apart % around
-    distance = torch.minimum(ahead, around - ahead)
-    return torch.bucketize(distance, torch.tensor(begins[1:], device=apart.device), right=True)
+    return torch.bucketize(torch.minimum(ahead, around - ahead), bounds, right=True)

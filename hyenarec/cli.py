@@ -303,7 +303,7 @@ def _history_of(chosen: RecommendOptions, saved: SavedModel) -> tuple[list[Any],
 
 def _require_timestamps(saved: SavedModel, histories: Histories, chosen: SavedModelOptions) -> None:
     """Raises ValueError if the model uses time and the data's timestamps don't fit its unit."""
-    from hyenarec.data.times import require_timestamps
+    from hyenarec.data.time_checks import require_timestamps
 
     config = saved.model.config
     if isinstance(config, SequentialConfig) and config.time_unit is not None:

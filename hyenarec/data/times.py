@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
-import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hyenarec.config import TimeUnit
@@ -31,9 +26,6 @@ SECONDS: dict[TimeUnit, tuple[int, int]] = {
     "day": (DAY, 1),
 }
 """Seconds of each unit, as a fraction."""
-
-SHORTEST, LONGEST = 60, 50 * 365 * DAY
-"""Seconds between the first and the last event of some data, for a unit to be believed."""
 
 
 class Times(NamedTuple):
@@ -61,94 +53,3 @@ def hour_of_week(seconds: T) -> T:
     Weeks begin with the moment 0, which is a Thursday's midnight in UTC where moments count from 1970.
     """
     return seconds // HOUR % HOURS_OF_WEEK
-
-
-def whole_moments(name: str, values: Sequence[int] | Int64Array) -> Int64Array:
-    """Moments as int64 `[n]`; ValueError if they are none, or don't fit in 64 bits."""
-    try:
-        moments = [_whole(value) for value in values]
-    except TypeError:
-        raise ValueError(f"{name} must be a sequence of whole numbers, got {values!r}") from None
-    try:
-        return np.array(moments, dtype=np.int64)
-    except OverflowError:
-        raise ValueError(f"{name} must fit in 64 bits, got one of {min(moments)} to {max(moments)}") from None
-
-
-def whole_moment(name: str, value: int) -> int:
-    """One moment; ValueError if it is not a whole number."""
-    try:
-        return _whole(value)
-    except TypeError:
-        raise ValueError(f"{name} must be whole numbers, got {value!r}") from None
-
-
-def _whole(value: int) -> int:
-    if isinstance(value, bool):
-        raise TypeError
-    return operator.index(value)
-
-
-def require_range(name: str, least: int, most: int, unit: TimeUnit) -> None:
-    """Raises ValueError if moments from `least` to `most` are too many seconds for 64 bits."""
-    limit = (2**63 - 1) // SECONDS[unit][0]
-    if not -limit <= least <= most <= limit:
-        moment = least if least < -limit else most
-        raise ValueError(f"{name} must lie within {limit} {unit}s of 0, got {moment}")
-
-
-def require_timestamps(timestamps: Int64Array | None, unit: TimeUnit, source: str) -> None:
-    """Raises ValueError unless there are timestamps, `[E]`, that span a believable time.
-
-    Args:
-        timestamps: of some events.
-        unit: of the model.
-        source: where they come from, for the message.
-    """
-    if timestamps is None:
-        raise ValueError(f"model.time_unit must be null without timestamps, which {source} lacks")
-    if len(timestamps) < 2:
-        return
-    least, most = int(timestamps.min()), int(timestamps.max())
-    require_range("timestamps", least, most, unit)
-    numerator, denominator = SECONDS[unit]
-    seconds = (most - least) * numerator / denominator
-    if not SHORTEST <= seconds <= LONGEST:
-        span = f"{seconds:.3g} seconds" if seconds < DAY else f"{seconds / (365 * DAY):,.0f} years"
-        raise ValueError(
-            f"model.time_unit must be the unit of the timestamps of {source}, got {unit!r}, by which they "
-            f"span {span}, from {least} to {most}"
-        )
-
-
-def require_questions(times: Times, offsets: Tensor, unit: TimeUnit | None = None) -> None:
-    """Raises ValueError unless there is a moment for each packed history, not before its last event.
-
-    A GPU would have to wait for the moments, so that they are looked at on the CPU only. With a unit they
-    must not be too many seconds.
-    """
-    events, asked, rows = times.events, times.asked, len(offsets) - 1
-    if not isinstance(asked, Tensor) or asked.shape != (rows,) or asked.dtype != torch.int64:
-        got = f"{asked.dtype} {list(asked.shape)}" if isinstance(asked, Tensor) else repr(asked)
-        raise ValueError(f"at must be int64 [{rows}], a moment for each history, got {got}")
-    if asked.device.type != "cpu":
-        return
-    if unit is not None and rows > 0:
-        require_range("at", int(asked.min()), int(asked.max()), unit)
-    if len(events) == 0:
-        return
-    if unit is not None:
-        require_range("timestamps", int(events.min()), int(events.max()), unit)
-    falls = F.pad(events.diff() < 0, (1, 1)).index_fill_(0, offsets, False)
-    if falls.any():
-        raise ValueError(
-            f"timestamps must not fall within a history, got {int(events[falls.nonzero()[0, 0]])} after "
-            f"{int(events[falls.nonzero()[0, 0] - 1])}"
-        )
-    last = events[(offsets[1:] - 1).clamp(min=0)]
-    early = ((asked < last) & (offsets.diff() > 0)).nonzero()
-    if len(early) > 0:
-        row = int(early[0])
-        raise ValueError(
-            f"at must not be before the last event, {int(last[row])}, got {int(asked[row])} in row {row}"
-        )

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from hyenarec.data import Histories, Vocabulary
 from hyenarec.data.histories import Int64Array, offsets_of
-from hyenarec.data.times import Times, whole_moments
+from hyenarec.data.time_checks import whole_moments
+from hyenarec.data.times import Times
 from hyenarec.data.vocabulary import FILE_NAME as VOCABULARY_FILE
 from hyenarec.evaluation.scoring import Block, Recommender, score_blocks, scoring_mode, uses_time
 from hyenarec.models.pretrained import PretrainedModel

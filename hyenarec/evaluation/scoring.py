@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from hyenarec.data.batches import history_batches
 from hyenarec.data.histories import Int32Array, Int64Array, ragged_indices
-from hyenarec.data.times import Times, require_questions
+from hyenarec.data.time_checks import require_questions
+from hyenarec.data.times import Times
 from hyenarec.transfer import to_device
 
 TILE_SCORES = {"cpu": 2**21, "cuda": 2**26}

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from hyenarec.config import RecommenderConfig, SequentialConfig
 from hyenarec.config.auto import settled
-from hyenarec.data.times import Times, in_seconds, require_questions
+from hyenarec.data.time_checks import require_questions
+from hyenarec.data.times import Times, in_seconds
 from hyenarec.models.dropout import Dropout
 from hyenarec.models.layers import EMBEDDING_STD
 from hyenarec.models.mixture.count_mixture import SOURCES, Added, CountMixture

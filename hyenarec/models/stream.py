@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from hyenarec.config import ModelConfig
-from hyenarec.data.times import in_seconds, require_range, whole_moment
+from hyenarec.data.time_checks import require_range, whole_moment
+from hyenarec.data.times import in_seconds
 from hyenarec.models.mixture.count_mixture import CountMixture
 from hyenarec.models.repeats import RepeatHead, RepeatMemory
 from hyenarec.models.time import Moment, Question

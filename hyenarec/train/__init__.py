@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from hyenarec.config import SYNTHETIC, SequentialConfig, TrainConfig, to_dict
 from hyenarec.config.auto import settled
 from hyenarec.data import Split, load_histories, split_histories, synthetic_bounds
-from hyenarec.data.times import require_timestamps
+from hyenarec.data.time_checks import require_timestamps
 from hyenarec.evaluation.evaluate import Evaluation
 from hyenarec.evaluation.report import (
     REPORT_FILE,

@@ -352,7 +352,7 @@ def test_moments_are_refused_by_a_model_that_has_no_use_for_them(trained, capsys
     assert cli.main([*model, "--timestamps", "1 2"]) == 2
     assert "timestamps must not be given to a model that was trained without" in capsys.readouterr().err
     assert cli.main([*model, "--at", "2"]) == 2
-    assert "at must be given if and only if the recommender uses time" in capsys.readouterr().err
+    assert "at must not be given to a model that was trained without time_unit" in capsys.readouterr().err
 
 
 def test_recommend_takes_whole_numbers_for_ids(tmp_path, capsys):
@@ -390,9 +390,15 @@ def test_a_model_that_knows_time_recommends_for_a_moment(tmp_path, capsys):
     assert cli.main([*model, "--user", "2", "--at", "312"]) == 0
     assert capsys.readouterr().out != by_user
     for arguments, message in (
-        (["--user", "2"], "at must be given if and only if the recommender uses time, got none for one that"),
+        (
+            ["--user", "2"],
+            "at must be the moment to recommend for: the model was trained with the time, got None",
+        ),
         (["--user", "2", "--at", "10"], "at must not be before the last event, 264, got 10"),
-        (["--history", items, "--at", "300"], "timestamps must be given for histories with events, with at"),
+        (
+            ["--history", items, "--at", "300"],
+            "timestamps must say when the events of the histories happened, with at",
+        ),
         (
             ["--history", items, "--timestamps", "1 2", "--at", "300"],
             "timestamps must be one for each of the 6 items",

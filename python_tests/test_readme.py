@@ -57,7 +57,7 @@ def test_the_operators_example_runs() -> None:
 def test_the_streaming_example_runs(tmp_path: Path) -> None:
     HyenaRec(ModelConfig(num_items=300, dim=8, max_len=20)).save_pretrained(tmp_path)
     names: dict[str, object] = {}
-    exec(example_with("stream.extend").replace("runs/shop", str(tmp_path)), names)
+    exec(example_with("empty.copy").replace("runs/shop", str(tmp_path)), names)
     assert len(names["stream"]) == 4
     assert len({17, 31, *names["best"].tolist()}) == 12
 
@@ -69,8 +69,8 @@ def test_the_example_of_time_runs(tmp_path: Path) -> None:
     names: dict[str, object] = {}
     code = example_with("at=").replace("runs/shop", str(tmp_path))
     exec(code, names)
-    assert len(names["best"]) == 10
-    assert not torch.equal(names["now"], names["tomorrow"])
+    assert len(names["best"]) == 10 and len(names["stream"]) == 2
+    assert not torch.equal(names["scores"], names["tomorrow"])
 
 
 def test_the_training_example_names_what_exists() -> None:

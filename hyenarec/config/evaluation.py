@@ -47,7 +47,7 @@ class RecommendOptions(SavedModelOptions):
 
     Attributes:
         user: the user's id in the data.
-        history: item ids separated by blanks, oldest first; instead of a user.
+        history: item ids separated by blanks, oldest first; instead of a user. "" is that of a new user.
         k: number of items.
         timestamps: when the events of `history` happened, separated by blanks, in the model's `time_unit`, if
             it has one.

@@ -54,9 +54,11 @@ class EventColumns:
         items: what.
         timestamps: when, int64 or finite float64 ``[E]``, or None.
         skipped_rows: malformed rows that were left out.
+        ticks: of ``timestamps`` a second, where they are times; 1 for numbers, which stay what they are.
     """
 
     users: IdColumn
     items: IdColumn
     timestamps: NDArray[Any] | None
     skipped_rows: int
+    ticks: int = 1

@@ -54,11 +54,12 @@ def _collect(
 ) -> EventColumns:
     """Convert batch after batch, so that no more than one is ever held in its own types."""
     users, items, timestamps = [], [], []
-    rows, skipped = 0, 0
+    rows, skipped, ticks = 0, 0, 1
     for batch in batches:
         columns = [_ids(batch[wanted[0]], wanted[0]), _ids(batch[wanted[1]], wanted[1])]
         if len(wanted) == 3:
-            columns.append(_timestamps(batch[wanted[2]], wanted[2]))
+            column, ticks = _timestamps(batch[wanted[2]], wanted[2])
+            columns.append(column)
         valid = np.logical_and.reduce([np.asarray(column.is_valid()) for column in columns])
         if not valid.all():
             if on_bad_rows == "error":
@@ -81,6 +82,7 @@ def _collect(
         items=IdColumn.concatenate(items),
         timestamps=np.concatenate(timestamps) if len(wanted) == 3 else None,
         skipped_rows=skipped,
+        ticks=ticks,
     )
 
 
@@ -102,15 +104,21 @@ def _ids(column: pa.Array, name: str) -> pa.Array:
     raise ValueError(f"column {name!r} must hold whole numbers or strings, got {column.type}")
 
 
-def _timestamps(column: pa.Array, name: str) -> pa.Array:
-    """Timestamps as int64 or float64; what is not finite is null."""
-    if pa.types.is_timestamp(column.type) or pa.types.is_date64(column.type):
-        return column.cast(pa.int64())
-    if pa.types.is_date32(column.type):
-        return column.cast(pa.int32()).cast(pa.int64())
-    if pa.types.is_integer(column.type):
-        return column.cast(pa.int64())
-    if pa.types.is_floating(column.type):
+TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+"""A second, of Arrow's times."""
+
+
+def _timestamps(column: pa.Array, name: str) -> tuple[pa.Array, int]:
+    """Timestamps as int64 or float64, what is not finite being null, and how many make a second if known."""
+    kind = column.type
+    if pa.types.is_date(kind):
+        return column.cast(pa.timestamp("s")).cast(pa.int64()), 1
+    if pa.types.is_timestamp(kind):
+        return column.cast(pa.int64()), TICKS[kind.unit]
+    if pa.types.is_integer(kind):
+        return column.cast(pa.int64()), 1
+    if pa.types.is_floating(kind):
         numbers = column.cast(pa.float64())
-        return pc.if_else(pc.less(pc.abs(numbers), TIMESTAMP_LIMIT), numbers, pa.scalar(None, pa.float64()))
+        finite = pc.less(pc.abs(numbers), TIMESTAMP_LIMIT)
+        return pc.if_else(finite, numbers, pa.scalar(None, pa.float64())), 1
     raise ValueError(f"column {name!r} must hold numbers or times, got {column.type}")

@@ -52,7 +52,8 @@ class Histories:
     Attributes:
         offsets: int64 ``[U + 1]``.
         items: int32 ``[E]``, item ids 1..V of ``vocabulary``; 0 is an unknown item.
-        timestamps: int64 ``[E]`` in the unit of the source, or None where the source has none.
+        timestamps: int64 ``[E]`` in the unit of the source, or None where the source has none. Columns of
+            times and dates are read as seconds.
         user_ids: the users' external ids ``[U]``: int64, or strings in an object array.
         vocabulary: the items.
         skipped_rows: malformed rows that the reader left out (``on_bad_rows="skip"``).

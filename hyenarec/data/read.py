@@ -44,9 +44,9 @@ def read_histories(
             takes an unknown one for text. All but Parquet may be gzipped (".gz").
         user_column: name of the user column; text has no names. In "inter", "user" also finds "user_id".
         item_column: name of the item column.
-        timestamp_column: name of the time column: numbers, in Parquet and frames also times and dates.
-            Fractions count for the order and are cut off then. None: the order of the source is time order.
-            In text any name stands for the third column, if there is one.
+        timestamp_column: name of the time column: numbers, in Parquet and frames also times and dates, which
+            become seconds since 1970 in UTC. Fractions count for the order and are cut off then. None: the
+            order of the source is time order. In text any name stands for the third column, if there is one.
         min_user_events: users with fewer events are dropped, and then
         min_item_events: items with fewer, until every user and item left has enough.
         on_bad_rows: "error" stops at the first malformed row; "skip" leaves them out, counts and logs them.
@@ -123,6 +123,8 @@ def _in_order(columns: EventColumns) -> Histories:
         timestamps = None if timestamps is None else timestamps[order]
     if timestamps is not None and timestamps.dtype != np.int64:
         timestamps = np.floor(timestamps).astype(np.int64)
+    if timestamps is not None and columns.ticks > 1:
+        timestamps = timestamps // columns.ticks
     return Histories(
         offsets=offsets_of(np.bincount(users.codes, minlength=len(users.ids))),
         items=numbers,

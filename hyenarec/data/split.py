@@ -19,6 +19,8 @@ from hyenarec.data.histories import (
 )
 from hyenarec.data.times import Times
 
+MOMENTS_GIVEN = " Models that use time were given the moment of each target, which tells something of it."
+
 
 @dataclass(frozen=True, eq=False)
 class Targets:
@@ -135,6 +137,7 @@ def leave_one_out(histories: Histories, min_events: int = 3, with_times: bool = 
         leaks=(
             "Leave-one-out leaks across users in time: training sees events that other users made after a "
             "target, and the catalogue and every minimum-count filter have seen the targets."
+            + (MOMENTS_GIVEN if with_times else "")
         ),
     )
 
@@ -209,7 +212,7 @@ def temporal_split(
         name="temporal",
         leaks=(
             "The global temporal split leaks nothing: training, catalogue and minimum-count filters end "
-            "before the first target."
+            "before the first target." + (MOMENTS_GIVEN if with_times else "")
         ),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import numpy as np
 import torch
@@ -12,10 +13,17 @@ from torch import Tensor
 
 from hyenarec.config import TimeUnit
 from hyenarec.data.histories import Int64Array
-from hyenarec.data.times import DAY, SECONDS, Times
+from hyenarec.data.times import DAY, HOUR, SECONDS, Times, in_seconds
 
 SHORTEST, LONGEST = 60, 50 * 365 * DAY
 """Seconds between the first and the last event of some data, for a unit to be believed."""
+
+FARTHEST = 10_000 * 365 * DAY
+"""Seconds from moment 0 to any moment. Unix time in thousandths, taken for seconds, is beyond."""
+
+UNIX_UNITS: tuple[TimeUnit, ...] = ("second", "millisecond", "microsecond", "nanosecond")
+UNIX_SECONDS = (20 * 365 * DAY, 130 * 365 * DAY)
+"""What Unix time is taken to be: 1990 to 2099."""
 
 
 def whole_moments(name: str, values: Sequence[int] | Int64Array) -> Int64Array:
@@ -47,15 +55,18 @@ def _whole(value: int) -> int:
 
 
 def require_range(name: str, least: int, most: int, unit: TimeUnit) -> None:
-    """Raises ValueError if moments from `least` to `most` are too many seconds for 64 bits."""
-    limit = (2**63 - 1) // SECONDS[unit][0]
+    """Raises ValueError unless moments from `least` to `most` are believable in that unit."""
+    numerator, denominator = SECONDS[unit]
+    limit = FARTHEST * denominator // numerator
     if not -limit <= least <= most <= limit:
         moment = least if least < -limit else most
-        raise ValueError(f"{name} must lie within {limit} {unit}s of 0, got {moment}")
+        raise ValueError(
+            f"{name} must be in {unit}s, the model's time_unit, and within 10,000 years of 0, got {moment}"
+        )
 
 
 def require_timestamps(timestamps: Int64Array | None, unit: TimeUnit, source: str) -> None:
-    """Raises ValueError unless there are timestamps, `[E]`, that span a believable time.
+    """Raises ValueError unless there are timestamps, `[E]`, that are believable in that unit.
 
     Args:
         timestamps: of some events.
@@ -67,15 +78,38 @@ def require_timestamps(timestamps: Int64Array | None, unit: TimeUnit, source: st
     if len(timestamps) < 2:
         return
     least, most = int(timestamps.min()), int(timestamps.max())
-    require_range("timestamps", least, most, unit)
+    unix = unix_unit(least, most)
     numerator, denominator = SECONDS[unit]
     seconds = (most - least) * numerator / denominator
-    if not SHORTEST <= seconds <= LONGEST:
-        span = f"{seconds:.3g} seconds" if seconds < DAY else f"{seconds / (365 * DAY):,.0f} years"
+    if unix not in (None, unit) or not SHORTEST <= seconds <= LONGEST:
+        hint = "" if unix is None else f" ({unix!r}, if they are Unix time)"
         raise ValueError(
-            f"model.time_unit must be the unit of the timestamps of {source}, got {unit!r}, by which they "
-            f"span {span}, from {least} to {most}"
+            f"model.time_unit must be the unit of the timestamps of {source}{hint}, got {unit!r}, by which "
+            f"they run {span(least, most, unit)}, from {least} to {most}"
         )
+    require_range("timestamps", least, most, unit)
+
+
+def unix_unit(least: int, most: int) -> TimeUnit | None:
+    """The unit in which moments from `least` to `most` are Unix time of these decades, if there is one."""
+    for unit in UNIX_UNITS:
+        first, last = (in_seconds(moment, unit) for moment in (least, most))
+        if UNIX_SECONDS[0] <= first <= last <= UNIX_SECONDS[1]:
+            return unit
+    return None
+
+
+def span(least: int, most: int, unit: TimeUnit) -> str:
+    """From the first moment to the last one, in words: as dates of Unix time, or how long it takes."""
+    if unix_unit(least, most) == unit:
+        first, last = (datetime.fromtimestamp(in_seconds(moment, unit), UTC) for moment in (least, most))
+        return f"from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
+    numerator, denominator = SECONDS[unit]
+    seconds = (most - least) * numerator / denominator
+    for name, length in (("years", 365 * DAY), ("days", DAY), ("hours", HOUR)):
+        if seconds >= 2 * length:
+            return f"over {seconds / length:,.0f} {name}"
+    return f"over {seconds:.3g} seconds"
 
 
 def require_questions(times: Times, offsets: Tensor, unit: TimeUnit | None = None) -> None:
@@ -106,6 +140,7 @@ def require_questions(times: Times, offsets: Tensor, unit: TimeUnit | None = Non
     early = ((asked < last) & (offsets.diff() > 0)).nonzero()
     if len(early) > 0:
         row = int(early[0])
+        where = "" if rows == 1 else f" in row {row}"
         raise ValueError(
-            f"at must not be before the last event, {int(last[row])}, got {int(asked[row])} in row {row}"
+            f"at must not be before the last event, {int(last[row])}, got {int(asked[row])}{where}"
         )

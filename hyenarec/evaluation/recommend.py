@@ -95,16 +95,19 @@ def _times_of(
     recommender: Recommender, histories: Histories, at: Sequence[int] | Int64Array | None
 ) -> Times | None:
     """The moments of histories and questions, for a recommender that uses them."""
-    if uses_time(recommender) != (at is not None):
-        raise ValueError(
-            "at must be given if and only if the recommender uses time, "
-            f"got {'a moment for one that does not' if at is not None else 'none for one that does'}"
-        )
-    if at is None:
+    if not uses_time(recommender):
+        if at is not None:
+            raise ValueError(
+                "at must not be given to a model that was trained without time_unit, got a moment"
+            )
         return None
+    if at is None:
+        raise ValueError(
+            "at must be the moment to recommend for: the model was trained with the time, got None"
+        )
     timestamps = histories.timestamps
     if timestamps is None and histories.num_events > 0:
-        raise ValueError("timestamps must be given for histories with events, with at, got None")
+        raise ValueError("timestamps must say when the events of the histories happened, with at, got None")
     asked = whole_moments("at", at)
     of_events = np.zeros(0, np.int64) if timestamps is None else timestamps
     return Times(torch.from_numpy(of_events), torch.from_numpy(asked))

@@ -261,7 +261,7 @@ class Stream:
         last = [] if self._latest is None else [self._latest]
         for before, now in pairwise(last + checked):
             if now < before:
-                raise ValueError(f"{name} must not fall, got {now} after {before}")
+                raise ValueError(f"{name} must not be before the event before, {before}, got {now}")
         if checked:
             require_range(name, min(checked), max(checked), unit)
         return checked

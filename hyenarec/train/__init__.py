@@ -18,8 +18,8 @@ from accelerate.state import AcceleratorState
 
 from hyenarec.config import SYNTHETIC, SequentialConfig, TrainConfig, to_dict
 from hyenarec.config.auto import settled
-from hyenarec.data import Split, load_histories, split_histories, synthetic_bounds
-from hyenarec.data.time_checks import require_timestamps
+from hyenarec.data import Histories, Split, load_histories, split_histories, synthetic_bounds
+from hyenarec.data.time_checks import require_timestamps, span
 from hyenarec.evaluation.evaluate import Evaluation
 from hyenarec.evaluation.report import (
     REPORT_FILE,
@@ -104,6 +104,8 @@ def train(config: TrainConfig) -> TrainResult:
         config, choices = complete(config, split.train)
         if accelerator.is_main_process and choices:
             print("chosen from the training data:", *choices, sep="\n  ", flush=True)
+        if accelerator.is_main_process and config.model.uses_time:
+            print(f"events run {span_of(config, histories)}", flush=True)
         if config.model.name in COUNT_BASED:
             return count(config, split, accelerator)
         run = TrainingRun(config, split, accelerator)
@@ -130,8 +132,12 @@ def finish(run: TrainingRun) -> TrainResult:
         evaluate=lambda targets: run.evaluate(targets, "validation"),
         metric=SELECTION_METRIC,
     )
-    if mixed is not None and run.is_main:
+    if run.is_main and mixed is not None:
         print(f"counts mixed in: validation {SELECTION_METRIC} {progress.best_score:.4f} -> {mixed:.4f}")
+    elif run.is_main and model.new_mixture() is not None:
+        print(
+            f"counts left out: with them validation {SELECTION_METRIC} is not above {progress.best_score:.4f}"
+        )
     return conclude(run.config, run.split, model, progress, run.accelerator, mixed)
 
 
@@ -203,6 +209,14 @@ def conclude(
     accelerator.wait_for_everyone()
     best = (progress.best_epoch, progress.best_score, mixed)
     return TrainResult(model, test, baselines, *best, read_log(folder), config)
+
+
+def span_of(config: TrainConfig, histories: Histories) -> str:
+    """What the timestamps are taken for, in words."""
+    assert isinstance(config.model, SequentialConfig) and config.model.time_unit is not None
+    timestamps = histories.timestamps
+    assert timestamps is not None
+    return span(int(timestamps.min()), int(timestamps.max()), config.model.time_unit)
 
 
 def known_bounds(config: TrainConfig) -> Bounds:

@@ -168,7 +168,8 @@ def epochs(data: Statistics, config: TrainConfig) -> Answer:
     """Enough for the schedule."""
     usual = 60 if config.optimizer.schedule == "constant" else 30
     epochs = data.epochs(usual, settled(config.batch_events))
-    return epochs, f"with the schedule {config.optimizer.schedule}"
+    steps = f"{usual} of {STEPS_PER_EPOCH} steps" if epochs > usual else "usual"
+    return epochs, f"{steps}, with the schedule {config.optimizer.schedule}"
 
 
 def patience(data: Statistics, config: TrainConfig) -> Answer:

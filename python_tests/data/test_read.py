@@ -127,14 +127,20 @@ def test_polars_frames():
     check(read_histories(polars.DataFrame(EVENTS, schema=["user", "item", "timestamp"], orient="row")))
 
 
-def test_frame_times_and_dates_become_numbers():
-    times = pa.array([3, 1, 2]).cast(pa.timestamp("ms"))
-    histories = read_histories(pa.table({"user": [1, 1, 1], "item": [5, 6, 7], "timestamp": times}))
-    assert external_rows(histories) == [[6, 7, 5]]
-    assert histories.timestamps.tolist() == [1, 2, 3]
-    days = pa.array([30, 10, 20], pa.int32()).cast(pa.date32())
+@pytest.mark.parametrize("unit, ticks", [("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
+def test_frame_times_become_seconds(unit, ticks):
+    times = pa.array([3 * ticks, -1, ticks // 2, 3 * ticks - 1]).cast(pa.timestamp(unit))
+    histories = read_histories(pa.table({"user": [1] * 4, "item": [5, 6, 7, 8], "timestamp": times}))
+    assert external_rows(histories) == [[6, 7, 8, 5]]  # fractions count for the order
+    assert histories.timestamps.tolist() == [-1, 0, 2, 3]
+
+
+@pytest.mark.parametrize("kind", [pa.date32(), pa.date64()])
+def test_frame_dates_become_seconds(kind):
+    days = pa.array([30, 10, 20], pa.int32()).cast(pa.date32()).cast(kind)
     histories = read_histories(pa.table({"user": [1, 1, 1], "item": [5, 6, 7], "timestamp": days}))
-    assert histories.timestamps.tolist() == [10, 20, 30]
+    assert external_rows(histories) == [[6, 7, 5]]
+    assert histories.timestamps.tolist() == [day * 86_400 for day in (10, 20, 30)]
 
 
 def test_column_names_and_unused_columns(tmp_path):

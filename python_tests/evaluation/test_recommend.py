@@ -238,8 +238,8 @@ def test_moments_go_with_their_histories(tmp_path: Path) -> None:
         rows[0], k=5, timestamps=moments[0], at=31
     )
     for arguments, message in (
-        ({}, "at must be given if and only if the recommender uses time, got none for one that does"),
-        ({"at": [1] * 3}, "timestamps must be given for histories with events, with at, got None"),
+        ({}, "at must be the moment to recommend for: the model was trained with the time"),
+        ({"at": [1] * 3}, "timestamps must say when the events of the histories happened, with at"),
         (
             {"at": [1, 2], "timestamps": moments},
             r"at must be int64 \[3\], a moment for each history, got .*\[2\]",
@@ -252,7 +252,10 @@ def test_moments_go_with_their_histories(tmp_path: Path) -> None:
             {"at": [2**63] * 3, "timestamps": moments},
             "at must fit in 64 bits, got one of 9223372036854775808",
         ),
-        ({"at": [2**60] * 3, "timestamps": moments}, "at must lie within 2562047788015215 hours of 0, got"),
+        (
+            {"at": [2**60] * 3, "timestamps": moments},
+            "at must be in hours, the model's time_unit, and within 10,000 years of 0, got",
+        ),
         ({"at": at, "timestamps": 5}, "timestamps must be a sequence of sequences of whole numbers, got 5"),
         ({"at": at, "timestamps": [[None] * 4, *moments[1:]]}, "timestamps must be a sequence of whole"),
         ({"at": at, "timestamps": [[5, 8, 30, 9], *moments[1:]]}, "timestamps must not fall within a user's"),
@@ -267,6 +270,8 @@ def test_moments_go_with_their_histories(tmp_path: Path) -> None:
     timeless = SavedModel(HyenaRec(dataclasses.replace(config, time_unit=None)).eval(), saved.vocabulary)
     with pytest.raises(ValueError, match="timestamps must not be given to a model that was trained without"):
         timeless.recommend_many(rows, timestamps=moments, at=at)
-    with pytest.raises(ValueError, match="got a moment for one that does not"):
+    with pytest.raises(
+        ValueError, match="at must not be given to a model that was trained without time_unit"
+    ):
         timeless.recommend_many(rows, at=at)
     assert saved.recommend_many([], timestamps=[], at=[]) == []

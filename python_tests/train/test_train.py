@@ -317,9 +317,35 @@ def test_figures_say_that_the_moment_was_given(make_config, tmp_path):
 def test_time_needs_timestamps_of_its_unit(make_config, timed_events):
     config = make_config(timed=True)
     wrong = dataclasses.replace(config, model=dataclasses.replace(config.model, time_unit="nanosecond"))
-    with pytest.raises(ValueError, match=r"the unit of the timestamps of .*, got 'nanosecond', .* 4.31e-05"):
+    with pytest.raises(
+        ValueError, match=r"unit of the timestamps of .*, got 'nanosecond', .* over 4.31e-05 s"
+    ):
         train(wrong)
     lines = timed_events.read_text().splitlines()
     timed_events.write_text("".join(line.rpartition(" ")[0] + "\n" for line in lines))
     with pytest.raises(ValueError, match=r"time_unit must be null without timestamps, which .*timed_events"):
         train(config)
+
+
+@pytest.mark.parametrize("unit", ["minute", "millisecond"])
+def test_unix_time_is_recognised(make_config, timed_events, unit):
+    config = make_config(timed=True)
+    lines = [line.split() for line in timed_events.read_text().splitlines()]
+    rows = [f"{user} {item} {1_764_547_200 + 60 * int(minute)}\n" for user, item, minute in lines]
+    timed_events.write_text("".join(rows))
+    wrong = dataclasses.replace(config, model=dataclasses.replace(config.model, time_unit=unit))
+    with pytest.raises(
+        ValueError, match=rf"timed_events.txt \('second', if they are Unix time\), got '{unit}'"
+    ):
+        train(wrong)
+
+
+def test_a_run_says_what_its_times_are_taken_for(make_config, timed_events, capsys):
+    train(make_config(timed=True, epochs=1))
+    assert "events run over 30 days" in capsys.readouterr().out
+    lines = [line.split() for line in timed_events.read_text().splitlines()]
+    rows = [f"{user} {item} {1_764_547_200 + 60 * int(minute)}\n" for user, item, minute in lines]
+    timed_events.write_text("".join(rows))
+    config = make_config("unix", timed=True, epochs=1)
+    train(dataclasses.replace(config, model=dataclasses.replace(config.model, time_unit="second")))
+    assert "events run from 2025-12-01 01:38 to 2025-12-30 23:58 UTC" in capsys.readouterr().out

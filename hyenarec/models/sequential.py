@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -254,13 +254,17 @@ class SequentialModel(PretrainedModel):
             return None
         return CountMixture(names, self.num_items, self.config.dim).to(self.item_bias)
 
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Makes room for what a trained model has besides, as `load_state_dict` asks each module to do."""
+        if self.mixture is None and any(name.startswith(f"{prefix}mixture.") for name in state_dict):
+            self.mixture = self.new_mixture()
+        if self.start is None and f"{prefix}start" in state_dict:
+            self.start = torch.zeros_like(self.item_weight[0])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @classmethod
     def _restore(cls, config: RecommenderConfig, tensors: Mapping[str, Tensor]) -> Self:
         model = cls(cast(SequentialConfig, config))
-        if any(name.startswith("mixture.") for name in tensors):
-            model.mixture = model.new_mixture()
-        if "start" in tensors:
-            model.start = torch.zeros_like(model.item_weight[0])
         # A file of format 2 calls the head's tensors so.
         renamed = {re.sub(r"^repeats\.", "repeat_head.", name): tensor for name, tensor in tensors.items()}
         model.load_state_dict(renamed)

@@ -143,6 +143,13 @@ def test_a_model_without_the_row_says_so() -> None:
         saved.recommend_many([[3], [99]])
 
 
+def test_a_state_has_what_is_fitted_after_training() -> None:
+    model, other = model_of(CONFIG), make_model(CONFIG).double().eval()
+    other.load_state_dict(model.state_dict())
+    arguments = arguments_of(model, ROWS)
+    assert torch.equal(other.score(*arguments), model.score(*arguments))
+
+
 @pytest.mark.parametrize("name", list(COUNT_BASED))
 def test_counts_rank_by_popularity(name: str) -> None:
     train_rows = [[3, 1, 3], [2, 3, 1], [3, 5]]

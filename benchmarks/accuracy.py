@@ -178,14 +178,15 @@ def portable(settings: dict[str, Any], run: Run) -> dict[str, Any]:
 def outcome(result: TrainResult) -> dict[str, Any]:
     """Figures and ranks on the validation and the test targets, and those of the network without counts."""
     config, model = result.config, result.model
-    split = split_histories(load_histories(config.data, config.seed), config.data)
+    histories = load_histories(config.data, config.seed)
+    split = split_histories(histories, config.data, config.model.uses_time)
 
     def of(targets: Targets) -> dict[str, Any]:
         evaluation = evaluate_as_asked(config, model, targets, "targets", distributed=False)
         return {**figures(evaluation), "ranks": pack_ranks(evaluation.ranks)}
 
     outcome = {
-        "targets": data_digest(split),
+        "targets": data_digest(split_histories(histories, config.data)),  # whether or not the time is used
         "validation": of(split.validation),
         "test": {**figures(result.test), "ranks": pack_ranks(result.test.ranks)},
         "reference_baselines": {name: figures(x) for name, x in result.reference_baselines.items()},

@@ -97,6 +97,17 @@ def test_equal_models_do_not_differ(paired: ModuleType) -> None:
         paired.paired_difference(same, np.ones((1, 4)))
 
 
+def test_models_with_and_without_time_are_compared(accuracy: ModuleType, data: Path) -> None:
+    lines = (data / "steps.txt").read_text().splitlines()
+    (data / "steps.txt").write_text("".join(f"{line} {3600 * place}\n" for place, line in enumerate(lines)))
+    timed = {"model.time_unit": {"steps": "second"}, "model.followers": True}
+    grid = grid_of(models={"ours": {}, "timed": timed}, seeds=[0])
+    runs = accuracy.runs_of(grid)
+    assert [run.options.get("model.time_unit") for run in runs] == [None, "second"]
+    assert accuracy.run_all(runs, data, data / "out") == 0
+    assert {"ours", "timed"} <= {row["model"] for row in accuracy.comparison(grid, data / "out")}
+
+
 def test_a_grid_trains_once_and_compares(accuracy: ModuleType, data: Path, capsys) -> None:
     output = data / "out"
     runs = accuracy.runs_of(grid_of())

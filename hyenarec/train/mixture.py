@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -21,9 +20,9 @@ from torch import Tensor
 from hyenarec.data import Targets
 from hyenarec.data.histories import Histories
 from hyenarec.evaluation.evaluate import Evaluation
-from hyenarec.models.mixture.count_mixture import CountMixture, Weights
+from hyenarec.models.mixture.count_mixture import CountMixture
 from hyenarec.models.sequential import SequentialModel
-from hyenarec.train.observed import SCALES, Observed, observe
+from hyenarec.train.observed import SCALES, Observed, Scaled, observe
 
 FIRST_STEPS, STEPS, LEARNING_RATE = 300, 100, 0.05
 """Of Adam, on all targets, for the first scale and, from its weights, the others; the rate falls to 0."""
@@ -33,6 +32,9 @@ FIRST_SHARE = 0.05
 
 PRIOR = 1000.0
 """Precision of the normal prior of each strength, in targets."""
+
+SHIFT_PRIOR = 10.0
+"""Precision of the normal prior of each shift, likewise."""
 
 MOST_TARGETS = 100_000
 """Rows whose targets weights are fitted to, about."""
@@ -85,8 +87,9 @@ def fit_mixture(
     for index in range(len(SCALES)):
         figure = 0.0
         for fitted, other in ((0, 1), (1, 0)):
-            fit(parameters[fitted], observed[fitted], index, STEPS if index > 0 else FIRST_STEPS)
-            store(parameters[fitted], observed[fitted], index, mixture)
+            network = observed[fitted].scaled(index)
+            fit(parameters[fitted], observed[fitted], network, STEPS if index > 0 else FIRST_STEPS)
+            store(parameters[fitted], network, mixture)
             figure += evaluate(halves[other]).figures[metric].mean * len(halves[other]) / len(targets)
         figures.append(figure)
     best = int(np.argmax(figures))
@@ -95,8 +98,9 @@ def fit_mixture(
         return None
     everything = Observed.joined(observed)
     final = Parameters.first(everything)
-    fit(final, everything, best, FIRST_STEPS)
-    store(final, everything, best, mixture)
+    network = everything.scaled(best)
+    fit(final, everything, network, FIRST_STEPS)
+    store(final, network, mixture)
     return figures[best]
 
 
@@ -113,57 +117,56 @@ class Parameters:
         log_weight: log w, `[K]`.
         log_shrinkage: log κ, scalar.
         strength: a, `[D]`.
+        shift: b, `[len(bins)]`.
     """
 
     log_weight: Tensor
     log_shrinkage: Tensor
     strength: Tensor
+    shift: Tensor
 
     @staticmethod
     def first(observed: Observed) -> list[Parameters]:
         """Gives each source `FIRST_SHARE` of the probability or less, nothing to kinds without evidence."""
         parameters = []
-        for amounts in observed.amounts:
+        for amounts, bins in zip(observed.amounts, observed.bins, strict=True):
             log_weight = amounts.new_full(amounts.shape[1:], math.log(FIRST_SHARE / amounts.shape[1]))
             log_weight = log_weight.masked_fill(amounts.sum(0) == 0, -math.inf)
-            zeros = (amounts.new_zeros(()), amounts.new_zeros(observed.hidden.shape[1]))
+            zeros = (amounts.new_zeros(n) for n in ((), observed.hidden.shape[1], bins))
             parameters.append(Parameters(*(tensor.requires_grad_() for tensor in (log_weight, *zeros))))
         return parameters
 
 
-def offset_of(observed: Observed, index: int) -> Tensor:
-    """c, so that the network's part of the sum is about 1."""
-    return observed.log_total[:, index].mean()
-
-
-def store(parameters: list[Parameters], observed: Observed, index: int, mixture: CountMixture) -> None:
+def store(parameters: list[Parameters], network: Scaled, mixture: CountMixture) -> None:
     """Copies fitted parameters to the mixture."""
-    mixture.scale.fill_(SCALES[index])
-    mixture.offset.copy_(offset_of(observed, index))
-    for weights, source in zip(mixture.weights.values(), parameters, strict=True):
-        weights = cast(Weights, weights)
+    mixture.scale.fill_(network.scale)
+    mixture.offset.copy_(network.offset)
+    of_sources = zip(mixture.each_source(), mixture.each_weights(), parameters, strict=True)
+    for counted, weights, source in of_sources:
         weights.weight.copy_(source.log_weight.detach().exp())
         weights.shrinkage.copy_(source.log_shrinkage.detach().exp())
         weights.strength.copy_(source.strength.detach())
+        weights.shift[counted.bins.start : counted.bins.stop] = source.shift.detach()
 
 
-def fit(parameters: list[Parameters], observed: Observed, index: int, steps: int) -> None:
-    """Brings the parameters to the highest posterior probability with the scale `SCALES[index]`."""
+def fit(parameters: list[Parameters], observed: Observed, network: Scaled, steps: int) -> None:
+    """Brings the parameters to the highest posterior probability with the network at that scale."""
     tensors = [tensor for source in parameters for tensor in vars(source).values()]
     optimizer = torch.optim.Adam(tensors, LEARNING_RATE)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
         optimizer.zero_grad()
-        torch.autograd.backward(loss_of(parameters, observed, index))
+        torch.autograd.backward(loss_of(parameters, observed, network))
         optimizer.step()
 
 
-def loss_of(parameters: list[Parameters], observed: Observed, index: int) -> Tensor:
+def loss_of(parameters: list[Parameters], observed: Observed, network: Scaled) -> Tensor:
     """Minus the log of the posterior probability, a mean over the targets, up to a constant."""
-    offset = offset_of(observed, index)
-    target = [SCALES[index] * observed.score - offset]
-    everything = [observed.log_total[:, index] - offset]
-    prior = observed.score.new_zeros(())
+    shift = shift_of_cells(parameters)
+    share = 1 - network.shares.sum(1) + network.shares @ shift.exp()  # what is left of the sum, or has grown
+    target = [network.score + shift[observed.cell]]
+    everything = [network.log_total + share.clamp(min=TINY).log()]
+    prior = shift.new_zeros(())
     sources = zip(parameters, observed.amounts, observed.totals, observed.kept, strict=True)
     for source, amounts, totals, kept in sources:
         each = source.log_weight.exp() / (source.log_shrinkage.exp() + totals)
@@ -171,5 +174,15 @@ def loss_of(parameters: list[Parameters], observed: Observed, index: int) -> Ten
         target.append(log_gain + ((each * amounts).sum(1) + TINY).log())
         everything.append(log_gain + ((each * kept).sum(1) + TINY).log())
         prior = prior + PRIOR / 2 * source.strength.square().sum()
+        prior = prior + SHIFT_PRIOR / 2 * source.shift.square().sum()
     loss = torch.stack(everything).logsumexp(0) - torch.stack(target).logsumexp(0)
     return loss.mean() + prior / len(loss)
+
+
+def shift_of_cells(parameters: list[Parameters]) -> Tensor:
+    """The sum of the shifts of each cell's bins, `[cells]`."""
+    total = parameters[0].shift.new_zeros(1)
+    for source in parameters:
+        of_bins = torch.cat([source.shift, source.shift.new_zeros(1)])  # the last is that of no bin
+        total = (total[:, None] + of_bins).flatten()
+    return total

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +28,8 @@ BATCH_SIZE = 256
 class Observed:
     """What the likelihood of n targets depends on, besides the weights; float64.
 
+    A cell is one bin, or none, of each source that has `bins`: items in it have their scores shifted alike.
+
     Attributes:
         hidden: `[n, D]`, the row of the last event before each target.
         score: `[n]`, the network's score of the target.
@@ -33,6 +37,9 @@ class Observed:
         amounts: for each source `[n, K]`, E of the target.
         totals: for each source `[n, K]`, Σ E.
         kept: for each source `[n, K]`, Σ E over the items that may be recommended.
+        cell: int64 `[n]`, of the target.
+        shifted: the items of each target's history that are in a bin.
+        bins: for each source, the number of its bins.
     """
 
     hidden: Tensor
@@ -41,6 +48,9 @@ class Observed:
     amounts: list[Tensor]
     totals: list[Tensor]
     kept: list[Tensor]
+    cell: Tensor
+    shifted: Shifted
+    bins: list[int]
 
     def __len__(self) -> int:
         """The number of targets."""
@@ -57,6 +67,7 @@ class Observed:
             sources = zip(*(getattr(part, name) for part in parts), strict=True)
             return [torch.cat(tensors) for tensors in sources]
 
+        firsts = np.cumsum([0, *map(len, parts)])[:-1].tolist()
         return Observed(
             together("hidden"),
             together("score"),
@@ -64,7 +75,61 @@ class Observed:
             of_sources("amounts"),
             of_sources("totals"),
             of_sources("kept"),
+            together("cell"),
+            Shifted.joined([part.shifted for part in parts], firsts),
+            parts[0].bins,
         )
+
+    def scaled(self, index: int) -> Scaled:
+        """The network's part with the scale `SCALES[index]`."""
+        scale, log_total = SCALES[index], self.log_total[:, index]
+        of, cell, score = self.shifted
+        cells = math.prod(bins + 1 for bins in self.bins)
+        each = torch.exp(scale * score - log_total[of])
+        shares = each.new_zeros(len(self) * cells).index_add_(0, of * cells + cell, each)
+        offset = log_total.mean()
+        return Scaled(
+            scale, offset, scale * self.score - offset, log_total - offset, shares.view(len(self), cells)
+        )
+
+
+class Shifted(NamedTuple):
+    """Items whose scores are shifted: m of some targets' histories.
+
+    Attributes:
+        of: int64 `[m]`, the target.
+        cell: int64 `[m]`, of the item.
+        score: float64 `[m]`, the network's; -inf if it may not be recommended.
+    """
+
+    of: Tensor
+    cell: Tensor
+    score: Tensor
+
+    @staticmethod
+    def joined(parts: list[Shifted], firsts: list[int]) -> Shifted:
+        """All items, where the targets of each part are numbered from `firsts` on."""
+        moved = [part._replace(of=part.of + first) for part, first in zip(parts, firsts, strict=True)]
+        return Shifted(*(torch.cat(tensors) for tensors in zip(*moved, strict=True)))
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """The network's part with one scale β.
+
+    Attributes:
+        scale: β.
+        offset: c, so that the sum of exponentials is about 1.
+        score: `[n]`, β score - c of the target.
+        log_total: `[n]`, log Σ_j exp(β score[j] - c).
+        shares: `[n, cells]`, what the items of each cell have of that sum.
+    """
+
+    scale: float
+    offset: Tensor
+    score: Tensor
+    log_total: Tensor
+    shares: Tensor
 
 
 def observe(
@@ -89,54 +154,87 @@ def observe(
             left_out = None
             if exclude_history:
                 left_out = places_of_histories(rows, targets.offsets, targets.items, device)
-            wanted = _wanted(targets, rows, device)
             times = batch.times if model.uses_time else None
             state = model.encode(batch.items, batch.offsets, times)
-            score, log_total = _network(model, state, wanted, left_out)
-            possible = score.isfinite()
-            row, score = wanted.row[possible], score[possible]
-            keys = row * (model.num_items + 1) + wanted.column[possible] + 1
             evidence = model.evidence(mixture, batch.items, batch.offsets, times)
-            parts.append(
-                Observed(
-                    hidden=state.hidden[row].double(),
-                    score=score,
-                    log_total=log_total[row],
-                    amounts=[source.of(keys) for source in evidence],
-                    totals=[source.totals()[row] for source in evidence],
-                    kept=[_kept(source, left_out).totals()[row] for source in evidence],
-                )
-            )
+            wanted = _wanted(targets, rows, model.num_items).to(device)
+            parts.append(_observe(model, mixture, state, evidence, wanted, left_out))
     return Observed.joined(parts)
 
 
-def _wanted(targets: Targets, rows: Int64Array, device: torch.device) -> Places:
-    """The known targets of these rows, numbered from 0."""
+def _observe(
+    model: SequentialModel,
+    mixture: CountMixture,
+    state: Encoded,
+    evidence: list[Evidence],
+    wanted: Tensor,
+    left_out: Places | None,
+) -> Observed:
+    """`observe` for the encoded histories of a batch; `wanted` are the keys of their targets."""
+    bins = [source.bins for source in mixture.each_source()]
+    binned = [counted.of_kinds(kinds).key for counted, kinds in zip(evidence, bins, strict=True)]
+    own = torch.unique(torch.cat(binned))
+    wide = model.num_items + 1
+    log_total, score = _network(model, state, torch.cat([wanted, own]), left_out)
+    score, score_of_own = score[: len(wanted)], score[len(wanted) :]
+    wanted, score = wanted[score.isfinite()], score[score.isfinite()]
+    row = wanted // wide
+    begin = torch.searchsorted(own, row * wide)
+    counts = torch.searchsorted(own, (row + 1) * wide) - begin
+    of = torch.arange(len(row), device=row.device).repeat_interleave(counts)
+    which = torch.arange(len(of), device=row.device) - (counts.cumsum(0) - counts - begin)[of]
+    amounts = [counted.of(wanted) for counted in evidence]
+    return Observed(
+        hidden=state.hidden[row].double(),
+        score=score,
+        log_total=log_total[row],
+        amounts=amounts,
+        totals=[counted.totals()[row] for counted in evidence],
+        kept=[_kept(counted, left_out).totals()[row] for counted in evidence],
+        cell=_cells(evidence, bins, wanted),
+        shifted=Shifted(of, _cells(evidence, bins, own)[which], score_of_own[which]),
+        bins=[len(kinds) for kinds in bins],
+    )
+
+
+def _cells(evidence: list[Evidence], bins: list[range], keys: Tensor) -> Tensor:
+    """The cells of some histories' items, given as `Evidence.key` numbers them: int64 `[m]` -> `[m]`."""
+    cell = torch.zeros_like(keys)
+    for counted, kinds in zip(evidence, bins, strict=True):
+        inside = counted.of(keys)[:, kinds.start : kinds.stop] > 0
+        none = inside.new_ones(len(keys), 1)
+        cell = cell * (len(kinds) + 1) + torch.cat([inside, none], 1).int().argmax(1)
+    return cell
+
+
+def _wanted(targets: Targets, rows: Int64Array, num_items: int) -> Tensor:
+    """The known targets of these rows as `Evidence.key` has them, where rows count from 0; int64 `[n]`."""
     counts = targets.target_offsets[rows + 1] - targets.target_offsets[rows]
     item = targets.target_items[ragged_indices(targets.target_offsets[rows], counts)].astype(np.int64)
-    row = np.repeat(np.arange(len(rows)), counts)
-    order = np.argsort(item, kind="stable")
-    order = order[item[order] > 0]
-    return Places.of(row[order], item[order] - 1, device)
+    key = np.repeat(np.arange(len(rows)), counts) * (num_items + 1) + item
+    return torch.from_numpy(key[item > 0])
 
 
 def _network(
-    model: SequentialModel, state: Encoded, wanted: Places, left_out: Places | None
+    model: SequentialModel, state: Encoded, keys: Tensor, left_out: Places | None
 ) -> tuple[Tensor, Tensor]:
-    """Scores of the targets, -inf for those left out, and `log_total` of the rows, tile by tile."""
-    device, rows = state.hidden.device, len(state.hidden)
+    """`log_total` of the rows, and the network's scores at keys, -inf for those left out; tile by tile."""
+    device, rows, wide = state.hidden.device, len(state.hidden), model.num_items + 1
+    order = (keys % wide).argsort()
+    column = (keys % wide - 1)[order]
+    places = Places((keys // wide)[order], column, column.cpu().numpy())
     log_total = torch.full((rows, len(SCALES)), -torch.inf, dtype=torch.float64, device=device)
-    score = torch.empty(len(wanted.row), dtype=torch.float64, device=device)
+    scores = torch.empty(len(keys), dtype=torch.float64, device=device)
     width = tile_width(rows, device)
     for first in range(0, model.num_items, width):
         last = min(first + width, model.num_items)
         tile = model.score_tile(state, first, last)
         if left_out is not None:
             tile = tile.index_put(left_out.index(first, last), tile.new_full((), -torch.inf))
-        score[wanted.within(first, last)] = tile[wanted.index(first, last)].double()
+        scores[order[places.within(first, last)]] = tile[places.index(first, last)].double()
         sums = torch.stack([(scale * tile).logsumexp(1) for scale in SCALES], 1)
         log_total = torch.logaddexp(log_total, sums.double())
-    return score, log_total
+    return log_total, scores
 
 
 def _kept(evidence: Evidence, left_out: Places | None) -> Evidence:

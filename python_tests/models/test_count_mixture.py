@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from devices import needs_gpu
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hyenarec.config import GRU4RecConfig, ModelConfig, SASRecConfig, SequentialConfig
@@ -24,6 +26,7 @@ from hyenarec.models.mixture.fading import FREQUENCY, HALF_LIVES
 from hyenarec.models.mixture.followers import FADE, KEPT, LATEST, REACH, Followers, count_followers
 from hyenarec.models.mixture.repeats import LAGS, Repeats
 from hyenarec.models.mixture.repeats_by_time import AGES, OF_DAY, OF_WEEK
+from hyenarec.models.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from hyenarec.models.registry import load_model, make_model
 from hyenarec.models.sequential import SequentialModel
 
@@ -58,10 +61,12 @@ def model_of(config: SequentialConfig = CONFIG) -> SequentialModel:
     model.mixture.count(histories_of(TRAIN))
     model.mixture.scale.fill_(0.7)
     model.mixture.offset.fill_(0.2)
-    for weights in model.mixture.weights.values():
+    for name, weights in model.mixture.weights.items():
         weights.weight.copy_(torch.rand_like(weights.weight) * 30)
         weights.shrinkage.fill_(1.5)
         weights.strength.copy_(torch.randn_like(weights.strength))
+        bins = model.mixture.sources[name].bins
+        weights.shift[bins.start : bins.stop].normal_()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
@@ -191,6 +196,9 @@ def test_scores_are_the_mixture(config: SequentialConfig) -> None:
         mass = plain[row].exp()
         for name, weights in mixture.weights.items():
             amounts = expected_evidence(name, history)
+            if name == "repeats":  # amounts of bins of lags are there for items that are in them
+                shift = weights.shift[len(HALF_LIVES) :] @ (amounts[len(HALF_LIVES) :] > 0).double()
+                mass = mass * shift.exp()
             shares = amounts / (weights.shrinkage + amounts.sum(1, keepdim=True))
             mass = mass + torch.exp(hidden[row] @ weights.strength) * (weights.weight @ shares)
         torch.testing.assert_close(scores[row], mass.log(), rtol=1e-6, atol=1e-6)
@@ -284,6 +292,19 @@ def test_a_saved_model_without_counts_loads_without(tmp_path: Path) -> None:
 def test_a_saved_model_has_its_counts(tmp_path: Path) -> None:
     model = model_of().float()
     model.save_pretrained(tmp_path)
+    items, offsets = packed(HISTORIES)
+    assert torch.equal(load_model(tmp_path).score(items, offsets), model.score(items, offsets))
+
+
+def test_counts_of_the_fourth_format_shift_no_scores(tmp_path: Path) -> None:
+    model = model_of().float()
+    for weights in model.mixture.weights.values():
+        weights.shift.zero_()
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS_FILE).items()
+    save_file({name: x for name, x in tensors if not name.endswith(".shift")}, tmp_path / WEIGHTS_FILE)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config | {"format": 4}))
     items, offsets = packed(HISTORIES)
     assert torch.equal(load_model(tmp_path).score(items, offsets), model.score(items, offsets))
 

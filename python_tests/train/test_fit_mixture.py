@@ -53,36 +53,50 @@ def made(users: int = 40, length: int = 15, seed: int = 0) -> tuple[Histories, T
     return train, targets
 
 
+def with_moments(targets: Targets) -> Targets:
+    """The targets with an event an hour, and questions up to a day later."""
+    hours = np.concatenate([np.arange(n) for n in np.diff(targets.offsets)])
+    asked = hours[targets.offsets[1:] - 1] + np.arange(len(targets)) % 25
+    return dataclasses.replace(targets, timestamps=hours * 3600, asked=asked * 3600)
+
+
 @pytest.mark.parametrize("exclude_history", [False, True])
 @pytest.mark.parametrize("tile", [7, 2**21])
-def test_the_loss_is_that_of_the_models_scores(exclude_history, tile, monkeypatch):
+@pytest.mark.parametrize("timed", [False, True])
+def test_the_loss_is_that_of_the_models_scores(timed, exclude_history, tile, monkeypatch):
     monkeypatch.setitem(scoring.TILE_SCORES, "cpu", tile)
     torch.manual_seed(0)
     train, targets = made()
-    model = make_model(CONFIG).double().eval()
+    targets = with_moments(targets)
+    with_time = {"time_unit": "second", "repeats_by_time": True} if timed else {}
+    model = make_model(dataclasses.replace(CONFIG, **with_time)).double().eval()
     mixture = model.new_mixture()
     mixture.count(train)
     observed = observe(model, mixture, targets, 12, exclude_history)
     parameters = [
-        Parameters(torch.randn(k).double(), torch.tensor(0.3).double(), torch.randn(8).double())
-        for k in (26, 6, 16)
+        Parameters(*(torch.randn(n).double() for n in (source.kinds, (), 8, len(source.bins))))
+        for source in mixture.each_source()
     ]
-    store(parameters, observed, 2, mixture)
+    store(parameters, observed.scaled(2), mixture)
     model.mixture = mixture
     expected, n = 0.0, 0
     with scoring_mode(model):
         for row in range(len(targets)):
-            history = torch.from_numpy(targets.items[targets.offsets[row] : targets.offsets[row + 1]]).long()
+            known = slice(*targets.offsets[row : row + 2])
+            history = torch.from_numpy(targets.items[known]).long()
             window = history[-12:]
-            scores = model.score(window, torch.tensor([0, len(window)]))[0]
+            moments = [torch.from_numpy(targets.timestamps[known])[-12:], torch.tensor([targets.asked[row]])]
+            scores = model.score(window, torch.tensor([0, len(window)]), *(moments if timed else []))[0]
             if exclude_history:
                 scores[history - 1] = -torch.inf
             for item in targets.target_items[targets.target_offsets[row] : targets.target_offsets[row + 1]]:
                 if item > 0 and scores[item - 1].isfinite():
                     expected, n = expected - float(scores.log_softmax(0)[item - 1]), n + 1
     assert len(observed.score) == n
-    prior = sum(mixture_module.PRIOR / 2 * float(p.strength.square().sum()) for p in parameters)
-    assert float(loss_of(parameters, observed, 2)) == pytest.approx((expected + prior) / n, rel=1e-6)
+    for source in parameters:
+        expected += mixture_module.PRIOR / 2 * float(source.strength.square().sum())
+        expected += mixture_module.SHIFT_PRIOR / 2 * float(source.shift.square().sum())
+    assert float(loss_of(parameters, observed, observed.scaled(2))) == pytest.approx(expected / n, rel=1e-6)
 
 
 def test_fitting_raises_the_likelihood_and_is_the_same_every_time():
@@ -92,12 +106,12 @@ def test_fitting_raises_the_likelihood_and_is_the_same_every_time():
     mixture = model.new_mixture()
     mixture.count(train)
     observed = observe(model, mixture, targets, 12, False)
-    fitted = []
+    fitted, network = [], observed.scaled(0)
     for _ in range(2):
         parameters = Parameters.first(observed)
-        first = float(loss_of(parameters, observed, 0).detach())
-        fit(parameters, observed, 0, FIRST_STEPS)
-        assert float(loss_of(parameters, observed, 0).detach()) < first - 0.3
+        first = float(loss_of(parameters, observed, network).detach())
+        fit(parameters, observed, network, FIRST_STEPS)
+        assert float(loss_of(parameters, observed, network).detach()) < first - 0.3
         fitted.append(parameters[2].log_weight.detach())
     assert torch.equal(*fitted)
     assert fitted[0].argmax() == 0  # it is the last item that matters
@@ -180,6 +194,26 @@ def test_what_cannot_be_recommended_has_no_weight():
     weights = model.mixture.weights
     assert not weights["repeats"].weight.any() and not weights["own_followers"].weight.any()
     assert weights["followers"].weight.any()
+
+
+def test_items_that_the_network_wants_back_too_early_are_taken_out_of_the_way():
+    train, targets = made(400)  # an item is hardly ever followed by itself
+    torch.manual_seed(0)
+    model = make_model(dataclasses.replace(CONFIG, max_len=15, dim=64)).eval()
+    with torch.no_grad():
+        model.items.weight *= 20  # so a row is the last item's own, and so is the highest score
+    items, offsets = torch.from_numpy(targets.items).long(), torch.from_numpy(targets.offsets)
+
+    def first_is_the_last_item() -> float:
+        first = model.score(items, offsets).argmax(1) + 1
+        return (first == items[offsets[1:] - 1]).double().mean().item()
+
+    assert first_is_the_last_item() > 0.9
+    mixed_into(model, train, targets)
+    assert first_is_the_last_item() < 0.1
+    shift = model.mixture.weights["repeats"].shift
+    assert shift[model.mixture.sources["repeats"].bins.start] < -1
+    assert not model.mixture.weights["followers"].shift.any()
 
 
 def test_a_run_reports_and_saves_what_it_mixes_in(make_config, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Counts mixed into the softmax over the catalogue.
 
-    P(j) ∝ exp(β score[j] - c) + Σ_h g_h Σ_k w_hk E_hk[j] / (κ_h + Σ_i E_hk[i]),   g_h = exp(a_h · hidden)
+    P(j) ∝ exp(β score[j] + b[j] - c) + Σ_h g_h Σ_k w_hk E_hk[j] / (κ_h + Σ_i E_hk[i])
+    g_h = exp(a_h · hidden)
 
 The network knows what items have in common, but not what a few events tell about a single one; counts do.
 E_hk[j] is what source h counts for item j after a history (`SOURCES` has them), 0 for most items. κ makes
@@ -8,8 +9,14 @@ little evidence count less; the network's hidden row says how much a source coun
 the confidence that a network has in what it was trained on. c only keeps numbers near 1. The mixed scores are
 the logarithm of the right side.
 
+b shifts the network's scores of the items that the history has by how long ago it had them, in events and
+seconds: each source with `bins` has a term for the item's bin. It is 0 for all other items. In blocks with a
+residual path a hidden row holds the vector of the last item itself, and scores are products with the same
+vectors: where people rarely take a thing twice in a row, a network recommends the last items all the same,
+and a sum with what is counted can't take that back.
+
 Nothing of this is trained with the network, which would leave to the counts what it can learn better itself,
-and weigh them by events it has seen: `train/mixture.py` fits β, w, κ and a to the validation targets.
+and weigh them by events it has seen: `train/mixture.py` fits β, b, w, κ and a to the validation targets.
 
 Source: Neubig and Dyer, "Generalizing and hybridizing count-based and neural language models", EMNLP 2016;
 weights from held-out data: Jelinek and Mercer, "Interpolated estimation of Markov source parameters from
@@ -20,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,12 +59,14 @@ class Weights(nn.Module):
     """
 
     weight: Tensor
+    shift: Tensor
     shrinkage: Tensor
     strength: Tensor
 
     def __init__(self, kinds: int, dim: int) -> None:
         super().__init__()
         self.register_buffer("weight", torch.zeros(kinds))  # w
+        self.register_buffer("shift", torch.zeros(kinds))  # b, of the kinds that are bins
         self.register_buffer("shrinkage", torch.ones(()))  # κ
         self.register_buffer("strength", torch.zeros(dim))  # a
 
@@ -65,39 +75,46 @@ class Weights(nn.Module):
         gain = torch.exp((hidden.double() * self.strength).sum(-1, keepdim=True))
         return gain * self.weight / (self.shrinkage + totals)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Takes also what was saved before there was a shift, as `load_state_dict` asks each module to do."""
+        state_dict.setdefault(f"{prefix}shift", torch.zeros_like(self.shift))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
 
 @dataclass(frozen=True, eq=False)
 class Added:
-    """What is added to the exponentials of some scores, each of which is here once.
+    """What is added to some scores and to their exponentials; each of these scores is here once.
 
     Attributes:
         row: int64 `[n]`, of the history.
         column: int64 `[n]`, the item's id - 1, ascending.
-        log_amount: float64 `[n]`.
+        shift: float64 `[n]`, added to the score.
+        log_amount: float64 `[n]`, the logarithm of what is then added to the exponential.
         columns: `column` on the host, where those of a tile are looked up.
     """
 
     row: Tensor
     column: Tensor
+    shift: Tensor
     log_amount: Tensor
     columns: Int64Array
 
     @staticmethod
-    def of(row: Tensor, column: Tensor, amount: Tensor) -> Added:
-        """Sums up the amounts of each score."""
+    def of(row: Tensor, column: Tensor, shift: Tensor, amount: Tensor) -> Added:
+        """Sums up what is added to each score."""
         rows = int(row.max()) + 1 if len(row) > 0 else 1
         key, place = torch.unique(column * rows + row, return_inverse=True)
-        sums = torch.zeros_like(key, dtype=amount.dtype).index_add(0, place, amount)
+        sums = torch.zeros(len(key), 2, dtype=amount.dtype, device=amount.device)
+        shift, amount = sums.index_add(0, place, torch.stack([shift, amount], 1)).unbind(1)
         column = key // rows
-        return Added(key % rows, column, sums.log(), column.cpu().numpy())
+        return Added(key % rows, column, shift, amount.log(), column.cpu().numpy())
 
     def mix_into(self, scores: Tensor, first: int) -> Tensor:
-        """log(exp(scores) + amounts), in place, of the scores `[B, v]` of the columns from `first` on."""
+        """Adds, in place, to scores `[B, v]` of the columns from `first` on, and to their exponentials."""
         here = slice(*np.searchsorted(self.columns, (first, first + scores.shape[1])))
         place = (self.row[here], self.column[here] - first)
-        return scores.index_put_(
-            place, torch.logaddexp(scores[place], self.log_amount[here].to(scores.dtype))
-        )
+        shift, log_amount = (x[here].to(scores.dtype) for x in (self.shift, self.log_amount))
+        return scores.index_put_(place, torch.logaddexp(scores[place] + shift, log_amount))
 
 
 class CountMixture(nn.Module):
@@ -121,28 +138,34 @@ class CountMixture(nn.Module):
 
     def count(self, train: Histories) -> None:
         """Counts what the sources need of the training events."""
-        for source in self._sources():
+        for source in self.each_source():
             source.count(train)
 
     def evidence(self, items: Tensor, offsets: Tensor, seconds: Times | None = None) -> list[Evidence]:
         """What each source counts after packed histories; see `Source.evidence`."""
-        return [source.evidence(items, offsets, seconds) for source in self._sources()]
+        return [source.evidence(items, offsets, seconds) for source in self.each_source()]
 
     def memories(self, device: torch.device) -> list[Memory]:
         """What each source keeps of an empty history."""
-        return [source.memory(device) for source in self._sources()]
+        return [source.memory(device) for source in self.each_source()]
 
     def weigh(self, evidence: Iterable[Evidence], hidden: Tensor) -> Added:
         """Turns what the sources count into what is added; `hidden` `[B, D]` are the scores' rows."""
         parts = []
-        for source, weights in zip(evidence, self.weights.values(), strict=True):
+        for source, weights in zip(evidence, self.each_weights(), strict=True):
             each = weights(source.totals(), hidden)[source.row, source.kind]
-            parts.append((source.row, source.item - 1, each * source.amount))
+            shift = weights.shift.double()[source.kind]
+            parts.append((source.row, source.item - 1, shift, each * source.amount))
         return Added.of(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
     def mix(self, scores: Tensor, added: Added, first: int) -> Tensor:
         """The scores `[B, v]` of the columns from `first` on, mixed with what is added."""
         return added.mix_into(self.scale.to(scores.dtype) * scores - self.offset.to(scores.dtype), first)
 
-    def _sources(self) -> list[Source]:
+    def each_source(self) -> list[Source]:
+        """The sources in their order."""
         return list(self.sources.values())  # type: ignore[arg-type]
+
+    def each_weights(self) -> list[Weights]:
+        """The weights of the sources."""
+        return list(self.weights.values())  # type: ignore[arg-type]

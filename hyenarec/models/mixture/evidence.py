@@ -56,6 +56,10 @@ class Evidence:
         row, kind, item, amount = (x[chosen] for x in (self.row, self.kind, self.item, self.amount))
         return Evidence(row, kind, item, amount, self.shape)
 
+    def of_kinds(self, kinds: range) -> Evidence:
+        """The amounts of neighbouring kinds."""
+        return self.where((self.kind >= kinds.start) & (self.kind < kinds.stop))
+
     def totals(self) -> Tensor:
         """Σ_j E[b, k, j], `[B, K]`."""
         return self._sums(self.row, self.shape[0])
@@ -82,9 +86,11 @@ class Source(nn.Module):
 
     Attributes:
         kinds: K, how many different amounts an item has.
+        bins: the kinds that are bins, if any: an item that the source counts is in exactly one of them.
     """
 
     kinds: int
+    bins = range(0)
 
     def __init__(self, num_items: int) -> None:
         super().__init__()

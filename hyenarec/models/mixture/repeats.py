@@ -30,6 +30,7 @@ class Repeats(Source):
     """Counts the items of the history; see the top of this file, and `Source`."""
 
     kinds = len(HALF_LIVES) + len(LAGS)
+    bins = range(len(HALF_LIVES), kinds)
     lags: Tensor
 
     def __init__(self, num_items: int) -> None:
@@ -44,7 +45,7 @@ class Repeats(Source):
     def of_sums(self, row: Tensor, item: Tensor, sums: Tensor, latest: Tensor, rows: int) -> Evidence:
         """From the amounts of the first line `[n, K]` and τ `[n]` of distinct items of histories."""
         each = Evidence.of_first_kinds(row, item, sums, (rows, self.kinds, self.num_items))
-        kind = len(HALF_LIVES) + torch.bucketize(latest, self.lags, right=True)
+        kind = self.bins.start + torch.bucketize(latest, self.lags, right=True)
         by_lag = Evidence(row, kind, item, frequency(sums, latest), (rows, self.kinds, self.num_items))
         return Evidence.joined([each, by_lag])
 

@@ -33,6 +33,7 @@ class RepeatsByTime(Source):
     """Counts the history's items by time; see the top of this file, and `Source`."""
 
     kinds = len(OF_DAY) + len(OF_WEEK) + len(AGES)
+    bins = range(len(OF_DAY) + len(OF_WEEK), kinds)
     of_day: Tensor
     of_week: Tensor
     ages: Tensor
@@ -69,7 +70,7 @@ class RepeatsByTime(Source):
 
     def of_ages(self, row: Tensor, item: Tensor, amount: Tensor, age: Tensor, rows: int) -> Evidence:
         """The second line, from F `[n]` of distinct items of histories, and seconds since the last one."""
-        kind = len(OF_DAY) + len(OF_WEEK) + torch.bucketize(age, self.ages, right=True)
+        kind = self.bins.start + torch.bucketize(age, self.ages, right=True)
         return Evidence(row, kind, item, amount, (rows, self.kinds, self.num_items))
 
     def memory(self, device: torch.device) -> TimeMemory:

@@ -351,10 +351,13 @@ def linear_cross_entropy(
     log_q: Tensor | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
+    adjusted: Tensor | None = None,
+    adjustment: Tensor | None = None,
 ) -> Tensor:
     """Softmax cross-entropy over a whole catalogue, or sampled items of it, without the scores in memory.
 
-    score[i, v] = hidden[i] · weight[v] + bias[v] - log_q[v], and with p[i] the softmax of score[i] over the
+    score[i, v] = hidden[i] · weight[v] + bias[v] - log_q[v], plus adjustment[i, k] if v is adjusted[i, k];
+    with p[i] the softmax of score[i] over the
     row's classes, loss[i] = -(1 - s) log p[i, target[i]] - s mean_c log p[i, c], s being `label_smoothing`:
     `torch.nn.functional.cross_entropy` of the scores, which exist a tile at a time only. Memory is O(M + V D)
     and one tile. For "mean" and "sum" the forward pass computes the gradients, too, where they are needed, so
@@ -389,6 +392,9 @@ def linear_cross_entropy(
             among the candidates, up to a constant. It has no gradient. Only with `candidates`; None: zeros.
         label_smoothing: in [0, 1].
         reduction: "mean" over the rows that have a target, 0 where none has; "sum"; or "none".
+        adjusted: [M, K], int64, in [0, V), or -1 for none: items whose scores are adjusted for a row, each
+            once; only without candidates, and with `adjustment`. None: no scores are.
+        adjustment: [M, K], float64 if `hidden` is, else float32: what is added to them; differentiable.
 
     Returns:
         A scalar, or [M] for "none"; float64 if `hidden` is, else float32. Products of 16-bit arguments are
@@ -396,13 +402,13 @@ def linear_cross_entropy(
 
     Raises:
         RuntimeError: a shape, dtype, device or number is wrong, or `log_q` requires a gradient; on the CPU
-            also a target or candidate out of range.
+            also a target, candidate or adjusted item out of range.
 
     Source: sampled softmax and the logQ correction of Bengio and Senécal, "Adaptive importance sampling to
     accelerate training of a neural probabilistic language model", IEEE Transactions on Neural Networks 2008;
     the gradient within the forward pass as in Liger Kernel (Hsu et al., arXiv 2410.10989).
     """
     loss: Tensor = torch.ops.hyenarec.linear_cross_entropy(
-        hidden, weight, bias, target, candidates, log_q, label_smoothing, reduction
+        hidden, weight, bias, target, candidates, log_q, label_smoothing, reduction, adjusted, adjustment
     )
     return loss

@@ -157,6 +157,8 @@ def linear_cross_entropy(
     log_q: Tensor | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
+    adjusted: Tensor | None = None,
+    adjustment: Tensor | None = None,
 ) -> Tensor:
     """Returns the cross-entropy of each row's softmax over all items, or over its target and candidates."""
     scores = hidden @ weight.mT
@@ -164,6 +166,8 @@ def linear_cross_entropy(
         scores = scores + bias
     if log_q is not None:
         scores = scores - log_q
+    if adjusted is not None and adjustment is not None:
+        scores = scores.scatter_add(1, adjusted.clamp(min=0), adjustment.where(adjusted >= 0, 0))
     has_target, target = target >= 0, target.clamp(min=0)[:, None]
     of_target = scores.gather(1, target)
     is_class = torch.ones_like(scores, dtype=torch.bool)

@@ -20,6 +20,7 @@ FIXED: dict[str, Any] = {
     "epochs": 20,
     "batch_events": 8192,
     "patience": 10,
+    "model.lag_bias": False,
     "model.repeats": False,
     "model.own_followers": False,
     "model.followers": False,

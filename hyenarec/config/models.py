@@ -63,6 +63,8 @@ class SequentialConfig(RecommenderConfig):
     Attributes:
         dim: D, channels of an event.
         dropout: probability on the embeddings, every residual branch, and between recurrent layers.
+        lag_bias: whether the scores of the 16 latest items have a learned bias by the number of events since,
+            for data in which people come back to items, or not right away; by the full softmax only.
         repeat_head: whether a head that is trained with the network, by the full softmax only, adds to the
             scores of the history's items by when they occurred.
         repeats: whether to count how often the history has its items, for data in which people come back to
@@ -78,6 +80,7 @@ class SequentialConfig(RecommenderConfig):
 
     dim: int = 64
     dropout: float | Auto = "auto"
+    lag_bias: bool | Auto = "auto"
     repeat_head: bool = False
     repeats: bool | Auto = "auto"
     own_followers: bool | Auto = "auto"
@@ -94,7 +97,7 @@ class SequentialConfig(RecommenderConfig):
         super().__post_init__()
         require_count("model.dim", self.dim)
         require_switch("model.repeat_head", self.repeat_head)
-        for name in ("repeats", "own_followers", "followers", "repeats_by_time"):
+        for name in ("lag_bias", "repeats", "own_followers", "followers", "repeats_by_time"):
             if getattr(self, name) != "auto":
                 require_switch(f"model.{name}", getattr(self, name))
         if self.time_unit is not None:

@@ -15,6 +15,7 @@ from hyenarec.config.auto import settled
 from hyenarec.data.time_checks import require_questions
 from hyenarec.data.times import Times, in_seconds
 from hyenarec.models.dropout import Dropout
+from hyenarec.models.lag_bias import LagBias, of_histories
 from hyenarec.models.layers import EMBEDDING_STD
 from hyenarec.models.mixture.count_mixture import SOURCES, Added, CountMixture
 from hyenarec.models.mixture.evidence import Evidence
@@ -28,11 +29,13 @@ class Encoded(NamedTuple):
 
     Attributes:
         hidden: `[B, D]`, the row of each history's last event, asked at a moment if the model knows time.
+        latest: int64 `[B, LAGS]`, the columns with a `lag_bias`; None without one.
         repeats: what the items of the histories score besides; None without a repeat head.
         added: what counts add to some scores; None without a mixture.
     """
 
     hidden: Tensor
+    latest: Tensor | None
     repeats: RepeatScores | None
     added: Added | None
 
@@ -64,6 +67,7 @@ class SequentialModel(PretrainedModel):
         config = self.config
         self.items = nn.Embedding(self.num_items + 1, config.dim, padding_idx=0)
         self.item_bias = nn.Parameter(torch.zeros(self.num_items))
+        self.lag_bias = LagBias() if settled(config.lag_bias) else None
         self.repeat_head: RepeatHead | None = None
         if config.repeat_head:
             self.repeat_head = RepeatHead(config.dim, self.num_items, self.max_len)
@@ -207,12 +211,13 @@ class SequentialModel(PretrainedModel):
         if times is not None:
             require_questions(times, offsets, self.config.time_unit)
         hidden = self._last_rows(items, offsets, times)
+        latest = None if self.lag_bias is None else of_histories(items, offsets)
         head, mixture = self.repeat_head, self.mixture
         repeats = None if head is None else head.of_histories(items, offsets, hidden)
         added = None
         if mixture is not None:
             added = mixture.weigh(self.evidence(mixture, items, offsets, times), hidden)
-        return Encoded(hidden, repeats, added)
+        return Encoded(hidden, latest, repeats, added)
 
     def _last_rows(self, items: Tensor, offsets: Tensor, times: Times | None) -> Tensor:
         """The rows `[B, D]` of which scores are made."""
@@ -240,6 +245,8 @@ class SequentialModel(PretrainedModel):
     def score_tile(self, state: Encoded, first: int, last: int) -> Tensor:
         """The columns `first` up to `last` of the scores, `[B, last - first]`, from what `encode` gave."""
         scores = torch.addmm(self.item_bias[first:last], state.hidden, self.item_weight[first:last].t())
+        if self.lag_bias is not None and state.latest is not None:
+            scores = self.lag_bias.add_to(scores, state.latest, first)
         if state.repeats is not None:
             scores = state.repeats.add_to(scores, first)
         if self.mixture is None:

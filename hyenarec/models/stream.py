@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hyenarec.config import ModelConfig
 from hyenarec.data.time_checks import require_range, whole_moment
 from hyenarec.data.times import in_seconds
+from hyenarec.models.lag_bias import LAGS, LagBias, of_histories
 from hyenarec.models.mixture.count_mixture import CountMixture
 from hyenarec.models.repeats import RepeatHead, RepeatMemory
 from hyenarec.models.time import Moment, Question
@@ -50,6 +51,7 @@ class StreamedModel(Protocol):
     items: nn.Embedding
     item_bias: nn.Parameter
     norm: nn.LayerNorm
+    lag_bias: LagBias | None
     repeat_head: RepeatHead | None
     mixture: CountMixture | None
     start: Tensor | None
@@ -109,6 +111,7 @@ class Stream:
         norm, norm_first = model.norm.forward, model.config.norm == "pre"
         self._enter: Callable[[Tensor], Tensor] = _unchanged if norm_first else norm
         self._leave: Callable[[Tensor], Tensor] = norm if norm_first else _unchanged
+        self._items: list[int] = []  # the latest ones
         self._repeats = None if model.repeat_head is None else RepeatMemory(model.repeat_head)
         self._memories = [] if model.mixture is None else model.mixture.memories(model.item_bias.device)
         self._length = 0
@@ -167,6 +170,7 @@ class Stream:
         self._whole = False
         for block in self._blocks:
             x = block(x, position)
+        self._items = [*self._items, *ids][-LAGS:]
         if self._repeats is not None:
             for place, item in enumerate(ids, self._length):
                 self._repeats.append(item, place)
@@ -198,6 +202,10 @@ class Stream:
         if model.question is not None:
             hidden = model.question(hidden[None], *self._of_moments(asked))[0]
         scores = torch.addmv(model.item_bias, model.item_weight, hidden)
+        if model.lag_bias is not None:
+            items = torch.tensor(self._items, dtype=torch.int64)
+            columns = of_histories(items, torch.tensor([0, len(items)]))
+            scores = model.lag_bias.add_to(scores[None], columns.to(scores.device), 0)[0]
         if self._repeats is not None:
             scores = self._repeats.scores(hidden, self._length).add_to(scores[None], 0)[0]
         if model.mixture is None:

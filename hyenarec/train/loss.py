@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from hyenarec import ops
 from hyenarec.config import LossConfig, LossName
 from hyenarec.config.auto import settled, with_fixed
 from hyenarec.data.times import Times
+from hyenarec.models.lag_bias import of_events
 from hyenarec.models.sequential import SequentialModel
 from hyenarec.train.item_rows import ItemRows
 
@@ -44,6 +46,11 @@ class NextItemLoss(nn.Module):
     def __init__(self, model: SequentialModel, config: LossConfig | None = None) -> None:
         super().__init__()
         self.model, self.config = model, with_fixed(config or LossConfig(), "loss.")
+        if model.lag_bias is not None and self.config.is_sampled:
+            raise ValueError(
+                "model.lag_bias must be false unless the loss is the softmax, got true with "
+                f"{self.config.name}"
+            )
         if model.repeat_head is not None and not self.config.is_plain_softmax:
             raise ValueError(
                 "model.repeat_head must be false unless the loss is the softmax without label smoothing, got "
@@ -96,13 +103,19 @@ class NextItemLoss(nn.Module):
     ) -> Tensor:
         hidden = self._answers(self.model(items, offsets, _events(times)), times)
         arguments = (hidden, self.model.item_weight, self.model.item_bias, targets.flatten() - 1)
-        repeats = self.model.repeat_head
-        if repeats is None:
+        lag_bias, repeats = self.model.lag_bias, self.model.repeat_head
+        if lag_bias is None and repeats is None:
             return softmax_sum(*arguments, self.config)
         if offsets is None:
             offsets = torch.arange(len(items) + 1, device=items.device) * items.shape[1]
-        of_targets = repeats.of_targets(items.flatten(), offsets, targets.flatten())
-        return mixture_sum(*arguments, repeats.log_gain(hidden), *of_targets)
+        items, adjusted = items.flatten(), None
+        if lag_bias is not None:
+            columns = of_events(items, offsets)
+            adjusted = Adjusted(columns, lag_bias(columns))
+        if repeats is None:
+            return softmax_sum(*arguments, self.config, adjusted=adjusted)
+        of_targets = repeats.of_targets(items, offsets, targets.flatten())
+        return mixture_sum(*arguments, repeats.log_gain(hidden), *of_targets, adjusted=adjusted)
 
     def _answers(self, rows: Tensor, times: Times | None) -> Tensor:
         """The rows `[M, D]` of which scores are made."""
@@ -163,6 +176,22 @@ SAMPLED_LOSSES: dict[LossName, Callable[[Comparison, LossConfig, int], Tensor]] 
 """The formula of each sampled loss; the last argument is V, the size of the catalogue."""
 
 
+class Adjusted(NamedTuple):
+    """Scores to which something is added, as `ops.linear_cross_entropy` has them.
+
+    Attributes:
+        columns: `[M, K]` int64, -1 for none.
+        amounts: `[M, K]`.
+    """
+
+    columns: Tensor
+    amounts: Tensor
+
+    def of(self, target: Tensor) -> Tensor:
+        """What is added to the scores of the targets, `[M]`."""
+        return self.amounts.masked_fill(self.columns != target[:, None], 0).sum(1)
+
+
 def softmax_sum(
     hidden: Tensor,
     weight: Tensor,
@@ -172,11 +201,13 @@ def softmax_sum(
     candidates: Tensor | None = None,
     log_q: Tensor | None = None,
     reduction: str = "sum",
+    adjusted: Adjusted | None = None,
 ) -> Tensor:
     """`ops.linear_cross_entropy`, summed, with products in autocast's dtype; arguments as it has them."""
     if torch.is_autocast_enabled(hidden.device.type):
         half = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(half), weight.to(half)
+    amount_type = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     return ops.linear_cross_entropy(
         hidden,
         weight,
@@ -186,6 +217,8 @@ def softmax_sum(
         log_q=log_q,
         label_smoothing=config.label_smoothing,
         reduction=reduction,
+        adjusted=None if adjusted is None else adjusted.columns,
+        adjustment=None if adjusted is None else adjusted.amounts.to(amount_type),
     )
 
 
@@ -197,6 +230,7 @@ def mixture_sum(
     log_gain: Tensor,
     log_repeats: Tensor,
     log_all_repeats: Tensor,
+    adjusted: Adjusted | None = None,
 ) -> Tensor:
     """Cross-entropy, summed, of scores to which a `RepeatHead` adds.
 
@@ -210,13 +244,18 @@ def mixture_sum(
         log_gain: `[M]`, how much repeats count.
         log_repeats: `[M]`, log A of the targets, which may be -inf.
         log_all_repeats: `[M]`, log Σ A, over all items.
+        adjusted: what else is added to some scores.
 
     Returns:
         A scalar, at least float32.
     """
-    loss = softmax_sum(hidden, weight, bias, target, LossConfig(name="softmax"), reduction="none")
+    loss = softmax_sum(
+        hidden, weight, bias, target, LossConfig(name="softmax"), reduction="none", adjusted=adjusted
+    )
     rows = F.embedding(target.clamp(min=0), weight)
     score = (hidden * rows).sum(-1, dtype=loss.dtype) + bias[target]
+    if adjusted is not None:
+        score = score + adjusted.of(target)
     repeats, everything = log_gain + log_repeats, log_gain + log_all_repeats
     loss = torch.logaddexp(loss + score, everything) - torch.logaddexp(score, repeats)
     return loss.masked_fill(target < 0, 0).sum()

@@ -134,6 +134,13 @@ def repeats(data: Statistics, config: TrainConfig) -> Answer:
     return data.repeats >= REPEATING, f"{data.repeats:.1%} of the events repeat an item of their history"
 
 
+def lag_bias(data: Statistics, config: TrainConfig) -> Answer:
+    """Learns a bias for the latest items where they may come back, with the full softmax."""
+    if config.loss.name != "softmax":
+        return False, f"with the loss {config.loss.name}"
+    return repeats(data, config)
+
+
 def repeats_by_time(data: Statistics, config: TrainConfig) -> Answer:
     """Counts the history's items by time where their repeats count and the time is known."""
     model = cast(SequentialConfig, config.model)
@@ -184,6 +191,7 @@ RULES: dict[str, Callable[[Statistics, TrainConfig], Answer]] = {
     "model.max_len": max_len,
     "model.dropout": dropout,
     "loss.name": loss,
+    "model.lag_bias": lag_bias,
     "model.repeats": repeats,
     "model.own_followers": repeats,
     "model.followers": followers,

@@ -19,7 +19,7 @@ MakeDecay = Callable[[int, int], Tensor]  # from channels and horizon
 # What goes beside activations in 16 bits without being one: these stay in float32.
 PARAMETERS = {"kernel", "coeffs", "decay", "skip", "weight", "bias", "short_weight", "short_bias", "log_q"}
 # Tensor arguments without a gradient.
-CONSTANTS = {"offsets", "target", "candidates", "log_q", "seed"}
+CONSTANTS = {"offsets", "target", "candidates", "log_q", "adjusted", "seed"}
 GATES = ("pre_gate", "post_gate")
 OPTIONAL = ("skip", *GATES)  # of fft_conv and legendre_conv
 
@@ -175,8 +175,12 @@ def linear_cross_entropy_case(
     bias: bool = True,
     label_smoothing: float = 0.0,
     reduction: str = "none",
+    adjusted: int | None = None,
 ) -> Arguments:
-    """Every fifth row has no target. Half of the candidates are targets, and the first one is there twice."""
+    """Every fifth row has no target. Half of the candidates are targets, and the first one is there twice.
+
+    Half of the rows have their target among the items with an adjusted score; some of these are none.
+    """
     generator = torch.Generator().manual_seed(rows)
     target = torch.randint(items, (rows,), generator=generator)
     target[3::5] = -1
@@ -189,6 +193,12 @@ def linear_cross_entropy_case(
         sampled = {"candidates": drawn}
     if log_q:
         sampled["log_q"] = random(items, seed=4)
+    if adjusted is not None:
+        order = torch.rand(rows, items, generator=generator)
+        order[torch.arange(0, rows, 2), target[::2]] = -1  # the target is first
+        drawn = order.argsort(1)[:, :adjusted]
+        sampled["adjusted"] = drawn.masked_fill(torch.arange(drawn.shape[1]) % 3 == 2, -1)
+        sampled["adjustment"] = random(*drawn.shape, seed=5)
     return {
         "hidden": random(rows, channels, seed=1),
         "weight": random(items, channels, seed=2),
@@ -265,6 +275,11 @@ SMALL_CASES: dict[str, Case] = {
     ),
     "linear_cross_entropy": ("linear_cross_entropy", linear_cross_entropy_case(label_smoothing=0.25)),
     "linear_cross_entropy plain": ("linear_cross_entropy", linear_cross_entropy_case(bias=False)),
+    "linear_cross_entropy adjusted": ("linear_cross_entropy", linear_cross_entropy_case(adjusted=4)),
+    "linear_cross_entropy adjusted sum": (
+        "linear_cross_entropy",
+        linear_cross_entropy_case(adjusted=4, label_smoothing=0.25, reduction="sum"),
+    ),
     "linear_cross_entropy mean": ("linear_cross_entropy", linear_cross_entropy_case(reduction="mean")),
     "linear_cross_entropy sampled": (
         "linear_cross_entropy",
@@ -289,6 +304,10 @@ LARGE_CASES: dict[str, Case] = {
     "hyena_mixer packed": ("hyena_mixer", hyena_mixer_case(packed(*range(90), 3, 2000, 1), 70, 17)),
     "dropout_add_layer_norm": ("dropout_add_layer_norm", dropout_add_layer_norm_case((20, 300), 70, p=0.25)),
     "linear_cross_entropy": ("linear_cross_entropy", linear_cross_entropy_case(2500, 1100, 33)),
+    "linear_cross_entropy adjusted": (
+        "linear_cross_entropy",
+        linear_cross_entropy_case(2500, 1100, 33, adjusted=16),
+    ),
     "linear_cross_entropy sampled": (
         "linear_cross_entropy",
         linear_cross_entropy_case(2500, 1100, 33, 300, log_q=True, reduction="mean"),

@@ -48,16 +48,44 @@ def test_matches_oracle(reduction: str, candidates: int | None, dtype: torch.dty
 
 
 @on_devices
-@pytest.mark.parametrize("candidates", [None, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("adjusted", [0, 1, 16])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_matches_oracle_with_adjusted_scores(
+    reduction: str, adjusted: int, dtype: torch.dtype, device: str
+) -> None:
+    for label_smoothing in (0.0, 0.25):
+        for rows, items, bias in ((1500, 77, True), (130, 601, False), (0, 5, True), (3, 1, True)):
+            arguments = linear_cross_entropy_case(
+                rows, items, 20, None, False, bias, label_smoothing, reduction, adjusted
+            )
+            tolerance = {torch.float32: 5e-6, torch.float64: 1e-13}[dtype]
+            assert_matches_oracle("linear_cross_entropy", arguments, dtype, device, tolerance)
+
+
+@on_devices
+def test_only_the_adjustment_may_need_a_gradient(device: str) -> None:
+    arguments = converted(linear_cross_entropy_case(adjusted=4, reduction="sum"), torch.float64, device)
+    _, expected = solve(ops.linear_cross_entropy, arguments)
+    for name in ("hidden", "weight", "bias"):
+        arguments[name] = arguments[name].detach()
+    _, gradients = solve(ops.linear_cross_entropy, arguments)
+    assert gradients.keys() == {"adjustment"}
+    torch.testing.assert_close(gradients["adjustment"], expected["adjustment"])
+    assert gradients["adjustment"][arguments["adjusted"] < 0].eq(0).all()
+
+
+@on_devices
+@pytest.mark.parametrize(("candidates", "adjusted"), [(None, None), (40, None), (None, 7)])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("bias_in_16_bits", [False, True])
 @pytest.mark.instruction_sets
 def test_matches_oracle_in_16_bits(
-    bias_in_16_bits: bool, reduction: str, candidates: int | None, device: str
+    bias_in_16_bits: bool, reduction: str, candidates: int | None, adjusted: int | None, device: str
 ) -> None:
     """hidden and weight have 16 bits, sums and the loss have 32."""
     arguments = linear_cross_entropy_case(
-        1500, 77, 20, candidates, candidates is not None, reduction=reduction
+        1500, 77, 20, candidates, candidates is not None, reduction=reduction, adjusted=adjusted
     )
     expected_loss, expected = solve(
         reference.linear_cross_entropy, converted(arguments, torch.float64, "cpu")
@@ -265,6 +293,13 @@ GOOD: Arguments = {
     "label_smoothing": 0.1,
     "reduction": "none",
 }
+ADJUSTED: Arguments = {
+    **GOOD,
+    "candidates": None,
+    "log_q": None,
+    "adjusted": torch.tensor([[0, 5], [-1, 1], [2, -1]]),
+    "adjustment": torch.ones(3, 2),
+}
 
 
 def wrong_arguments() -> Iterator[Row]:
@@ -310,16 +345,37 @@ def wrong_arguments() -> Iterator[Row]:
     yield half, f"hidden must be {TYPES_ON_CPU}, got Half"
 
 
-@rejected(
-    "linear_cross_entropy",
-    wrong_arguments(),
-)
+def wrongly_adjusted() -> Iterator[Row]:
+    for name in ("adjusted", "adjustment"):
+        value = ADJUSTED[name]
+        yield {name: value[0]}, f"{name} must be [M, K], got [2]"
+        yield {name: value[1:]}, f"{name} must be [M, K] with M = 3, got [2, 2]"
+        yield {name: value.to("meta")}, f"{name} must be on cpu like hidden, got meta"
+    yield from [
+        ({"adjustment": None}, "adjusted and adjustment must be given together, got adjusted alone"),
+        ({"adjusted": None}, "adjusted and adjustment must be given together, got adjustment alone"),
+        ({"candidates": GOOD["candidates"]}, "adjusted must be absent beside candidates, got [3, 2]"),
+        ({"adjustment": torch.ones(3, 1)}, "adjustment must be [M, K] with K = 2, got [3, 1]"),
+        ({"adjusted": ADJUSTED["adjusted"].int()}, "adjusted must be Long, got Int"),
+        (
+            {"adjustment": torch.ones(3, 2).double()},
+            "adjustment must be Float beside this hidden, got Double",
+        ),
+        (
+            {"adjusted": torch.tensor([[0, 5], [-1, 6], [2, -1]])},
+            "adjusted must be in [0, V) with V = 6, or -1 for none, got 6 at 3",
+        ),
+    ]
+
+
+@rejected("linear_cross_entropy", [*wrong_arguments(), *((ADJUSTED | c, m) for c, m in wrongly_adjusted())])
 def test_rejects(change: Arguments, message: str) -> None:
     assert_rejects("linear_cross_entropy", GOOD | change, message)
 
 
 def test_accepts_what_the_rows_start_from() -> None:
     ops.linear_cross_entropy(**GOOD)
+    ops.linear_cross_entropy(**ADJUSTED)
 
 
 def test_backward_rejects_a_wrong_gradient() -> None:
@@ -346,8 +402,21 @@ def sampled_cross_entropy(
     )
 
 
+def adjusted_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor, adjusted: Tensor, adjustment: Tensor
+) -> Tensor:
+    return ops.linear_cross_entropy(
+        hidden, weight, bias, target, label_smoothing=0.1, adjusted=adjusted, adjustment=adjustment
+    )
+
+
 IN_ROWS, IN_ITEMS = ({0: torch.export.Dim(name)} for name in ("rows", "items"))
 VARYING = {
+    "linear_cross_entropy adjusted": Varying(
+        adjusted_cross_entropy,
+        [tensors_of(linear_cross_entropy_case(rows, 31, CHANNELS, adjusted=4)) for rows in (12, 3, 50)],
+        {"hidden": IN_ROWS, "target": IN_ROWS, "adjusted": IN_ROWS, "adjustment": IN_ROWS},
+    ),
     "linear_cross_entropy": Varying(
         mean_cross_entropy,
         [tensors_of(linear_cross_entropy_case(rows, 31, CHANNELS)) for rows in (12, 3, 50)],

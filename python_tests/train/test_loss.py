@@ -17,7 +17,7 @@ class GivenHidden(nn.Module):
     def __init__(self, events: int, items: int = 37, dim: int = 5) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(events)
-        self.repeat_head = None
+        self.lag_bias = self.repeat_head = None
         self.hidden = nn.Parameter(torch.randn(events, dim, generator=generator))
         self.item_weight = nn.Parameter(torch.randn(items, dim, generator=generator))
         self.item_bias = nn.Parameter(torch.randn(items, generator=generator))

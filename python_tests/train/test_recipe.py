@@ -49,7 +49,7 @@ def test_what_is_given_wins():
     assert (config.optimizer.learning_rate, config.patience, config.batch_events) == (0.1, None, 33)
     assert {choice.setting for choice in choices} == {
         "data.exclude_history", "data.windows", "model.repeats", "model.own_followers", "model.followers",
-        "model.repeats_by_time", "optimizer.schedule", "epochs",
+        "model.repeats_by_time", "model.lag_bias", "optimizer.schedule", "epochs",
     }  # fmt: skip
 
 
@@ -110,6 +110,7 @@ def test_epochs_follow_a_batch_that_is_given():
 def test_a_large_catalogue_has_a_sampled_loss_and_no_table_of_followers():
     config, _ = complete(TrainConfig(), histories_of([1, 2, 1, 1, 3], num_items=100_001))
     assert (config.loss.name, config.model.repeats) == ("sampled_softmax", True)
+    assert config.model.lag_bias is False
     assert config.model.followers is False
 
 
@@ -117,7 +118,8 @@ def test_what_is_asked_for_decides_the_loss_and_the_repeats():
     few = histories_of([1, 2, 1, 1, 3])
     assert complete(TrainConfig(loss=LossConfig(negatives=4)), few)[0].loss.name == "sampled_softmax"
     config, _ = complete(TrainConfig(data=DataConfig(exclude_history=True)), few)
-    assert config.model.repeats is config.model.own_followers is False
+    assert config.model.repeats is config.model.own_followers is config.model.lag_bias is False
+    assert complete(TrainConfig(), few)[0].model.lag_bias is True
 
 
 def test_fixed_values_ask_no_data():

@@ -33,6 +33,8 @@ void check_items(const char* name, const at::Tensor& items, int64_t lowest, int6
 void check_values(const CrossEntropyArguments& arguments) {
   detail::check_cpu_activation_type({"linear_cross_entropy", "hidden", arguments.hidden});
   check_items("target", arguments.target, -1, arguments.weight.size(0));
+  if (arguments.adjusted)
+    check_items("adjusted", arguments.adjusted->flatten(), -1, arguments.weight.size(0));
   if (arguments.candidates) check_items("candidates", *arguments.candidates, 0, arguments.weight.size(0));
 }
 

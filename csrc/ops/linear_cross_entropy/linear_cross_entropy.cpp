@@ -11,9 +11,9 @@ namespace hyenarec {
 at::Tensor linear_cross_entropy(
     const at::Tensor& hidden, const at::Tensor& weight, const OptionalTensor& bias, const at::Tensor& target,
     const OptionalTensor& candidates, const OptionalTensor& log_q, double label_smoothing,
-    c10::string_view reduction) {
+    c10::string_view reduction, const OptionalTensor& adjusted, const OptionalTensor& adjustment) {
   return detail::dispatch<"linear_cross_entropy", at::Tensor, LinearCrossEntropyArguments>(
-      {{hidden, weight, bias, target, candidates, log_q, label_smoothing}, reduction});
+      {hidden, weight, bias, target, candidates, log_q, label_smoothing, reduction, adjusted, adjustment});
 }
 
 namespace {
@@ -68,9 +68,33 @@ void CrossEntropyArguments::check() const {
     check_vector({op, "log_q", *log_q}, items, "[V]", "V", hidden_argument);
     check_type({op, "log_q", *log_q}, parameter_type(type), "beside this hidden");
   }
+  check_adjustment();
   TORCH_CHECK(
       label_smoothing >= 0 && label_smoothing <= 1, op, ": label_smoothing must be in [0, 1], got ",
       label_smoothing);
+}
+
+void CrossEntropyArguments::check_adjustment() const {
+  using namespace detail;
+  const char* op = "linear_cross_entropy";
+  TORCH_CHECK(
+      adjusted.has_value() == adjustment.has_value(), op,
+      ": adjusted and adjustment must be given together, got ", adjusted ? "adjusted" : "adjustment",
+      " alone");
+  if (!adjusted) return;
+  TORCH_CHECK(!candidates, op, ": adjusted must be absent beside candidates, got ", adjusted->sym_sizes());
+  const Argument adjusted_argument{op, "adjusted", *adjusted},
+      adjustment_argument{op, "adjustment", *adjustment};
+  const Argument hidden_argument{op, "hidden", hidden};
+  check_rank(adjusted_argument, 2, "[M, K]");
+  check_size(adjusted_argument, 0, hidden.sym_size(0), "[M, K]", "M");
+  check_type(adjusted_argument, c10::kLong, "");
+  check_device(adjusted_argument, hidden_argument);
+  check_rank(adjustment_argument, 2, "[M, K]");
+  check_size(adjustment_argument, 0, hidden.sym_size(0), "[M, K]", "M");
+  check_size(adjustment_argument, 1, adjusted->sym_size(1), "[M, K]", "K");
+  check_type(adjustment_argument, parameter_type(hidden.scalar_type()), "beside this hidden");
+  check_device(adjustment_argument, hidden_argument);
 }
 
 void CrossEntropyArguments::check_backward(const at::Tensor& grad) const {
@@ -98,33 +122,38 @@ at::Tensor detail::reduce_losses(
 TORCH_LIBRARY_FRAGMENT(hyenarec, m) {
   m.def(
       "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? "
-      "candidates=None, Tensor? log_q=None, float label_smoothing=0., str reduction=\"mean\") -> Tensor");
+      "candidates=None, Tensor? log_q=None, float label_smoothing=0., str reduction=\"mean\", Tensor? "
+      "adjusted=None, Tensor? adjustment=None) -> Tensor");
   m.def(
-      "linear_cross_entropy_with_gradients(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
-      "Tensor? candidates, Tensor? log_q, float label_smoothing, bool[3] needs_grad) -> (Tensor, Tensor, "
-      "Tensor, Tensor)");
+      "linear_cross_entropy_with_gradients(Tensor hidden, Tensor weight, Tensor? bias, Tensor? adjustment, "
+      "Tensor target, Tensor? adjusted, Tensor? candidates, Tensor? log_q, float label_smoothing, bool[4] "
+      "needs_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "linear_cross_entropy_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
-      "Tensor? candidates, Tensor? log_q, float label_smoothing, bool[3] needs_grad) -> (Tensor, Tensor, "
-      "Tensor)");
+      "linear_cross_entropy_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor? bias, Tensor? "
+      "adjustment, Tensor target, Tensor? adjusted, Tensor? candidates, Tensor? log_q, float "
+      "label_smoothing, "
+      "bool[4] needs_grad) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 // For every backend: the reduction of what the backend's kernel computes.
 static at::Tensor reduced_losses(const LinearCrossEntropyArguments& arguments) {
   const auto losses =
-      std::get<0>(linear_cross_entropy_with_gradients({arguments.losses, {false, false, false}}));
-  return detail::reduce_losses(losses, arguments.losses.target, arguments.reduction);
+      std::get<0>(linear_cross_entropy_with_gradients({arguments.losses(), {false, false, false, false}}));
+  return detail::reduce_losses(losses, arguments.target, arguments.reduction);
 }
 
-static Tensors<4> with_gradients_meta(const CrossEntropyGradientArguments& arguments) {
-  const auto& [hidden, weight, bias, target, candidates, log_q, label_smoothing] = arguments.losses;
+static Tensors<5> with_gradients_meta(const CrossEntropyGradientArguments& arguments) {
+  const auto& losses = arguments.losses;
+  const auto &hidden = losses.hidden, &weight = losses.weight;
+  const auto &bias = losses.bias, &adjustment = losses.adjustment;
   const auto& needs_grad = arguments.needs_grad;
   const auto type = detail::parameter_type(hidden.scalar_type());
   using detail::empty_gradient;
   return {
-      at::empty_symint(target.sym_sizes(), hidden.options().dtype(type)),
+      at::empty_symint(losses.target.sym_sizes(), hidden.options().dtype(type)),
       empty_gradient(needs_grad[0], hidden), empty_gradient(needs_grad[1], weight, type),
-      empty_gradient(needs_grad[2] && bias, bias.value_or(weight), type)};
+      empty_gradient(needs_grad[2] && bias, bias.value_or(weight), type),
+      empty_gradient(needs_grad[3] && adjustment, adjustment.value_or(weight), type)};
 }
 
 TORCH_LIBRARY_IMPL(hyenarec, CompositeExplicitAutograd, m) {

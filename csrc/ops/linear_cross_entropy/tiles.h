@@ -2,8 +2,13 @@
 // by torch around the backend's softmax. The gradients come out of the same walk.
 #pragma once
 
+#include <ATen/ops/clamp_min.h>
+#include <ATen/ops/gather.h>
 #include <ATen/ops/index_select.h>
+#include <ATen/ops/lt.h>
+#include <ATen/ops/masked_fill.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/scatter_add.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -51,7 +56,7 @@ struct CrossEntropyTile {
 };
 
 struct CrossEntropyGradients {
-  at::Tensor losses, hidden, weight, bias;
+  at::Tensor losses, hidden, weight, bias, adjustment;
 };
 
 // bias - log_q of these items, or of all, in the type of sums.
@@ -78,14 +83,15 @@ class CrossEntropyWalk {
  public:
   CrossEntropyWalk(
       Backend& backend, const CrossEntropyArguments& arguments, OptionalTensor row_weight,
-      std::array<bool, 3> needs_grad)
+      std::array<bool, 4> needs_grad)
       : backend_(backend),
         arguments_(arguments),
         row_weight_(std::move(row_weight)),
         needs_hidden_(needs_grad[0]),
         needs_weight_(needs_grad[1]),
         needs_bias_(needs_grad[2] && arguments.bias),
-        needs_any_(needs_hidden_ || needs_weight_ || needs_bias_),
+        needs_adjustment_(needs_grad[3] && arguments.adjustment),
+        needs_any_(needs_hidden_ || needs_weight_ || needs_bias_ || needs_adjustment_),
         sampled_(arguments.candidates),
         sums_(arguments.hidden.options().dtype(parameter_type(arguments.hidden.scalar_type()))),
         hidden_(arguments.hidden.contiguous()),
@@ -102,7 +108,8 @@ class CrossEntropyWalk {
     result_ = {
         at::empty({rows}, sums_), empty_gradient(needs_hidden_, arguments_.hidden),
         needs_weight_ ? at::zeros({classes, dim}, sums_) : at::empty({0}, sums_),
-        needs_bias_ ? at::zeros({classes}, sums_) : at::empty({0}, sums_)};
+        needs_bias_ ? at::zeros({classes}, sums_) : at::empty({0}, sums_),
+        empty_gradient(needs_adjustment_, arguments_.adjustment.value_or(hidden_))};
     of_target_ = at::empty({sampled_ && needs_any_ ? rows : 0}, sums_);
 
     const int64_t tile_rows = std::min(backend_.rows_of_tile(classes), rows);
@@ -141,13 +148,27 @@ class CrossEntropyWalk {
       if (needs_any_) tile.of_target = of_tile(of_target_);
     }
     backend_.multiply(tile.logits, hidden, weight_.t());
+    if (arguments_.adjusted) adjust(tile, of_tile);
     backend_.softmax(tile);
+    if (needs_adjustment_) gather_adjustment(tile, of_tile);
     if (needs_hidden_) {
       auto hidden_gradient = of_tile(result_.hidden);
       backend_.multiply(hidden_gradient, tile.gradient, weight_);
       if (sampled_) hidden_gradient.add_(target_weight.mul(tile.of_target.unsqueeze(1)));
     }
     if (needs_weight_) add_product(result_.weight, tile.gradient.t(), hidden);
+  }
+
+  // Adds to scores; an item of -1 adds 0 to that of the first one.
+  void adjust(CrossEntropyTile& tile, const auto& of_tile) const {
+    const auto adjusted = of_tile(*arguments_.adjusted);
+    const auto adjustment = of_tile(*arguments_.adjustment).masked_fill(adjusted.lt(0), 0);
+    tile.logits.scatter_add_(1, adjusted.clamp_min(0), adjustment.to(tile.logits.scalar_type()));
+  }
+  void gather_adjustment(const CrossEntropyTile& tile, const auto& of_tile) const {
+    const auto adjusted = of_tile(*arguments_.adjusted);
+    const auto gradient = tile.gradient.gather(1, adjusted.clamp_min(0)).masked_fill_(adjusted.lt(0), 0);
+    of_tile(result_.adjustment).copy_(gradient);
   }
 
   // out += a b. torch adds a product of 16-bit matrices to a float one in its newest versions only, on CUDA.
@@ -180,7 +201,7 @@ class CrossEntropyWalk {
   Backend& backend_;
   const CrossEntropyArguments& arguments_;
   const OptionalTensor row_weight_;
-  const bool needs_hidden_, needs_weight_, needs_bias_, needs_any_, sampled_;
+  const bool needs_hidden_, needs_weight_, needs_bias_, needs_adjustment_, needs_any_, sampled_;
   const at::TensorOptions sums_;
   const at::Tensor hidden_, target_, weight_, shift_, candidates_;  // of the classes: the last three
   CrossEntropyGradients result_;
@@ -190,21 +211,21 @@ class CrossEntropyWalk {
 // The kernels of linear_cross_entropy_with_gradients and linear_cross_entropy_backward. A backend is made for
 // a call, of its arguments, whose values it may check.
 template <typename Backend>
-Tensors<4> cross_entropy_with_gradients(const CrossEntropyGradientArguments& arguments) {
+Tensors<5> cross_entropy_with_gradients(const CrossEntropyGradientArguments& arguments) {
   Backend backend(arguments.losses);
   const auto result = CrossEntropyWalk(backend, arguments.losses, std::nullopt, arguments.needs_grad).run();
-  return {result.losses, result.hidden, result.weight, result.bias};
+  return {result.losses, result.hidden, result.weight, result.bias, result.adjustment};
 }
 
 template <typename Backend>
-Tensors<3> cross_entropy_backward(const CrossEntropyBackwardArguments& arguments) {
+Tensors<4> cross_entropy_backward(const CrossEntropyBackwardArguments& arguments) {
   const auto& forward = arguments.forward;
   Backend backend(forward);
   const auto result =
       CrossEntropyWalk(backend, forward, arguments.grad.contiguous(), arguments.needs_grad).run();
   return {
       result.hidden, result.weight.to(forward.weight.scalar_type()),
-      result.bias.to(forward.bias.value_or(forward.weight).scalar_type())};
+      result.bias.to(forward.bias.value_or(forward.weight).scalar_type()), result.adjustment};
 }
 
 }  // namespace hyenarec::detail

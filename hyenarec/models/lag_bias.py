@@ -37,7 +37,8 @@ class LagBias(nn.Module):
         place = columns - first
         here = (columns >= 0) & (place >= 0) & (place < scores.shape[1])
         bias = self(columns).to(scores.dtype).masked_fill(~here, 0)
-        return scores.scatter_add_(1, place.clamp(0, scores.shape[1] - 1), bias)
+        row = torch.arange(len(scores), device=scores.device)[:, None]
+        return scores.index_put_((row, place.clamp(0, scores.shape[1] - 1)), bias, accumulate=True)
 
 
 def of_events(items: Tensor, offsets: Tensor) -> Tensor:

@@ -28,6 +28,10 @@ class Problem {
       if (expected.has("bias")) shift_[item] += expected["bias"].values[item];
       if (expected.has("log_q")) shift_[item] -= expected["log_q"].values[item];
     }
+    if (expected.has("adjusted")) {
+      adjusted_ = expected["adjusted"].as<int64_t>();
+      adjustment_ = expected["adjustment"].values;
+    }
     if (sampled) classes = expected["candidates"].as<int64_t>();
     for (int64_t item = 0; !sampled && item < items; ++item) classes.push_back(item);
   }
@@ -37,6 +41,9 @@ class Problem {
     double sum = 0;
     for (int64_t d = 0; d < dim; ++d)
       sum += hidden[static_cast<size_t>(row * dim + d)] * weight[static_cast<size_t>(item * dim + d)];
+    const size_t of_row = adjusted_.size() / static_cast<size_t>(rows);
+    for (size_t k = static_cast<size_t>(row) * of_row; k < static_cast<size_t>(row + 1) * of_row; ++k)
+      if (adjusted_[k] == item) sum += adjustment_[k];
     return sum;
   }
   int64_t num_classes() const { return static_cast<int64_t>(classes.size()); }
@@ -51,6 +58,8 @@ class Problem {
 
  private:
   std::vector<double> shift_;
+  std::vector<int64_t> adjusted_;
+  std::vector<double> adjustment_;
 };
 
 struct Solution {

@@ -15,16 +15,19 @@ TEST(LinearCrossEntropy, AgreesWithTheOracle) {
         const auto candidates = optional_argument(tables, "candidates", device, at::kLong);
         auto log_q = optional_argument(tables, "log_q", device, precision.parameter);
         if (log_q) log_q->requires_grad_(false);
+        const auto adjusted = optional_argument(tables, "adjusted", device, at::kLong);
+        const auto adjustment = optional_argument(tables, "adjustment", device, precision.parameter);
         const double label_smoothing = tables["label_smoothing"].values[0];
         const auto loss = [&](c10::string_view reduction) {
           return hyenarec::linear_cross_entropy(
-              hidden, weight, bias, target, candidates, log_q, label_smoothing, reduction);
+              hidden, weight, bias, target, candidates, log_q, label_smoothing, reduction, adjusted,
+              adjustment);
         };
         const at::Tensor losses = loss("none");
         EXPECT_EQ(losses.scalar_type(), precision.parameter);
         check_case(
-            tables, losses, {"hidden", "weight", "bias"}, {hidden, weight, bias.value_or(at::Tensor())},
-            precision);
+            tables, losses, {"hidden", "weight", "bias", "adjustment"},
+            {hidden, weight, bias.value_or(at::Tensor()), adjustment.value_or(at::Tensor())}, precision);
 
         // Reduced, the gradients come with the forward pass.
         const double sum = losses.sum().item<double>();
@@ -55,6 +58,13 @@ TEST(LinearCrossEntropy, NamesWhatIsWrong) {
   expect_error(
       [&] { hyenarec::linear_cross_entropy(hidden, weight, none, target, none, none, 0, "max"); },
       {"reduction", "'max'"});
+  expect_error(
+      [&] {
+        const at::Tensor adjusted = at::zeros({2, 1}, at::kLong), adjustment = at::zeros({2, 1});
+        hyenarec::linear_cross_entropy(
+            hidden, weight, none, target, none, none, 0, "sum", adjusted, adjustment);
+      },
+      {"adjusted", "M = 3", "[2, 1]"});
 }
 
 }  // namespace

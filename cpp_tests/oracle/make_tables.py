@@ -147,8 +147,9 @@ def cross_entropy_arguments(
     candidates: int | None = None,
     label_smoothing: float = 0.0,
     optional: str = "bias",
+    adjusted: int | None = None,
 ) -> Arguments:
-    """Every fifth row has no target; half of the candidates are targets of some row."""
+    """Every fifth row has no target; half of the candidates are targets; half of the targets are adjusted."""
     target = torch.randint(items, (rows,), generator=generator)
     target[3::5] = -1
     drawn = None
@@ -156,6 +157,13 @@ def cross_entropy_arguments(
         drawn = torch.randint(items, (candidates,), generator=generator)
         hits = target[target >= 0][: candidates // 2]
         drawn[: len(hits)] = hits
+    adjustment: Arguments = {}
+    if adjusted is not None:
+        order = torch.rand(rows, items, generator=generator)
+        order[torch.arange(0, rows, 2), target[::2]] = -1  # the target is first
+        places = order.argsort(1)[:, :adjusted]
+        places[:, 2::3] = -1
+        adjustment = {"adjusted": places, "adjustment": random(generator, *places.shape)}
     return {
         "hidden": random(generator, rows, channels),
         "weight": random(generator, items, channels),
@@ -165,6 +173,7 @@ def cross_entropy_arguments(
         "log_q": random(generator, items) if "log_q" in optional else None,
         "label_smoothing": label_smoothing,
         "reduction": "none",
+        **adjustment,
     }
 
 
@@ -249,6 +258,7 @@ CASES: dict[str, Callable[[torch.Generator], Arguments]] = {
     "linear_cross_entropy.plain": lambda g: cross_entropy_arguments(g, 7, 9, 3, optional=""),
     "linear_cross_entropy.smoothed": lambda g: cross_entropy_arguments(g, 9, 130, 5, None, 0.25),
     "linear_cross_entropy.several_warps": lambda g: cross_entropy_arguments(g, 4, 300, 3),
+    "linear_cross_entropy.adjusted": lambda g: cross_entropy_arguments(g, 9, 130, 5, None, 0.25, adjusted=7),
     "linear_cross_entropy.sampled": lambda g: cross_entropy_arguments(g, 9, 40, 5, 17),
     "linear_cross_entropy.sampled_all": lambda g: cross_entropy_arguments(
         g, 12, 30, 5, 150, 0.25, "bias log_q"

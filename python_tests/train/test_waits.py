@@ -40,10 +40,16 @@ MakeRun = Callable[..., TrainingRun]
 @pytest.fixture
 def make_run(make_config) -> Iterator[MakeRun]:
     def make(
-        device: str, precision: str = "no", max_len: int = 200, repeat_head: bool = False, **settings: Any
+        device: str,
+        precision: str = "no",
+        max_len: int = 200,
+        repeat_head: bool = False,
+        lag_bias: bool = False,
+        **settings: Any,
     ) -> TrainingRun:
         config = make_config(device=device, precision=precision, **settings)
-        model = dataclasses.replace(config.model, max_len=max_len, repeat_head=repeat_head)
+        heads = {"repeat_head": repeat_head, "lag_bias": lag_bias}
+        model = dataclasses.replace(config.model, max_len=max_len, **heads)
         config = dataclasses.replace(config, model=model)
         split = split_histories(load_histories(config.data), config.data)
         config = with_catalogue(config, split.train.num_items)
@@ -74,7 +80,7 @@ def test_a_step_looks_at_no_value(make_run, loss, monkeypatch):
     assert reads.names == []
 
 
-@pytest.mark.parametrize("changes", [{"repeat_head": True}, {"timed": True}], ids=str)
+@pytest.mark.parametrize("changes", [{"repeat_head": True}, {"lag_bias": True}, {"timed": True}], ids=str)
 def test_a_step_of_a_larger_model_looks_at_no_value(make_run, monkeypatch, changes):
     monkeypatch.setattr(Dropout, "forward", nn.Dropout.forward)
     run = make_run("cpu", **changes)

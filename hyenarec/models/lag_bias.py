@@ -15,8 +15,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hyenarec.models.mixture.evidence import rows_and_lags
-
 LAGS = 16
 """Events back to which items have a bias."""
 
@@ -52,8 +50,9 @@ def of_events(items: Tensor, offsets: Tensor) -> Tensor:
         int64 `[total, LAGS]`, by lag: the columns of scores, ids - 1; -1 where there is no event, or the item
         has come again since.
     """
-    row, _ = rows_and_lags(offsets, len(items))
-    return _columns(items, torch.arange(len(items), device=items.device), offsets.index_select(0, row))
+    event = torch.arange(len(items), device=items.device)
+    row = torch.bucketize(event, offsets[1:], right=True)
+    return _columns(items, event, offsets.index_select(0, row))
 
 
 def of_histories(items: Tensor, offsets: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from hyenarec.config.auto import settled
 from hyenarec.data.time_checks import require_questions
 from hyenarec.data.times import Times, in_seconds
 from hyenarec.models.dropout import Dropout
-from hyenarec.models.lag_bias import LagBias, of_histories
+from hyenarec.models.lag_bias import LagBias, Latest, latest_of_histories
 from hyenarec.models.layers import EMBEDDING_STD
 from hyenarec.models.mixture.count_mixture import SOURCES, Added, CountMixture
 from hyenarec.models.mixture.evidence import Evidence
@@ -29,13 +29,13 @@ class Encoded(NamedTuple):
 
     Attributes:
         hidden: `[B, D]`, the row of each history's last event, asked at a moment if the model knows time.
-        latest: int64 `[B, LAGS]`, the columns with a `lag_bias`; None without one.
+        latest: the items whose scores have a bias by lag; None without one.
         repeats: what the items of the histories score besides; None without a repeat head.
         added: what counts add to some scores; None without a mixture.
     """
 
     hidden: Tensor
-    latest: Tensor | None
+    latest: Latest | None
     repeats: RepeatScores | None
     added: Added | None
 
@@ -67,7 +67,7 @@ class SequentialModel(PretrainedModel):
         config = self.config
         self.items = nn.Embedding(self.num_items + 1, config.dim, padding_idx=0)
         self.item_bias = nn.Parameter(torch.zeros(self.num_items))
-        self.lag_bias = LagBias() if settled(config.lag_bias) else None
+        self.lag_bias = LagBias(config.uses_time) if settled(config.lag_bias) else None
         self.repeat_head: RepeatHead | None = None
         if config.repeat_head:
             self.repeat_head = RepeatHead(config.dim, self.num_items, self.max_len)
@@ -131,6 +131,10 @@ class SequentialModel(PretrainedModel):
         assert self.question is not None
         answers: Tensor = self.question(rows, seconds, since)
         return answers
+
+    def in_seconds(self, times: Times | None) -> Times | None:
+        """Moments in `time_unit` as seconds; None if there are none."""
+        return None if times is None else Times(*map(self._seconds, times))
 
     def _seconds(self, moments: Tensor) -> Tensor:
         unit = self.config.time_unit
@@ -211,7 +215,9 @@ class SequentialModel(PretrainedModel):
         if times is not None:
             require_questions(times, offsets, self.config.time_unit)
         hidden = self._last_rows(items, offsets, times)
-        latest = None if self.lag_bias is None else of_histories(items, offsets)
+        latest = None
+        if self.lag_bias is not None:
+            latest = latest_of_histories(items, offsets, self.in_seconds(times))
         head, mixture = self.repeat_head, self.mixture
         repeats = None if head is None else head.of_histories(items, offsets, hidden)
         added = None
@@ -239,8 +245,7 @@ class SequentialModel(PretrainedModel):
         self, mixture: CountMixture, items: Tensor, offsets: Tensor, times: Times | None
     ) -> list[Evidence]:
         """What a mixture's sources count after packed histories, with moments in the unit of the model."""
-        seconds = None if times is None else Times(*map(self._seconds, times))
-        return mixture.evidence(items, offsets, seconds)
+        return mixture.evidence(items, offsets, self.in_seconds(times))
 
     def score_tile(self, state: Encoded, first: int, last: int) -> Tensor:
         """The columns `first` up to `last` of the scores, `[B, last - first]`, from what `encode` gave."""

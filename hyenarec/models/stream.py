@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from hyenarec.config import ModelConfig
 from hyenarec.data.time_checks import require_range, whole_moment
-from hyenarec.data.times import in_seconds
-from hyenarec.models.lag_bias import LAGS, LagBias, of_histories
+from hyenarec.data.times import Times, in_seconds
+from hyenarec.models.lag_bias import LAGS, LagBias, Latest, latest_of_histories
 from hyenarec.models.mixture.count_mixture import CountMixture
 from hyenarec.models.repeats import RepeatHead, RepeatMemory
 from hyenarec.models.time import Moment, Question
@@ -111,7 +111,8 @@ class Stream:
         norm, norm_first = model.norm.forward, model.config.norm == "pre"
         self._enter: Callable[[Tensor], Tensor] = _unchanged if norm_first else norm
         self._leave: Callable[[Tensor], Tensor] = norm if norm_first else _unchanged
-        self._items: list[int] = []  # the latest ones
+        self._items: list[int] = []  # the latest ones, and their seconds if the model knows time
+        self._seconds_of_items: list[int] = []
         self._repeats = None if model.repeat_head is None else RepeatMemory(model.repeat_head)
         self._memories = [] if model.mixture is None else model.mixture.memories(model.item_bias.device)
         self._length = 0
@@ -171,6 +172,7 @@ class Stream:
         for block in self._blocks:
             x = block(x, position)
         self._items = [*self._items, *ids][-LAGS:]
+        self._seconds_of_items = [*self._seconds_of_items, *seconds][-LAGS:]
         if self._repeats is not None:
             for place, item in enumerate(ids, self._length):
                 self._repeats.append(item, place)
@@ -203,9 +205,7 @@ class Stream:
             hidden = model.question(hidden[None], *self._of_moments(asked))[0]
         scores = torch.addmv(model.item_bias, model.item_weight, hidden)
         if model.lag_bias is not None:
-            items = torch.tensor(self._items, dtype=torch.int64)
-            columns = of_histories(items, torch.tensor([0, len(items)]))
-            scores = model.lag_bias.add_to(scores[None], columns.to(scores.device), 0)[0]
+            scores = model.lag_bias.add_to(scores[None], self._latest_items(asked), 0)[0]
         if self._repeats is not None:
             scores = self._repeats.scores(hidden, self._length).add_to(scores[None], 0)[0]
         if model.mixture is None:
@@ -251,6 +251,15 @@ class Stream:
                 "for an empty history"
             )
         return start
+
+    def _latest_items(self, asked: list[int]) -> Latest:
+        """The latest items, at the second that is asked for if the model knows time."""
+        items, events, questions = (
+            torch.tensor(numbers, dtype=torch.int64, device=self._last.device)
+            for numbers in (self._items, self._seconds_of_items, asked)
+        )
+        offsets = torch.tensor([0, len(items)], device=items.device)
+        return latest_of_histories(items, offsets, Times(events, questions) if asked else None)
 
     def _checked_moments(self, name: str, moments: Iterable[int] | None, count: int) -> list[int]:
         """As many moments, none before the last event; none at all where time is not known."""

@@ -25,6 +25,10 @@ GAPS = 31
 """No event before, no time at all, then powers of two from one second to 2^28, eight years and a half."""
 
 
+AGES = (0, *(4**power for power in range(14)))
+"""Seconds at which bins of ages begin; the last one has no end."""
+
+
 class Moment(nn.Module):
     """What a moment means: its hour, its weekday, and how long ago the event before it was.
 

@@ -15,7 +15,7 @@ from hyenarec import ops
 from hyenarec.config import LossConfig, LossName
 from hyenarec.config.auto import settled, with_fixed
 from hyenarec.data.times import Times
-from hyenarec.models.lag_bias import of_events
+from hyenarec.models.lag_bias import latest_of_events
 from hyenarec.models.sequential import SequentialModel
 from hyenarec.train.item_rows import ItemRows
 
@@ -110,8 +110,9 @@ class NextItemLoss(nn.Module):
             offsets = torch.arange(len(items) + 1, device=items.device) * items.shape[1]
         items, adjusted = items.flatten(), None
         if lag_bias is not None:
-            columns = of_events(items, offsets)
-            adjusted = Adjusted(columns, lag_bias(columns))
+            flat = None if times is None else Times(times.events.flatten(), times.asked.flatten())
+            latest = latest_of_events(items, offsets, self.model.in_seconds(flat))
+            adjusted = Adjusted(latest.columns, lag_bias(latest))
         if repeats is None:
             return softmax_sum(*arguments, self.config, adjusted=adjusted)
         of_targets = repeats.of_targets(items, offsets, targets.flatten())

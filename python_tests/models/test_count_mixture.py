@@ -25,10 +25,11 @@ from hyenarec.models.mixture.evidence import Evidence
 from hyenarec.models.mixture.fading import FREQUENCY, HALF_LIVES
 from hyenarec.models.mixture.followers import FADE, KEPT, LATEST, REACH, Followers, count_followers
 from hyenarec.models.mixture.repeats import LAGS, Repeats
-from hyenarec.models.mixture.repeats_by_time import AGES, OF_DAY, OF_WEEK
+from hyenarec.models.mixture.repeats_by_time import OF_DAY, OF_WEEK
 from hyenarec.models.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from hyenarec.models.registry import load_model, make_model
 from hyenarec.models.sequential import SequentialModel
+from hyenarec.models.time import AGES
 
 V = 12
 COUNTED = {"repeats": True, "own_followers": True, "followers": True}

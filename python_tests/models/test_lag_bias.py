@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,14 +13,17 @@ from devices import needs_gpu
 from torch import Tensor, nn
 
 from hyenarec.config import GRU4RecConfig, LossConfig, ModelConfig, SASRecConfig, SequentialConfig
+from hyenarec.data.times import Times
 from hyenarec.models.hyenarec import HyenaRec
-from hyenarec.models.lag_bias import LAGS, of_events, of_histories
+from hyenarec.models.lag_bias import LAGS, latest_of_events, latest_of_histories
 from hyenarec.models.registry import load_model, make_model
 from hyenarec.models.sequential import SequentialModel
+from hyenarec.models.time import AGES
 from hyenarec.train.loss import NextItemLoss
 
 V = 12
 CONFIG = ModelConfig(num_items=V, dim=8, num_blocks=1, max_len=60, num_coeffs=5, lag_bias=True, dropout=0.0)
+TIMED = dataclasses.replace(CONFIG, time_unit="minute")
 HISTORIES = [[3], [1, 2, 1, 1, 5, 2, 1], [], [4] * 20, [7, 8, 9, 10, 7], [*range(1, 13)] * 3 + [1, 1, 2, 2]]
 
 
@@ -38,6 +42,30 @@ def model_of(config: SequentialConfig = CONFIG) -> SequentialModel:
     return model
 
 
+def moments_of(history: Sequence[int]) -> tuple[list[int], int]:
+    """When events of a history happened, in minutes, and when it is asked for."""
+    minutes = [place**3 - 50 for place in range(len(history))]
+    return minutes, (minutes[-1] if minutes else 0) + len(history) % 4
+
+
+def times_of(histories: Sequence[Sequence[int]] = HISTORIES) -> tuple[Tensor, Tensor]:
+    """The moments of packed histories: of all events, and of a question after each history."""
+    moments = [moments_of(history) for history in histories]
+    minutes = torch.tensor([minute for row, _ in moments for minute in row], dtype=torch.int64)
+    return minutes, torch.tensor([asked for _, asked in moments])
+
+
+def expected_bias(model: SequentialModel, history: Sequence[int]) -> list[float]:
+    """What is added at each of `expected_columns`."""
+    bias = model.lag_bias.by_lag.tolist()
+    if model.uses_time:
+        minutes, asked = moments_of(history)
+        for lag, minute in enumerate(minutes[: -LAGS - 1 : -1]):
+            age = max(bin_ for bin_, first in enumerate(AGES) if first <= 60 * (asked - minute))
+            bias[lag] += model.lag_bias.by_age[age].item()
+    return bias
+
+
 def expected_columns(history: Sequence[int]) -> list[int]:
     columns: list[int] = []
     for item in reversed(history[-LAGS:]):
@@ -48,9 +76,9 @@ def expected_columns(history: Sequence[int]) -> list[int]:
 def test_the_latest_items_are_there_once_each() -> None:
     items, offsets = packed()
     expected = [expected_columns(history[:n]) for history in HISTORIES for n in range(1, len(history) + 1)]
-    assert of_events(items, offsets).tolist() == expected
-    assert of_histories(items, offsets).tolist() == [expected_columns(history) for history in HISTORIES]
-    nothing = of_histories(items[:0], torch.zeros(3, dtype=torch.int64))
+    assert latest_of_events(items, offsets).columns.tolist() == expected
+    assert latest_of_histories(items, offsets).columns.tolist() == [*map(expected_columns, HISTORIES)]
+    nothing = latest_of_histories(items[:0], torch.zeros(3, dtype=torch.int64)).columns
     assert nothing.shape == (2, LAGS)
     assert nothing.eq(-1).all()
 
@@ -61,43 +89,47 @@ def test_the_latest_items_are_there_once_each() -> None:
         CONFIG,
         SASRecConfig(num_items=V, dim=8, max_len=60, lag_bias=True),
         GRU4RecConfig(num_items=V, dim=8, max_len=60, lag_bias=True),
+        TIMED,
     ],
-    ids=lambda config: config.name,
+    ids=lambda config: f"{config.name} {config.time_unit}",
 )
 def test_scores_have_the_bias(config: SequentialConfig) -> None:
     model, (items, offsets) = model_of(config), packed()
-    scores, bias = model.score(items, offsets), model.lag_bias.bias.tolist()
-    hidden = model(items, offsets)
+    times = times_of() if model.uses_time else ()
+    scores = model.score(items, offsets, *times)
+    state = model.encode(items, offsets, *([Times(*times)] if times else []))
     for row, history in enumerate(HISTORIES):
-        last = hidden[offsets[row + 1] - 1] if history else model.start
-        expected = (last @ model.item_weight.t() + model.item_bias).tolist()
-        for lag, column in enumerate(expected_columns(history)):
+        expected = (state.hidden[row] @ model.item_weight.t() + model.item_bias).tolist()
+        for column, bias in zip(expected_columns(history), expected_bias(model, history), strict=True):
             if column >= 0:
-                expected[column] += bias[lag]
+                expected[column] += bias
         assert scores[row].tolist() == pytest.approx(expected)
-    state = model.encode(items, offsets)
     for first, last in ((0, 5), (5, 6), (6, V)):
         tile = model.score_tile(state, first, last)
         torch.testing.assert_close(tile, scores[:, first:last], rtol=1e-12, atol=1e-12)
         assert torch.equal(model.score_tile(state, first, last), tile)
 
 
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("repeat_head", [False, True])
-def test_the_loss_is_that_of_the_scores_with_all_gradients(repeat_head: bool, label_smoothing: float) -> None:
-    if repeat_head and label_smoothing > 0:
-        pytest.skip("a repeat head has no label smoothing")
-    model = model_of(dataclasses.replace(CONFIG, repeat_head=repeat_head))
+@pytest.mark.parametrize(
+    ("changes", "label_smoothing"),
+    [({}, 0.0), ({}, 0.2), ({"repeat_head": True}, 0.0), ({"time_unit": "minute"}, 0.0)],
+    ids=str,
+)
+def test_the_loss_is_that_of_the_scores_with_all_gradients(
+    changes: dict[str, Any], label_smoothing: float
+) -> None:
+    model = model_of(dataclasses.replace(CONFIG, **changes))
     items, offsets = packed()
+    beginnings = [history[:n] for history in HISTORIES for n in range(1, len(history) + 1)]
+    every_event, ends = packed(beginnings)
     targets = torch.cat([items[1:], items[:1]])
     targets[offsets[1:] - 1] = torch.tensor([3, 6, 6, 4, 0, 12])  # 0: none
     loss = NextItemLoss(model, LossConfig(name="softmax", label_smoothing=label_smoothing))
-    value, parameters = loss(items, offsets, targets), list(model.parameters())
+    times = Times(times_of()[0], times_of(beginnings)[1]) if model.uses_time else None
+    value, parameters = loss(items, offsets, targets, None, times), list(model.parameters())
     gradients = torch.autograd.grad(value, parameters)
 
-    beginnings = [history[:n] for history in HISTORIES for n in range(1, len(history) + 1)]
-    every_event, ends = packed(beginnings)
-    scores = model.score(every_event, ends)
+    scores = model.score(every_event, ends, *(times_of(beginnings) if model.uses_time else ()))
     expected = nn.functional.cross_entropy(
         scores, targets - 1, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
     )
@@ -115,27 +147,38 @@ def test_padded_batches_have_the_same_loss() -> None:
     torch.testing.assert_close(loss(rows[0], None, rows[1]), loss(items, offsets, targets))
 
 
-def test_the_stream_scores_like_the_batch(tmp_path: Path) -> None:
-    model = model_of()
+@pytest.mark.parametrize("config", [CONFIG, TIMED], ids=["untimed", "timed"])
+def test_the_stream_scores_like_the_batch(config: SequentialConfig, tmp_path: Path) -> None:
+    model = model_of(config)
     assert isinstance(model, HyenaRec)
     empty = model.stream()
     for history in HISTORIES:
         stream = empty.copy()
+        minutes, _ = moments_of(history)
         for length in range(len(history) + 1):
+            timed = model.uses_time
             if length > 0:
-                stream.append(history[length - 1])
-            expected = model.score(*packed([history[:length]]))[0]
-            torch.testing.assert_close(stream.scores(), expected, rtol=1e-9, atol=1e-9)
+                stream.append(history[length - 1], minutes[length - 1] if timed else None)
+            _, asked = moments_of(history[:length])
+            batch = packed([history[:length]])
+            expected = model.score(*batch, *(times_of([history[:length]]) if timed else ()))[0]
+            scores = stream.scores(asked if timed else None)
+            torch.testing.assert_close(scores, expected, rtol=1e-9, atol=1e-9)
         whole = empty.copy()
-        whole.extend(history)
-        torch.testing.assert_close(whole.scores(), stream.scores(), rtol=1e-9, atol=1e-9)
-    long = empty.copy()
-    long.extend([1, 2] * LAGS)
-    before = long.nbytes
-    long.extend([3] * 10)
-    assert long.nbytes == before
+        whole.extend(history, minutes if timed else None)
+        torch.testing.assert_close(whole.scores(asked if timed else None), scores, rtol=1e-9, atol=1e-9)
     model.float().save_pretrained(tmp_path)
-    assert torch.equal(load_model(tmp_path).score(*packed()), model.score(*packed()))
+    arguments = (*packed(), *(times_of() if timed else ()))
+    assert torch.equal(load_model(tmp_path).score(*arguments), model.score(*arguments))
+
+
+def test_a_stream_keeps_only_the_latest_items() -> None:
+    stream = model_of().stream()
+    stream.extend([1, 2] * LAGS)
+    before = stream.nbytes
+    stream.extend([3] * 10)
+    assert stream.nbytes == before
+    assert len(stream._items) == LAGS
 
 
 @needs_gpu
@@ -153,5 +196,5 @@ def test_only_the_full_softmax_has_it() -> None:
     ):
         NextItemLoss(model_of(), LossConfig(name="bce"))
     off = dataclasses.replace(CONFIG, lag_bias=False)
-    assert "lag_bias.bias" not in make_model(off).state_dict()
-    assert "lag_bias.bias" not in make_model(dataclasses.replace(CONFIG, lag_bias="auto")).state_dict()
+    assert "lag_bias.by_lag" not in make_model(off).state_dict()
+    assert "lag_bias.by_lag" not in make_model(dataclasses.replace(CONFIG, lag_bias="auto")).state_dict()

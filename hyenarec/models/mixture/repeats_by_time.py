@@ -20,13 +20,11 @@ from torch import Tensor
 from hyenarec.data.times import HOURS_OF_WEEK, Times, hour_of_week
 from hyenarec.models.mixture.evidence import Evidence, Source, rows_and_lags
 from hyenarec.models.mixture.fading import FREQUENCY, HALF_LIVES, FadingSums, OfItems, faded, frequency
+from hyenarec.models.time import AGES
 
 OF_DAY = (0, 1, 2, 3, 5, 8)
 OF_WEEK = (0, 1, 2, 4, 8, 16, 36)
 """Hours at which bins begin; the last ones end with half a day and half a week."""
-
-AGES = (0, *(4**power for power in range(14)))
-"""Seconds at which bins begin; the last one has no end."""
 
 
 class RepeatsByTime(Source):

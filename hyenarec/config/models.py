@@ -64,7 +64,8 @@ class SequentialConfig(RecommenderConfig):
         dim: D, channels of an event.
         dropout: probability on the embeddings, every residual branch, and between recurrent layers.
         lag_bias: whether the scores of the 16 latest items have a learned bias by the number of events since,
-            for data in which people come back to items, or not right away; by the full softmax only.
+            and with `time_unit` by the time since, for data in which people come back to items, or not right
+            away; by the full softmax only.
         repeat_head: whether a head that is trained with the network, by the full softmax only, adds to the
             scores of the history's items by when they occurred.
         repeats: whether to count how often the history has its items, for data in which people come back to

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hyenarec.config import TrainConfig, to_dict
-from hyenarec.config.auto import with_fixed
-from hyenarec.config.names import NEW_NAMES
+from hyenarec.config.auto import FIXED, open_settings, with_fixed, with_values
+from hyenarec.config.names import NEW_NAMES, with_new_names
 from hyenarec.config.saved import CONFIG_OF_RUN
 from hyenarec.data import Split
 from hyenarec.files import replacing
@@ -144,6 +144,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
     progress = Progress(**json.loads(metadata["progress"]))
     config = json.loads(metadata["config"])
     return Checkpoint(config, progress, metadata["data"], *(parts[part] for part in PARTS))
+
+
+def with_later_settings(config: TrainConfig, path: Path) -> TrainConfig:
+    """The settings for a run that goes on from a checkpoint, if there is one.
+
+    Those that came after the version that wrote it have the values at which nothing changes, whatever the
+    recipe would choose today; those in `MAY_CHANGE` are still free.
+    """
+    if not path.exists():
+        return config
+    known = dict(_flatten(with_new_names(load_checkpoint(path).config)))
+    later = open_settings(config) - known.keys() - set(MAY_CHANGE)
+    return with_values(config, {name: FIXED[name] for name in later})
 
 
 def require_same_config(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:

@@ -208,7 +208,6 @@ def softmax_sum(
     if torch.is_autocast_enabled(hidden.device.type):
         half = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(half), weight.to(half)
-    amount_type = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     return ops.linear_cross_entropy(
         hidden,
         weight,
@@ -219,7 +218,7 @@ def softmax_sum(
         label_smoothing=config.label_smoothing,
         reduction=reduction,
         adjusted=None if adjusted is None else adjusted.columns,
-        adjustment=None if adjusted is None else adjusted.amounts.to(amount_type),
+        adjustment=None if adjusted is None else adjusted.amounts,
     )
 
 

@@ -163,9 +163,8 @@ def fit(parameters: list[Parameters], observed: Observed, network: Scaled, steps
 def loss_of(parameters: list[Parameters], observed: Observed, network: Scaled) -> Tensor:
     """Minus the log of the posterior probability, a mean over the targets, up to a constant."""
     shift = shift_of_cells(parameters)
-    share = 1 - network.shares.sum(1) + network.shares @ shift.exp()  # what is left of the sum, or has grown
-    target = [network.score + shift[observed.cell]]
-    everything = [network.log_total + share.clamp(min=TINY).log()]
+    log_total = network.log_total + (network.shares @ shift.exp() + TINY).log()
+    target, everything = [network.score + shift[observed.cell]], [log_total[observed.row]]
     prior = shift.new_zeros(())
     sources = zip(parameters, observed.amounts, observed.totals, observed.kept, strict=True)
     for source, amounts, totals, kept in sources:

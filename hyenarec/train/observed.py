@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,30 +27,34 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """What the likelihood of n targets depends on, besides the weights; float64.
+    """What the likelihood of n targets after R histories depends on, besides the weights; float64.
 
     A cell is one bin, or none, of each source that has `bins`: items in it have their scores shifted alike.
 
     Attributes:
+        row: int64 `[n]`, the history of each target.
         hidden: `[n, D]`, the row of the last event before each target.
         score: `[n]`, the network's score of the target.
-        log_total: `[n, len(SCALES)]`, log Σ_j exp(β score[j]) over the items that may be recommended.
+        cell: int64 `[n]`, of the target.
         amounts: for each source `[n, K]`, E of the target.
         totals: for each source `[n, K]`, Σ E.
         kept: for each source `[n, K]`, Σ E over the items that may be recommended.
-        cell: int64 `[n]`, of the target.
-        shifted: the items of each target's history that are in a bin.
+        log_rest: `[R, len(SCALES)]`, log Σ_j exp(β score[j]) over items in no bin that may be recommended.
+        log_sums: `[m, len(SCALES)]`, the same over the items of a history in a cell, where there are any.
+        place: int64 `[m]`, history · cells + cell.
         bins: for each source, the number of its bins.
     """
 
+    row: Tensor
     hidden: Tensor
     score: Tensor
-    log_total: Tensor
+    cell: Tensor
     amounts: list[Tensor]
     totals: list[Tensor]
     kept: list[Tensor]
-    cell: Tensor
-    shifted: Shifted
+    log_rest: Tensor
+    log_sums: Tensor
+    place: Tensor
     bins: list[int]
 
     def __len__(self) -> int:
@@ -59,58 +64,52 @@ class Observed:
     @staticmethod
     def joined(parts: list[Observed]) -> Observed:
         """The targets of all parts, of which there is at least one."""
+        firsts = np.cumsum([0, *(len(part.log_rest) for part in parts)])[:-1].tolist()
+        moved = [
+            dataclasses.replace(part, row=part.row + first, place=part.place + first * part.cells)
+            for part, first in zip(parts, firsts, strict=True)
+        ]
 
         def together(name: str) -> Tensor:
-            return torch.cat([getattr(part, name) for part in parts])
+            return torch.cat([getattr(part, name) for part in moved])
 
         def of_sources(name: str) -> list[Tensor]:
-            sources = zip(*(getattr(part, name) for part in parts), strict=True)
+            sources = zip(*(getattr(part, name) for part in moved), strict=True)
             return [torch.cat(tensors) for tensors in sources]
 
-        firsts = np.cumsum([0, *map(len, parts)])[:-1].tolist()
         return Observed(
-            together("hidden"),
-            together("score"),
-            together("log_total"),
-            of_sources("amounts"),
-            of_sources("totals"),
-            of_sources("kept"),
-            together("cell"),
-            Shifted.joined([part.shifted for part in parts], firsts),
-            parts[0].bins,
+            row=together("row"),
+            hidden=together("hidden"),
+            score=together("score"),
+            cell=together("cell"),
+            amounts=of_sources("amounts"),
+            totals=of_sources("totals"),
+            kept=of_sources("kept"),
+            log_rest=together("log_rest"),
+            log_sums=together("log_sums"),
+            place=together("place"),
+            bins=parts[0].bins,
         )
+
+    @property
+    def cells(self) -> int:
+        """The number of cells."""
+        return number_of_cells(self.bins)
 
     def scaled(self, index: int) -> Scaled:
         """The network's part with the scale `SCALES[index]`."""
-        scale, log_total = SCALES[index], self.log_total[:, index]
-        of, cell, score = self.shifted
-        cells = math.prod(bins + 1 for bins in self.bins)
-        each = torch.exp(scale * score - log_total[of])
-        shares = each.new_zeros(len(self) * cells).index_add_(0, of * cells + cell, each)
-        offset = log_total.mean()
+        log_sums = self.log_rest.new_full((len(self.log_rest), self.cells), -torch.inf)
+        log_sums.view(-1)[self.place] = self.log_sums[:, index]
+        log_sums[:, -1] = self.log_rest[:, index]
+        log_total = log_sums.logsumexp(1)
+        offset = log_total[self.row].mean()
         return Scaled(
-            scale, offset, scale * self.score - offset, log_total - offset, shares.view(len(self), cells)
+            SCALES[index],
+            offset,
+            score=SCALES[index] * self.score - offset,
+            log_total=log_total - offset,
+            shares=torch.exp(log_sums - log_total[:, None]).nan_to_num(0.0),
         )
-
-
-class Shifted(NamedTuple):
-    """Items whose scores are shifted: m of some targets' histories.
-
-    Attributes:
-        of: int64 `[m]`, the target.
-        cell: int64 `[m]`, of the item.
-        score: float64 `[m]`, the network's; -inf if it may not be recommended.
-    """
-
-    of: Tensor
-    cell: Tensor
-    score: Tensor
-
-    @staticmethod
-    def joined(parts: list[Shifted], firsts: list[int]) -> Shifted:
-        """All items, where the targets of each part are numbered from `firsts` on."""
-        moved = [part._replace(of=part.of + first) for part, first in zip(parts, firsts, strict=True)]
-        return Shifted(*(torch.cat(tensors) for tensors in zip(*moved, strict=True)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +120,8 @@ class Scaled:
         scale: β.
         offset: c, so that the sum of exponentials is about 1.
         score: `[n]`, β score - c of the target.
-        log_total: `[n]`, log Σ_j exp(β score[j] - c).
-        shares: `[n, cells]`, what the items of each cell have of that sum.
+        log_total: `[R]`, log Σ_j exp(β score[j] - c).
+        shares: `[R, cells]`, what the items of each cell have of that sum; the last cell is that of no bin.
     """
 
     scale: float
@@ -130,6 +129,11 @@ class Scaled:
     score: Tensor
     log_total: Tensor
     shares: Tensor
+
+
+def number_of_cells(bins: list[int]) -> int:
+    """From the numbers of the sources' bins: one of each, or none."""
+    return math.prod(number + 1 for number in bins)
 
 
 def observe(
@@ -173,28 +177,36 @@ def _observe(
     """`observe` for the encoded histories of a batch; `wanted` are the keys of their targets."""
     bins = [source.bins for source in mixture.each_source()]
     binned = [counted.of_kinds(kinds).key for counted, kinds in zip(evidence, bins, strict=True)]
-    own = torch.unique(torch.cat(binned))
-    wide = model.num_items + 1
-    log_total, score = _network(model, state, torch.cat([wanted, own]), left_out)
-    score, score_of_own = score[: len(wanted)], score[len(wanted) :]
+    lengths = [len(kinds) for kinds in bins]
+    own, wide = torch.unique(torch.cat(binned)), model.num_items + 1
+    score, log_rest, of_own = _network(model, state, wanted, own, left_out)
     wanted, score = wanted[score.isfinite()], score[score.isfinite()]
     row = wanted // wide
-    begin = torch.searchsorted(own, row * wide)
-    counts = torch.searchsorted(own, (row + 1) * wide) - begin
-    of = torch.arange(len(row), device=row.device).repeat_interleave(counts)
-    which = torch.arange(len(of), device=row.device) - (counts.cumsum(0) - counts - begin)[of]
-    amounts = [counted.of(wanted) for counted in evidence]
+    place = own // wide * number_of_cells(lengths) + _cells(evidence, bins, own)
+    place, log_sums = _summed(place, of_own)
     return Observed(
+        row=row,
         hidden=state.hidden[row].double(),
         score=score,
-        log_total=log_total[row],
-        amounts=amounts,
+        cell=_cells(evidence, bins, wanted),
+        amounts=[counted.of(wanted) for counted in evidence],
         totals=[counted.totals()[row] for counted in evidence],
         kept=[_kept(counted, left_out).totals()[row] for counted in evidence],
-        cell=_cells(evidence, bins, wanted),
-        shifted=Shifted(of, _cells(evidence, bins, own)[which], score_of_own[which]),
-        bins=[len(kinds) for kinds in bins],
+        log_rest=log_rest,
+        log_sums=log_sums,
+        place=place,
+        bins=lengths,
     )
+
+
+def _summed(places: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct places, and log Σ exp(β score) of each, `[m, len(SCALES)]`."""
+    distinct, group = torch.unique(places, return_inverse=True)
+    scaled = scores[:, None] * scores.new_tensor(SCALES)
+    most = scaled.new_full((len(distinct), len(SCALES)), -torch.inf)
+    most = most.scatter_reduce(0, group[:, None].expand_as(scaled), scaled, "amax")
+    each = torch.exp(scaled - most[group]).nan_to_num(0.0)  # of -inf, which is none, minus itself
+    return distinct, most + torch.zeros_like(most).index_add(0, group, each).log()
 
 
 def _cells(evidence: list[Evidence], bins: list[range], keys: Tensor) -> Tensor:
@@ -216,25 +228,58 @@ def _wanted(targets: Targets, rows: Int64Array, num_items: int) -> Tensor:
 
 
 def _network(
-    model: SequentialModel, state: Encoded, keys: Tensor, left_out: Places | None
-) -> tuple[Tensor, Tensor]:
-    """`log_total` of the rows, and the network's scores at keys, -inf for those left out; tile by tile."""
-    device, rows, wide = state.hidden.device, len(state.hidden), model.num_items + 1
-    order = (keys % wide).argsort()
-    column = (keys % wide - 1)[order]
-    places = Places((keys // wide)[order], column, column.cpu().numpy())
-    log_total = torch.full((rows, len(SCALES)), -torch.inf, dtype=torch.float64, device=device)
-    scores = torch.empty(len(keys), dtype=torch.float64, device=device)
+    model: SequentialModel, state: Encoded, wanted: Tensor, own: Tensor, left_out: Places | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The network's scores at some keys, tile by tile.
+
+    Returns:
+        The scores at `wanted`, -inf for those left out; `log_rest`, over all but those at `own`; and the
+        scores at `own`, likewise.
+    """
+    device, rows = state.hidden.device, len(state.hidden)
+    log_rest = torch.full((rows, len(SCALES)), -torch.inf, dtype=torch.float64, device=device)
+    at = [Looked.up(keys, model.num_items) for keys in (wanted, own)]
     width = tile_width(rows, device)
     for first in range(0, model.num_items, width):
         last = min(first + width, model.num_items)
         tile = model.score_tile(state, first, last)
+        out = tile.new_full((), -torch.inf)
         if left_out is not None:
-            tile = tile.index_put(left_out.index(first, last), tile.new_full((), -torch.inf))
-        scores[order[places.within(first, last)]] = tile[places.index(first, last)].double()
-        sums = torch.stack([(scale * tile).logsumexp(1) for scale in SCALES], 1)
-        log_total = torch.logaddexp(log_total, sums.double())
-    return log_total, scores
+            tile = tile.index_put(left_out.index(first, last), out)
+        for looked in at:
+            looked.take(tile, first, last)
+        rest = tile.index_put(at[1].places.index(first, last), out)
+        sums = torch.stack([(scale * rest).logsumexp(1) for scale in SCALES], 1)
+        log_rest = torch.logaddexp(log_rest, sums.double())
+    return at[0].scores, log_rest, at[1].scores
+
+
+class Looked(NamedTuple):
+    """Scores that are looked up at keys `[n]`.
+
+    Attributes:
+        places: of the keys, by column.
+        order: int64 `[n]`, the key of each place.
+        scores: float64 `[n]`, at each key.
+    """
+
+    places: Places
+    order: Tensor
+    scores: Tensor
+
+    @staticmethod
+    def up(keys: Tensor, num_items: int) -> Looked:
+        """To be filled tile by tile."""
+        row, item = keys // (num_items + 1), keys % (num_items + 1)
+        order = item.argsort()
+        column = item[order] - 1
+        places = Places(row[order], column, column.cpu().numpy())
+        return Looked(places, order, torch.empty(len(keys), dtype=torch.float64, device=keys.device))
+
+    def take(self, tile: Tensor, first: int, last: int) -> None:
+        """Takes the scores of the columns `first` up to `last`."""
+        here = self.order[self.places.within(first, last)]
+        self.scores[here] = tile[self.places.index(first, last)].double()
 
 
 def _kept(evidence: Evidence, left_out: Places | None) -> Evidence:

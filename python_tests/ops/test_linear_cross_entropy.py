@@ -363,7 +363,7 @@ def wrongly_adjusted() -> Iterator[Row]:
         ),
         (
             {"adjusted": torch.tensor([[0, 5], [-1, 6], [2, -1]])},
-            "adjusted must be in [0, V) with V = 6, or -1 for none, got 6 at 3",
+            "adjusted must be in [0, V) with V = 6, or -1 for none, got 6 at 1, 1",
         ),
     ]
 

@@ -18,7 +18,7 @@ import torch
 from hyenarec import cli
 from hyenarec.config import LossConfig
 from hyenarec.train import train, trainer
-from hyenarec.train.checkpoint import load_checkpoint
+from hyenarec.train.checkpoint import load_checkpoint, save_checkpoint
 from hyenarec.train.interrupt import TrainingInterrupted
 from hyenarec.train.optimizer import learning_rate
 from hyenarec.train.run_log import read_log
@@ -180,6 +180,22 @@ def test_a_run_can_be_made_longer(make_config, tmp_path):
     ends = [learning_rate(4, 5, settings), learning_rate(9, 10, settings)]
     assert [record["learning_rate"] for record in result.log] == ends
     assert json.loads((tmp_path / "run" / "train_config.json").read_text())["epochs"] == 2
+
+
+def test_settings_that_came_after_a_checkpoint_change_nothing(make_config, events, tmp_path):
+    events.write_text("".join(f"{user} {item}\n" for user in range(30) for item in [1, 2, 1, 3, 2, 1] * 3))
+    config = make_config(epochs=1, recipe="data")
+    given = dataclasses.replace(config, model=dataclasses.replace(config.model, lag_bias=False))
+    train(given)
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    written = load_checkpoint(path)
+    del written.config["model"]["lag_bias"]  # as a version without it would have written it
+    save_checkpoint(path, written)
+    open_model = dataclasses.replace(config.model, lag_bias="auto")
+    resumed = dataclasses.replace(config, epochs=2, resume=True, model=open_model)
+    assert train(resumed).config.model.lag_bias is False
+    begun = dataclasses.replace(resumed, resume=False, output_dir=str(tmp_path / "new"))
+    assert train(begun).config.model.lag_bias is True  # the recipe's choice
 
 
 def test_resuming_on_other_data_is_refused(make_config, events):

@@ -6,7 +6,7 @@
 
 namespace hyenarec {
 
-// What the operators behind it share; those that have a gradient come first.
+// What the operators behind linear_cross_entropy share; what has a gradient comes first.
 struct CrossEntropyArguments {
   const at::Tensor &hidden, &weight;
   const OptionalTensor &bias, &adjustment;

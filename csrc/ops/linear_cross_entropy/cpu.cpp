@@ -5,6 +5,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/mm.h>
 
+#include <string>
+
 #include "../common/cpu/tensors.h"
 #include "arguments.h"
 #include "cpu.h"
@@ -18,23 +20,24 @@ using cpu::linear_cross_entropy::Hits, cpu::linear_cross_entropy::kBlockRows;
 constexpr int64_t kTileScores = 1 << 20;  // 4 MB of float: they stay in the last-level cache
 constexpr int64_t kMaxTileRows = 1024;
 
-// Values are looked at on the CPU only.
+// Of a vector or a matrix. Values are looked at on the CPU only.
 void check_items(const char* name, const at::Tensor& items, int64_t lowest, int64_t count) {
   const auto contiguous = items.contiguous();
   const auto* values = contiguous.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < items.size(0); ++i) {
+  for (int64_t i = 0; i < items.numel(); ++i) {
+    if (values[i] >= lowest && values[i] < count) continue;
+    const std::string row = items.dim() == 1 ? "" : std::to_string(i / items.size(1)) + ", ";
+    const int64_t place = items.dim() == 1 ? i : i % items.size(1);
     TORCH_CHECK(
-        values[i] >= lowest && values[i] < count, "linear_cross_entropy: ", name,
-        " must be in [0, V) with V = ", count, lowest < 0 ? ", or -1 for none" : "", ", got ", values[i],
-        " at ", i);
+        false, "linear_cross_entropy: ", name, " must be in [0, V) with V = ", count,
+        lowest < 0 ? ", or -1 for none" : "", ", got ", values[i], " at ", row, place);
   }
 }
 
 void check_values(const CrossEntropyArguments& arguments) {
   detail::check_cpu_activation_type({"linear_cross_entropy", "hidden", arguments.hidden});
   check_items("target", arguments.target, -1, arguments.weight.size(0));
-  if (arguments.adjusted)
-    check_items("adjusted", arguments.adjusted->flatten(), -1, arguments.weight.size(0));
+  if (arguments.adjusted) check_items("adjusted", *arguments.adjusted, -1, arguments.weight.size(0));
   if (arguments.candidates) check_items("candidates", *arguments.candidates, 0, arguments.weight.size(0));
 }
 

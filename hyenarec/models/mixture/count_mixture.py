@@ -10,10 +10,9 @@ the confidence that a network has in what it was trained on. c only keeps number
 the logarithm of the right side.
 
 b shifts the network's scores of the items that the history has by how long ago it had them, in events and
-seconds: each source with `bins` has a term for the item's bin. It is 0 for all other items. In blocks with a
-residual path a hidden row holds the vector of the last item itself, and scores are products with the same
-vectors: where people rarely take a thing twice in a row, a network recommends the last items all the same,
-and a sum with what is counted can't take that back.
+seconds: each source with `bins` has a term for the item's bin. It is 0 for all other items. A network, most
+of all one without a bias of its own (`lag_bias.py`), recommends items that were there just now even where
+people rarely take a thing twice in a row, and a sum with what is counted can't take that back.
 
 Nothing of this is trained with the network, which would leave to the counts what it can learn better itself,
 and weigh them by events it has seen: `train/mixture.py` fits β, b, w, κ and a to the validation targets.

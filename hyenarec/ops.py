@@ -359,9 +359,9 @@ def linear_cross_entropy(
     score[i, v] = hidden[i] · weight[v] + bias[v] - log_q[v], plus adjustment[i, k] if v is adjusted[i, k].
     With p[i] the softmax of score[i] over the row's classes, loss[i] = -(1 - s) log p[i, target[i]]
     - s mean_c log p[i, c], s being `label_smoothing`: `torch.nn.functional.cross_entropy` of the scores,
-    which exist a tile at a time only. Memory is O(M + V D) and one tile. For "mean" and "sum" the forward pass
-    computes the gradients, too, where they are needed, so scores are computed once; "none" computes them again
-    in backward.
+    which exist a tile at a time only. Memory is O(M + V D) and one tile. For "mean" and "sum" the forward
+    pass computes the gradients, too, where they are needed, so scores are computed once; "none" computes
+    them again in backward.
 
     A row's classes are all items. With `candidates` they are its target and every candidate that is another
     item: a candidate which happens to be the target counts for the other rows only. A candidate that was

@@ -223,6 +223,7 @@ def pages() -> dict[Path, list[str]]:
         ROOT / "docs" / "accuracy.md": [
             accuracy("recipe", "The recipe, without any option"),
             accuracy("time", "The time of the question"),
+            accuracy("lag_bias", "The bias of the latest items"),
             accuracy("changes", "One change at a time, with the recipe"),
         ],
         ROOT / "docs" / "results.md": [

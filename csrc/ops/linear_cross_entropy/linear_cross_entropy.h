@@ -34,8 +34,8 @@ namespace hyenarec {
 // Returns float64 if hidden is, else float32: the scores of 16-bit arguments come from torch's matrix product
 // (on a CPU rounded to 16 bits, again after an adjustment, on CUDA not), everything after that is float32.
 // The values of target, candidates and adjusted are checked on the CPU only.
-// Differentiable in hidden, weight, bias and adjustment (once). Memory is O(M + V D) and a tile of scores. For
-// a loss that is reduced, the forward pass computes the gradients, too, where they are needed: scores are
+// Differentiable in hidden, weight, bias and adjustment (once). Memory is O(M + V D) and a tile of scores.
+// For a loss that is reduced, the forward pass computes the gradients, too, where they are needed: scores are
 // computed once.
 // Throws c10::Error naming the argument that is wrong.
 HYENAREC_API at::Tensor linear_cross_entropy(

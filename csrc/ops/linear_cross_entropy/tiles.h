@@ -160,8 +160,8 @@ class CrossEntropyWalk {
     if (needs_weight_) add_product(result_.weight, tile.gradient.t(), hidden);
   }
 
-  // Adds to scores; an item of -1 adds 0 to that of the first one. (On a CPU scatter_add_ takes as long as all
-  // the rest.)
+  // Adds to scores; an item of -1 adds 0 to that of the first one. (On a CPU scatter_add_ takes as long as
+  // all the rest.)
   void adjust(CrossEntropyTile& tile, const auto& of_tile) const {
     const auto adjusted = of_tile(*arguments_.adjusted);
     const auto adjustment = of_tile(*arguments_.adjustment).masked_fill(adjusted.lt(0), 0);

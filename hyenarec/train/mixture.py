@@ -1,10 +1,10 @@
 """After training: counts what the settings ask for, and fits to the validation how it is mixed in.
 
 For each of a few scales β of the network's scores, the weights of `CountMixture` are those of the highest
-likelihood of the validation targets; a prior holds the D strengths of a source and the shifts near 0. The scale is the one
-with the best ranking, which the likelihood, ruled by targets that are ranked low, would not choose. Each half
-of the targets is ranked with the weights of the other half: a few targets can be fitted well by weights that
-help no others.
+likelihood of the validation targets; a prior holds the D strengths of a source, and the shifts, near 0. The
+scale is the one with the best ranking, which the likelihood, ruled by targets that are ranked low, would not
+choose. Each half of the targets is ranked with the weights of the other half: a few targets can be fitted
+well by weights that help no others.
 """
 
 from __future__ import annotations

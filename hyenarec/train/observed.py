@@ -181,15 +181,15 @@ def _observe(
     own, wide = torch.unique(torch.cat(binned)), model.num_items + 1
     score, log_rest, of_own = _network(model, state, wanted, own, left_out)
     wanted, score = wanted[score.isfinite()], score[score.isfinite()]
-    row = wanted // wide
-    place = own // wide * number_of_cells(lengths) + _cells(evidence, bins, own)
+    row, amounts = wanted // wide, _amounts(evidence, wanted)
+    place = own // wide * number_of_cells(lengths) + _cells(_amounts(evidence, own), bins)
     place, log_sums = _summed(place, of_own)
     return Observed(
         row=row,
         hidden=state.hidden[row].double(),
         score=score,
-        cell=_cells(evidence, bins, wanted),
-        amounts=[counted.of(wanted) for counted in evidence],
+        cell=_cells(amounts, bins),
+        amounts=amounts,
         totals=[counted.totals()[row] for counted in evidence],
         kept=[_kept(counted, left_out).totals()[row] for counted in evidence],
         log_rest=log_rest,
@@ -209,12 +209,17 @@ def _summed(places: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     return distinct, most + torch.zeros_like(most).index_add(0, group, each).log()
 
 
-def _cells(evidence: list[Evidence], bins: list[range], keys: Tensor) -> Tensor:
-    """The cells of some histories' items, given as `Evidence.key` numbers them: int64 `[m]` -> `[m]`."""
-    cell = torch.zeros_like(keys)
-    for counted, kinds in zip(evidence, bins, strict=True):
-        inside = counted.of(keys)[:, kinds.start : kinds.stop] > 0
-        none = inside.new_ones(len(keys), 1)
+def _amounts(evidence: list[Evidence], keys: Tensor) -> list[Tensor]:
+    """E of each source at some keys, `[m, K]`."""
+    return [counted.of(keys) for counted in evidence]
+
+
+def _cells(amounts: list[Tensor], bins: list[range]) -> Tensor:
+    """The cells of items with these amounts of each source, int64 `[m]`."""
+    cell = torch.zeros(len(amounts[0]), dtype=torch.int64, device=amounts[0].device)
+    for each, kinds in zip(amounts, bins, strict=True):
+        inside = each[:, kinds.start : kinds.stop] > 0
+        none = inside.new_ones(len(each), 1)
         cell = cell * (len(kinds) + 1) + torch.cat([inside, none], 1).int().argmax(1)
     return cell
 

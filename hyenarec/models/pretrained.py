@@ -26,10 +26,10 @@ from hyenarec.files import write_atomically
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-FORMAT = 5
+FORMAT = 6
 """Of `config.json`. Format 1 had no number, and its blocks had `pre` norms only; format 2 had `repeat_head`
-under the name `repeats`; format 3 had neither time nor a row for empty histories; in format 4
-counts shifted no scores."""
+under the name `repeats`; format 3 had neither time nor a row for empty histories; up to format 5 the
+weights of counts had another form, which is not read any more."""
 
 
 class PretrainedModel(nn.Module):

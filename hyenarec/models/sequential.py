@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self, cast
 
@@ -220,9 +221,7 @@ class SequentialModel(PretrainedModel):
             latest = latest_of_histories(items, offsets, self.in_seconds(times))
         head, mixture = self.repeat_head, self.mixture
         repeats = None if head is None else head.of_histories(items, offsets, hidden)
-        added = None
-        if mixture is not None:
-            added = mixture.weigh(self.evidence(mixture, items, offsets, times), hidden)
+        added = None if mixture is None else mixture.weigh(self.evidence(mixture, items, offsets, times))
         return Encoded(hidden, latest, repeats, added)
 
     def _last_rows(self, items: Tensor, offsets: Tensor, times: Times | None) -> Tensor:
@@ -264,7 +263,7 @@ class SequentialModel(PretrainedModel):
         names = [name for name in SOURCES if settled(getattr(self.config, name))]
         if not names:
             return None
-        return CountMixture(names, self.num_items, self.config.dim).to(self.item_bias)
+        return CountMixture(names, self.num_items).to(self.item_bias)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """Makes room for what a trained model has besides, as `load_state_dict` asks each module to do."""
@@ -279,5 +278,12 @@ class SequentialModel(PretrainedModel):
         model = cls(cast(SequentialConfig, config))
         # A file of format 2 calls the head's tensors so.
         renamed = {re.sub(r"^repeats\.", "repeat_head.", name): tensor for name, tensor in tensors.items()}
+        if any(name.startswith("mixture.") and name.endswith(".strength") for name in renamed):
+            warnings.warn(
+                "counts of a model saved by an earlier version are left out: their weights have another form "
+                "now; train again to have them",
+                stacklevel=2,
+            )
+            renamed = {name: x for name, x in renamed.items() if not name.startswith("mixture.")}
         model.load_state_dict(renamed)
         return model

@@ -210,8 +210,7 @@ class Stream:
             scores = self._repeats.scores(hidden, self._length).add_to(scores[None], 0)[0]
         if model.mixture is None:
             return scores
-        evidence = [memory.evidence(*asked) for memory in self._memories]
-        added = model.mixture.weigh(evidence, hidden[None])
+        added = model.mixture.weigh([memory.evidence(*asked) for memory in self._memories])
         return model.mixture.mix(scores[None], added, 0)[0]
 
     @torch.inference_mode()

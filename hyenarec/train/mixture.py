@@ -1,10 +1,9 @@
 """After training: counts what the settings ask for, and fits to the validation how it is mixed in.
 
-For each of a few scales β of the network's scores, the weights of `CountMixture` are those of the highest
-likelihood of the validation targets; a prior holds the D strengths of a source, and the shifts, near 0. The
-scale is the one with the best ranking, which the likelihood, ruled by targets that are ranked low, would not
-choose. Each half of the targets is ranked with the weights of the other half: a few targets can be fitted
-well by weights that help no others.
+The weights of `CountMixture` are those that make each validation target most likely among its `Candidates`;
+a prior holds the shifts near 0. Targets that neither the network nor a source ranks high are none of the
+candidates: the likelihood would be ruled by them, though nothing can rank them high. Each half of the targets
+is ranked with the weights of the other half: a few targets can be fitted well by weights that help no others.
 """
 
 from __future__ import annotations
@@ -22,22 +21,19 @@ from hyenarec.data.histories import Histories
 from hyenarec.evaluation.evaluate import Evaluation
 from hyenarec.models.mixture.count_mixture import CountMixture
 from hyenarec.models.sequential import SequentialModel
-from hyenarec.train.observed import SCALES, Observed, Scaled, observe
+from hyenarec.train.candidates import Candidates, candidates_of
 
-FIRST_STEPS, STEPS, LEARNING_RATE = 300, 100, 0.05
-"""Of Adam, on all targets, for the first scale and, from its weights, the others; the rate falls to 0."""
+ITERATIONS = 100
+"""Of L-BFGS, at most."""
 
 FIRST_SHARE = 0.05
 """What a source gets of the probability, roughly, before anything is fitted."""
 
-PRIOR = 1000.0
-"""Precision of the normal prior of each strength, in targets."""
+PRIOR = 30.0
+"""Precision of the normal prior of each shift, in targets."""
 
-SHIFT_PRIOR = 10.0
-"""Precision of the normal prior of each shift, likewise."""
-
-MOST_TARGETS = 100_000
-"""Rows whose targets weights are fitted to, about."""
+MOST_ROWS = 10_000
+"""Histories whose targets weights are fitted to, about."""
 
 TINY = 1e-30
 """Added to what may be 0 before its logarithm is taken."""
@@ -78,110 +74,118 @@ def fit_mixture(
     mixture.count(train)
     order = np.random.default_rng(0).permutation(len(targets))
     halves = [targets.select(np.sort(half)) for half in np.array_split(order, 2)]
-    observed = [observe(model, mixture, _some(half), max_len, exclude_history) for half in halves]
-    if not all(map(len, observed)):
+    candidates = [candidates_of(model, mixture, _some(half), max_len, exclude_history) for half in halves]
+    if not all(map(len, candidates)):
         return None
-    model.mixture = mixture
-    parameters = [Parameters.first(half) for half in observed]
-    figures = []
-    for index in range(len(SCALES)):
-        figure = 0.0
-        for fitted, other in ((0, 1), (1, 0)):
-            network = observed[fitted].scaled(index)
-            fit(parameters[fitted], observed[fitted], network, STEPS if index > 0 else FIRST_STEPS)
-            store(parameters[fitted], network, mixture)
-            figure += evaluate(halves[other]).figures[metric].mean * len(halves[other]) / len(targets)
-        figures.append(figure)
-    best = int(np.argmax(figures))
-    if figures[best] <= plain:
+    model.mixture, figure = mixture, 0.0
+    for fitted, other in ((0, 1), (1, 0)):
+        store(fit(mixture, candidates[fitted]), mixture)
+        figure += evaluate(halves[other]).figures[metric].mean * len(halves[other]) / len(targets)
+    if figure <= plain:
         model.mixture = None
         return None
-    everything = Observed.joined(observed)
-    final = Parameters.first(everything)
-    network = everything.scaled(best)
-    fit(final, everything, network, FIRST_STEPS)
-    store(final, network, mixture)
-    return figures[best]
+    store(fit(mixture, Candidates.joined(candidates)), mixture)
+    return figure
 
 
 def _some(targets: Targets) -> Targets:
-    """At most about half of `MOST_TARGETS` rows, spread evenly."""
-    return targets.select(np.arange(0, len(targets), -(-2 * len(targets) // MOST_TARGETS)))
+    """At most about half of `MOST_ROWS` rows, spread evenly."""
+    return targets.select(np.arange(0, len(targets), -(-2 * len(targets) // MOST_ROWS)))
 
 
 @dataclass(frozen=True, eq=False)
-class Parameters:
+class OfSource:
     """The `Weights` of one source while they are fitted.
 
     Attributes:
         log_weight: log w, `[K]`.
         log_shrinkage: log κ, scalar.
-        strength: a, `[D]`.
-        shift: b, `[len(bins)]`.
+        shift: b, `[2, K]`.
     """
 
     log_weight: Tensor
     log_shrinkage: Tensor
-    strength: Tensor
     shift: Tensor
 
+
+@dataclass(frozen=True, eq=False)
+class Parameters:
+    """What is fitted.
+
+    Attributes:
+        scale: β, scalar.
+        offset: what comes to c besides β times `center`, scalar.
+        sources: the weights of each source.
+        center: what makes the network's probabilities, among the candidates, sum up to about 1 at first;
+            not fitted.
+    """
+
+    scale: Tensor
+    offset: Tensor
+    sources: list[OfSource]
+    center: Tensor
+
     @staticmethod
-    def first(observed: Observed) -> list[Parameters]:
-        """Gives each source `FIRST_SHARE` of the probability or less, nothing to kinds without evidence."""
-        parameters = []
-        for amounts, bins in zip(observed.amounts, observed.bins, strict=True):
-            log_weight = amounts.new_full(amounts.shape[1:], math.log(FIRST_SHARE / amounts.shape[1]))
-            log_weight = log_weight.masked_fill(amounts.sum(0) == 0, -math.inf)
-            zeros = (amounts.new_zeros(n) for n in ((), observed.hidden.shape[1], bins))
-            parameters.append(Parameters(*(tensor.requires_grad_() for tensor in (log_weight, *zeros))))
-        return parameters
+    def first(mixture: CountMixture, candidates: Candidates) -> Parameters:
+        """The network as it is, and `FIRST_SHARE` or less for each source, of kinds that are there."""
+        zero, sources = candidates.score.new_zeros(()), []
+        for source, counted in zip(mixture.each_source(), candidates.counted, strict=True):
+            absent = torch.bincount(counted.kind, minlength=source.kinds) == 0
+            log_weight = zero.expand(source.kinds) + math.log(FIRST_SHARE / source.kinds)
+            shift = zero.expand(2, source.kinds).clone()
+            sources.append(OfSource(log_weight.masked_fill(absent, -math.inf), zero.clone(), shift))
+        center = candidates.log_totals(candidates.score)[candidates.row[candidates.target]].mean()
+        return Parameters(zero + 1, zero.clone(), sources, center)
+
+    def tensors(self) -> list[Tensor]:
+        """All that is fitted."""
+        return [self.scale, self.offset, *(x for source in self.sources for x in vars(source).values())]
+
+    def scores(self, candidates: Candidates) -> Tensor:
+        """The mixed scores of the candidates, `[n]`."""
+        network = self.scale * (candidates.score - self.center) - self.offset
+        counts = torch.zeros_like(network)
+        for weights, counted in zip(self.sources, candidates.counted, strict=True):
+            shift = weights.shift[counted.own, counted.kind] * counted.feature
+            network = network.index_add(0, counted.place, shift)
+            shares = counted.amount / (weights.log_shrinkage.exp() + counted.total)
+            each = weights.log_weight.exp()[counted.kind] * shares
+            counts = counts.index_add(0, counted.place, each)
+        return torch.logaddexp(network, (counts + TINY).log())
 
 
-def store(parameters: list[Parameters], network: Scaled, mixture: CountMixture) -> None:
-    """Copies fitted parameters to the mixture."""
-    mixture.scale.fill_(network.scale)
-    mixture.offset.copy_(network.offset)
-    of_sources = zip(mixture.each_source(), mixture.each_weights(), parameters, strict=True)
-    for counted, weights, source in of_sources:
-        weights.weight.copy_(source.log_weight.detach().exp())
-        weights.shrinkage.copy_(source.log_shrinkage.detach().exp())
-        weights.strength.copy_(source.strength.detach())
-        weights.shift[counted.bins.start : counted.bins.stop] = source.shift.detach()
+def fit(mixture: CountMixture, candidates: Candidates) -> Parameters:
+    """The parameters of the highest posterior probability."""
+    parameters = Parameters.first(mixture, candidates)
+    tensors = [tensor.requires_grad_() for tensor in parameters.tensors()]
+    optimizer = torch.optim.LBFGS(
+        tensors, max_iter=ITERATIONS, history_size=20, line_search_fn="strong_wolfe"
+    )
 
-
-def fit(parameters: list[Parameters], observed: Observed, network: Scaled, steps: int) -> None:
-    """Brings the parameters to the highest posterior probability with the network at that scale."""
-    tensors = [tensor for source in parameters for tensor in vars(source).values()]
-    optimizer = torch.optim.Adam(tensors, LEARNING_RATE)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
+    def step() -> Tensor:
         optimizer.zero_grad()
-        torch.autograd.backward(loss_of(parameters, observed, network))
-        optimizer.step()
+        loss = loss_of(parameters, candidates)
+        torch.autograd.backward(loss)
+        return loss
+
+    optimizer.step(step)  # type: ignore[no-untyped-call]
+    return parameters
 
 
-def loss_of(parameters: list[Parameters], observed: Observed, network: Scaled) -> Tensor:
+def loss_of(parameters: Parameters, candidates: Candidates) -> Tensor:
     """Minus the log of the posterior probability, a mean over the targets, up to a constant."""
-    shift = shift_of_cells(parameters)
-    log_total = network.log_total + (network.shares @ shift.exp() + TINY).log()
-    target, everything = [network.score + shift[observed.cell]], [log_total[observed.row]]
-    prior = shift.new_zeros(())
-    sources = zip(parameters, observed.amounts, observed.totals, observed.kept, strict=True)
-    for source, amounts, totals, kept in sources:
-        each = source.log_weight.exp() / (source.log_shrinkage.exp() + totals)
-        log_gain = observed.hidden @ source.strength
-        target.append(log_gain + ((each * amounts).sum(1) + TINY).log())
-        everything.append(log_gain + ((each * kept).sum(1) + TINY).log())
-        prior = prior + PRIOR / 2 * source.strength.square().sum()
-        prior = prior + SHIFT_PRIOR / 2 * source.shift.square().sum()
-    loss = torch.stack(everything).logsumexp(0) - torch.stack(target).logsumexp(0)
-    return loss.mean() + prior / len(loss)
+    scores, target = parameters.scores(candidates), candidates.target
+    log_probability = scores[target] - candidates.log_totals(scores)[candidates.row[target]]
+    prior = sum(weights.shift.square().sum() for weights in parameters.sources)
+    return PRIOR / 2 * prior / len(candidates) - log_probability.mean()
 
 
-def shift_of_cells(parameters: list[Parameters]) -> Tensor:
-    """The sum of the shifts of each cell's bins, `[cells]`."""
-    total = parameters[0].shift.new_zeros(1)
-    for source in parameters:
-        of_bins = torch.cat([source.shift, source.shift.new_zeros(1)])  # the last is that of no bin
-        total = (total[:, None] + of_bins).flatten()
-    return total
+@torch.no_grad()
+def store(parameters: Parameters, mixture: CountMixture) -> None:
+    """Copies fitted parameters to the mixture."""
+    mixture.scale.copy_(parameters.scale)
+    mixture.offset.copy_(parameters.scale * parameters.center + parameters.offset)
+    for weights, fitted in zip(mixture.each_weights(), parameters.sources, strict=True):
+        weights.weight.copy_(fitted.log_weight.exp())
+        weights.shrinkage.copy_(fitted.log_shrinkage.exp())
+        weights.shift.copy_(fitted.shift)

@@ -37,11 +37,9 @@ def model_of(config: SequentialConfig = CONFIG) -> SequentialModel:
     torch.manual_seed(0)
     model = make_model(config).double().eval()
     model.mixture = model.new_mixture()
-    for name, weights in model.mixture.weights.items() if model.mixture is not None else ():
+    for weights in model.mixture.each_weights() if model.mixture is not None else ():
         weights.weight.copy_(torch.rand_like(weights.weight) * 30)
-        weights.strength.copy_(torch.randn_like(weights.strength))
-        bins = model.mixture.sources[name].bins
-        weights.shift[bins.start : bins.stop].normal_()
+        weights.shift.normal_()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter)

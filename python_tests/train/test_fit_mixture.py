@@ -13,16 +13,17 @@ from devices import needs_gpu
 
 from hyenarec.config import ModelConfig
 from hyenarec.data import Histories, Targets, Vocabulary
+from hyenarec.data.times import Times
 from hyenarec.evaluation import scoring
 from hyenarec.evaluation.evaluate import evaluate
 from hyenarec.evaluation.scoring import scoring_mode
+from hyenarec.models.mixture.count_mixture import CountMixture
 from hyenarec.models.registry import load_model, make_model
 from hyenarec.models.sequential import SequentialModel
-from hyenarec.train import mixture as mixture_module
-from hyenarec.train import observed as observed_module
+from hyenarec.train import candidates as candidates_module
 from hyenarec.train import train
-from hyenarec.train.mixture import FIRST_STEPS, Parameters, fit, fit_mixture, loss_of, store
-from hyenarec.train.observed import observe
+from hyenarec.train.candidates import candidates_of
+from hyenarec.train.mixture import PRIOR, OfSource, Parameters, fit, fit_mixture, loss_of, store
 
 V = 30
 CONFIG = ModelConfig(
@@ -60,11 +61,23 @@ def with_moments(targets: Targets) -> Targets:
     return dataclasses.replace(targets, timestamps=hours * 3600, asked=asked * 3600)
 
 
+def any_parameters(mixture: CountMixture) -> Parameters:
+    sources = [
+        OfSource(torch.randn(source.kinds) - 2, torch.randn(()), torch.randn(2, source.kinds))
+        for source in mixture.each_source()
+    ]
+    return Parameters(torch.tensor(0.7), torch.tensor(0.3), sources, torch.tensor(3.0))
+
+
 @pytest.mark.parametrize("exclude_history", [False, True])
-@pytest.mark.parametrize("tile", [7, 2**21])
+@pytest.mark.parametrize(("tile", "batch_size", "nearest"), [(7, 256, 50), (2**21, 1, 4), (100, 5, 2)])
 @pytest.mark.parametrize("timed", [False, True])
-def test_the_loss_is_that_of_the_models_scores(timed, exclude_history, tile, monkeypatch):
+def test_the_loss_is_that_of_the_models_scores(
+    timed, exclude_history, tile, batch_size, nearest, monkeypatch
+):
     monkeypatch.setitem(scoring.TILE_SCORES, "cpu", tile)
+    monkeypatch.setattr(candidates_module, "BATCH_SIZE", batch_size)
+    monkeypatch.setattr(candidates_module, "NEAREST", nearest)
     torch.manual_seed(0)
     train, targets = made()
     targets = with_moments(targets)
@@ -72,31 +85,38 @@ def test_the_loss_is_that_of_the_models_scores(timed, exclude_history, tile, mon
     model = make_model(dataclasses.replace(CONFIG, **with_time)).double().eval()
     mixture = model.new_mixture()
     mixture.count(train)
-    observed = observe(model, mixture, targets, 12, exclude_history)
-    parameters = [
-        Parameters(*(torch.randn(n).double() for n in (source.kinds, (), 8, len(source.bins))))
-        for source in mixture.each_source()
-    ]
-    store(parameters, observed.scaled(2), mixture)
-    model.mixture = mixture
-    expected, n = 0.0, 0
+    candidates = candidates_of(model, mixture, targets, 12, exclude_history)
+    parameters = any_parameters(mixture)
+    log_probabilities = []
     with scoring_mode(model):
         for row in range(len(targets)):
             known = slice(*targets.offsets[row : row + 2])
             history = torch.from_numpy(targets.items[known]).long()
             window = history[-12:]
             moments = [torch.from_numpy(targets.timestamps[known])[-12:], torch.tensor([targets.asked[row]])]
-            scores = model.score(window, torch.tensor([0, len(window)]), *(moments if timed else []))[0]
-            if exclude_history:
-                scores[history - 1] = -torch.inf
+            arguments = (window, torch.tensor([0, len(window)]), *(moments if timed else []))
+            model.mixture = None
+            out = history - 1 if exclude_history else []
+            scores = model.score(*arguments)[0]
+            scores[out] = -torch.inf
+            chosen = torch.zeros(V, dtype=torch.bool)
+            chosen[scores.topk(min(nearest, V)).indices] = True
+            times = Times(*moments) if timed else None
+            for evidence in model.evidence(mixture, *arguments[:2], times):
+                sums = torch.zeros(V, dtype=torch.float64).index_add(0, evidence.item - 1, evidence.amount)
+                most = sums.topk(min(nearest, V)).indices
+                chosen[most[sums[most] > 0]] = True
+            chosen[out] = False
+            store(parameters, mixture)
+            model.mixture = mixture
+            log_probability = model.score(*arguments)[0].masked_fill(~chosen, -torch.inf).log_softmax(0)
             for item in targets.target_items[targets.target_offsets[row] : targets.target_offsets[row + 1]]:
-                if item > 0 and scores[item - 1].isfinite():
-                    expected, n = expected - float(scores.log_softmax(0)[item - 1]), n + 1
-    assert len(observed.score) == n
-    for source in parameters:
-        expected += mixture_module.PRIOR / 2 * float(source.strength.square().sum())
-        expected += mixture_module.SHIFT_PRIOR / 2 * float(source.shift.square().sum())
-    assert float(loss_of(parameters, observed, observed.scaled(2))) == pytest.approx(expected / n, rel=1e-6)
+                if item > 0 and chosen[item - 1]:
+                    log_probabilities.append(log_probability[item - 1])
+    assert len(candidates) == len(log_probabilities)
+    prior = PRIOR / 2 * sum(float(source.shift.square().sum()) for source in parameters.sources)
+    expected = (prior - float(sum(log_probabilities))) / len(candidates)
+    assert float(loss_of(parameters, candidates)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_fitting_raises_the_likelihood_and_is_the_same_every_time():
@@ -105,16 +125,12 @@ def test_fitting_raises_the_likelihood_and_is_the_same_every_time():
     model = make_model(CONFIG).eval()
     mixture = model.new_mixture()
     mixture.count(train)
-    observed = observe(model, mixture, targets, 12, False)
-    fitted, network = [], observed.scaled(0)
-    for _ in range(2):
-        parameters = Parameters.first(observed)
-        first = float(loss_of(parameters, observed, network).detach())
-        fit(parameters, observed, network, FIRST_STEPS)
-        assert float(loss_of(parameters, observed, network).detach()) < first - 0.3
-        fitted.append(parameters[2].log_weight.detach())
-    assert torch.equal(*fitted)
-    assert fitted[0].argmax() == 0  # it is the last item that matters
+    candidates = candidates_of(model, mixture, targets, 12, False)
+    first = loss_of(Parameters.first(mixture, candidates), candidates)
+    fitted = [fit(mixture, candidates) for _ in range(2)]
+    assert loss_of(fitted[0], candidates) < first - 0.3
+    for one, other in zip(*(parameters.tensors() for parameters in fitted), strict=True):
+        assert torch.equal(one, other)
 
 
 def mixed_into(model: SequentialModel, train: Histories, targets: Targets, **settings: Any) -> float | None:
@@ -174,17 +190,22 @@ def test_targets_that_tell_nothing_leave_the_model_as_it_is():
     assert model.mixture is None
 
 
-def test_batches_without_a_possible_target_are_passed_over(monkeypatch):
-    train, targets = made()
+def test_a_history_that_leaves_nothing_to_recommend_is_passed_over():
+    train, targets = made(100)
+    whole = np.concatenate([np.arange(1, V + 1, dtype=np.int32), targets.items])
+    offsets = np.concatenate([[0], targets.offsets + V])
+    target_offsets = np.concatenate([[0], targets.target_offsets + 1])
+    wanted = np.concatenate([np.array([7], np.int32), targets.target_items])
+    targets = Targets(offsets, whole, target_offsets, wanted, np.arange(101))
     torch.manual_seed(0)
-    model = make_model(CONFIG).eval()
+    model = make_model(dataclasses.replace(CONFIG, max_len=40)).eval()
     mixture = model.new_mixture()
     mixture.count(train)
-    whole = observe(model, mixture, targets, 12, True)
-    monkeypatch.setattr(observed_module, "BATCH_SIZE", 1)
-    single = observe(model, mixture, targets, 12, True)
-    assert len(whole) == len(single) < len(targets.target_items)
-    assert whole.score.sort().values == pytest.approx(single.score.sort().values, abs=1e-5)
+    candidates = candidates_of(model, mixture, targets, 40, True)
+    assert 0 not in candidates.row and candidates.rows == 101
+    fitted = fit(mixture, candidates)
+    assert loss_of(fitted, candidates).isfinite()
+    assert not any(tensor.isnan().any() for tensor in fitted.tensors())
 
 
 def test_what_cannot_be_recommended_has_no_weight():
@@ -211,9 +232,6 @@ def test_items_that_the_network_wants_back_too_early_are_taken_out_of_the_way():
     assert first_is_the_last_item() > 0.9
     mixed_into(model, train, targets)
     assert first_is_the_last_item() < 0.1
-    shift = model.mixture.weights["repeats"].shift
-    assert shift[model.mixture.sources["repeats"].bins.start] < -1
-    assert not model.mixture.weights["followers"].shift.any()
 
 
 def test_a_run_reports_and_saves_what_it_mixes_in(make_config, tmp_path, capsys):

@@ -1,32 +1,33 @@
 """Counts mixed into the softmax over the catalogue.
 
-    P(j) ∝ exp(β score[j] + b[j] - c) + Σ_h g_h Σ_k w_hk E_hk[j] / (κ_h + Σ_i E_hk[i])
-    g_h = exp(a_h · hidden)
+    P(j) ∝ exp(β score[j] + Σ_h Σ_k b_hk f_hk[j] - c) + Σ_h Σ_k w_hk E_hk[j] / (κ_h + Σ_i E_hk[i])
 
 The network knows what items have in common, but not what a few events tell about a single one; counts do.
-E_hk[j] is what source h counts for item j after a history (`SOURCES` has them), 0 for most items. κ makes
-little evidence count less; the network's hidden row says how much a source counts; and β, below 1, takes back
-the confidence that a network has in what it was trained on. c only keeps numbers near 1. The mixed scores are
-the logarithm of the right side.
+E_hk[j] is what source h counts for item j after a history (`SOURCES` has them), 0 for most items. Counts take
+part twice, because each form does what the other one can't:
 
-b shifts the network's scores of the items that the history has by how long ago it had them, in events and
-seconds: each source with `bins` has a term for the item's bin. It is 0 for all other items. A network, most
-of all one without a bias of its own (`lag_bias.py`), recommends items that were there just now even where
-people rarely take a thing twice in a row, and a sum with what is counted can't take that back.
+- The sum lets an item come first that the network ranks low. κ makes little evidence count less.
+- The shift of the network's scores agrees with the network or contradicts it: what usually follows counts for
+  more where the network expects its like, and what was there just now can be taken back where people rarely
+  take a thing twice in a row. f is 1 in a source's bins and log(1 + E / unit) elsewhere; b differs between
+  items that the history has and all others.
+
+β, below 1, takes back the confidence that a network has in what it was trained on; c only keeps numbers
+near 1. The mixed scores are the logarithm of the right side.
 
 Nothing of this is trained with the network, which would leave to the counts what it can learn better itself,
-and weigh them by events it has seen: `train/mixture.py` fits β, b, w, κ and a to the validation targets.
+and weigh them by events it has seen: `train/mixture.py` fits β, b, w and κ to the validation targets.
 
-Source: Neubig and Dyer, "Generalizing and hybridizing count-based and neural language models", EMNLP 2016;
-weights from held-out data: Jelinek and Mercer, "Interpolated estimation of Markov source parameters from
-sparse data", Pattern Recognition in Practice 1980.
+Source: Neubig and Dyer, "Generalizing and hybridizing count-based and neural language models", EMNLP 2016,
+for the sum; Hinton, "Training products of experts by minimizing contrastive divergence", Neural Computation
+2002, for the shift, a product; weights from held-out data: Jelinek and Mercer, "Interpolated estimation of
+Markov source parameters from sparse data", Pattern Recognition in Practice 1980.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -49,35 +50,30 @@ SOURCES: dict[str, type[Source]] = {
 """What can be counted, by the name of its setting."""
 
 
+REPEATS = "repeats"
+"""The source that counts all items of a history: without it no item is taken for one of the history's."""
+
+
 class Weights(nn.Module):
     """How much a source counts; 0 until it is fitted.
 
     Args:
         kinds: K, of the source.
-        dim: D, channels of a hidden row.
     """
 
     weight: Tensor
     shift: Tensor
     shrinkage: Tensor
-    strength: Tensor
 
-    def __init__(self, kinds: int, dim: int) -> None:
+    def __init__(self, kinds: int) -> None:
         super().__init__()
         self.register_buffer("weight", torch.zeros(kinds))  # w
-        self.register_buffer("shift", torch.zeros(kinds))  # b, of the kinds that are bins
+        self.register_buffer("shift", torch.zeros(2, kinds))  # b, of other items, then of the history's
         self.register_buffer("shrinkage", torch.ones(()))  # κ
-        self.register_buffer("strength", torch.zeros(dim))  # a
 
-    def forward(self, totals: Tensor, hidden: Tensor) -> Tensor:
-        """What an amount of 1 adds: `[B, K]` and `[B, D]` -> `[B, K]`, float64."""
-        gain = torch.exp((hidden.double() * self.strength).sum(-1, keepdim=True))
-        return gain * self.weight / (self.shrinkage + totals)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Takes also what was saved before there was a shift, as `load_state_dict` asks each module to do."""
-        state_dict.setdefault(f"{prefix}shift", torch.zeros_like(self.shift))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def forward(self, totals: Tensor) -> Tensor:
+        """What an amount of 1 adds, given Σ E: `[B, K]` -> `[B, K]`, float64."""
+        return self.weight.double() / (self.shrinkage + totals)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,16 +118,15 @@ class CountMixture(nn.Module):
     Args:
         names: of the sources, from `SOURCES`.
         num_items: V, size of the catalogue.
-        dim: D, channels of a hidden row.
     """
 
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, names: Iterable[str], num_items: int, dim: int) -> None:
+    def __init__(self, names: Iterable[str], num_items: int) -> None:
         super().__init__()
         self.sources = nn.ModuleDict({name: SOURCES[name](num_items) for name in names})
-        self.weights = nn.ModuleDict({name: Weights(SOURCES[name].kinds, dim) for name in names})
+        self.weights = nn.ModuleDict({name: Weights(SOURCES[name].kinds) for name in names})
         self.register_buffer("scale", torch.ones(()))  # β
         self.register_buffer("offset", torch.zeros(()))  # c
 
@@ -148,14 +143,21 @@ class CountMixture(nn.Module):
         """What each source keeps of an empty history."""
         return [source.memory(device) for source in self.each_source()]
 
-    def weigh(self, evidence: Iterable[Evidence], hidden: Tensor) -> Added:
-        """Turns what the sources count into what is added; `hidden` `[B, D]` are the scores' rows."""
+    def weigh(self, evidence: Sequence[Evidence]) -> Added:
+        """Turns what the sources count into what is added."""
         parts = []
-        for source, weights in zip(evidence, self.each_weights(), strict=True):
-            each = weights(source.totals(), hidden)[source.row, source.kind]
-            shift = weights.shift.double()[source.kind]
-            parts.append((source.row, source.item - 1, shift, each * source.amount))
+        which = zip(self.each_source(), self.each_weights(), evidence, self.own(evidence), strict=True)
+        for source, weights, counted, own in which:
+            each = weights(counted.totals())[counted.row, counted.kind]
+            shift = weights.shift.double()[own, counted.kind] * source.features(counted)
+            parts.append((counted.row, counted.item - 1, shift, each * counted.amount))
         return Added.of(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+    def own(self, evidence: Sequence[Evidence]) -> list[Tensor]:
+        """For each source int64 `[n]`: 1 where an amount is one of an item that the history has, else 0."""
+        has = dict(zip(self.sources, evidence, strict=True)).get(REPEATS)
+        none = evidence[0].key.new_empty(0)
+        return [torch.isin(counted.key, none if has is None else has.key).long() for counted in evidence]
 
     def mix(self, scores: Tensor, added: Added, first: int) -> Tensor:
         """The scores `[B, v]` of the columns from `first` on, mixed with what is added."""

@@ -18,7 +18,7 @@ class Evidence:
     """Amounts E[b, k, j] >= 0 of kind k for item j after history b; those that are not here are 0.
 
     Attributes:
-        row: int64 `[n]`, b. The same b, k and j may occur several times, which adds up.
+        row: int64 `[n]`, b. The same b, k and j are here once.
         kind: int64 `[n]`, k.
         item: int64 `[n]`, j, ids 1..V.
         amount: float64 `[n]`.
@@ -56,26 +56,19 @@ class Evidence:
         row, kind, item, amount = (x[chosen] for x in (self.row, self.kind, self.item, self.amount))
         return Evidence(row, kind, item, amount, self.shape)
 
-    def of_kinds(self, kinds: range) -> Evidence:
-        """The amounts of neighbouring kinds."""
-        return self.where((self.kind >= kinds.start) & (self.kind < kinds.stop))
+    def summed(self) -> Evidence:
+        """The same from amounts of which several may have the same b, k and j: they add up."""
+        _, kinds, num_items = self.shape
+        key, place = torch.unique(self.key * kinds + self.kind, return_inverse=True)
+        amount = self.amount.new_zeros(len(key)).index_add_(0, place, self.amount)
+        key, kind = key // kinds, key % kinds
+        return Evidence(key // (num_items + 1), kind, key % (num_items + 1), amount, self.shape)
 
     def totals(self) -> Tensor:
         """Σ_j E[b, k, j], `[B, K]`."""
-        return self._sums(self.row, self.shape[0])
-
-    def of(self, keys: Tensor) -> Tensor:
-        """E[b, :, j] of some histories and items, given as `key` numbers them: int64 `[m]` -> `[m, K]`."""
-        wanted, back = torch.unique(keys, return_inverse=True)
-        found = torch.isin(self.key, wanted)
-        chosen = self.where(found)
-        return chosen._sums(torch.searchsorted(wanted, chosen.key), len(wanted))[back]
-
-    def _sums(self, group: Tensor, groups: int) -> Tensor:
-        """Sums of the amounts by group and kind, `[groups, K]`."""
-        kinds = self.shape[1]
-        sums = self.amount.new_zeros(groups * kinds)
-        return sums.index_add_(0, group * kinds + self.kind, self.amount).view(groups, kinds)
+        rows, kinds, _ = self.shape
+        sums = self.amount.new_zeros(rows * kinds)
+        return sums.index_add_(0, self.row * kinds + self.kind, self.amount).view(rows, kinds)
 
 
 class Source(nn.Module):
@@ -87,10 +80,13 @@ class Source(nn.Module):
     Attributes:
         kinds: K, how many different amounts an item has.
         bins: the kinds that are bins, if any: an item that the source counts is in exactly one of them.
+        unit: the amount from which on it matters how many times as large another one is, and below which
+            only the difference does.
     """
 
     kinds: int
     bins = range(0)
+    unit: float
 
     def __init__(self, num_items: int) -> None:
         super().__init__()
@@ -98,6 +94,11 @@ class Source(nn.Module):
 
     def count(self, train: Histories) -> None:
         """Counts in the training events, once, if the source needs that."""
+
+    def features(self, evidence: Evidence) -> Tensor:
+        """What a shift is in proportion to, `[n]`: log(1 + E / unit), and 1 in bins."""
+        in_bins = (evidence.kind >= self.bins.start) & (evidence.kind < self.bins.stop)
+        return torch.where(in_bins, 1.0, torch.log1p(evidence.amount / self.unit))
 
     def evidence(self, items: Tensor, offsets: Tensor, seconds: Times | None = None) -> Evidence:
         """What is counted after packed histories.

@@ -44,6 +44,7 @@ class Followers(Source):
     """
 
     kinds = LATEST
+    unit = 1.0
     follower: Tensor
     """int32 `[V + 1, KEPT]`: the followers of each item, most frequent first; 0 where there are fewer."""
     counts: Tensor

@@ -23,6 +23,7 @@ class OwnFollowers(Source):
     """Counts what followed the last item before; see the top of this file, and `Source`."""
 
     kinds = len(HALF_LIVES)
+    unit = 0.2
 
     def evidence(self, items: Tensor, offsets: Tensor, seconds: Times | None = None) -> Evidence:
         """Amounts of the last items' followers; see `Source`."""
@@ -31,7 +32,7 @@ class OwnFollowers(Source):
         (place,) = ((items == last.index_select(0, row)) & (lag > 0)).nonzero(as_tuple=True)
         row, lag, follower = row[place], lag[place], items[place + 1]
         shape = (len(offsets) - 1, self.kinds, self.num_items)
-        return Evidence.of_first_kinds(row, follower, faded(lag), shape)
+        return Evidence.of_first_kinds(row, follower, faded(lag), shape).summed()
 
     def memory(self, device: torch.device) -> OwnFollowerMemory:
         """A sum for each distinct step."""

@@ -31,6 +31,7 @@ class Repeats(Source):
 
     kinds = len(HALF_LIVES) + len(LAGS)
     bins = range(len(HALF_LIVES), kinds)
+    unit = 0.05
     lags: Tensor
 
     def __init__(self, num_items: int) -> None:

@@ -32,6 +32,7 @@ class RepeatsByTime(Source):
 
     kinds = len(OF_DAY) + len(OF_WEEK) + len(AGES)
     bins = range(len(OF_DAY) + len(OF_WEEK), kinds)
+    unit = 0.2
     of_day: Tensor
     of_week: Tensor
     ages: Tensor
@@ -64,7 +65,7 @@ class RepeatsByTime(Source):
         shape = (rows, self.kinds, self.num_items)
         of_day, of_week = _bin(apart, 24, self.of_day), _bin(apart, HOURS_OF_WEEK, self.of_week)
         kinds = (of_day, len(OF_DAY) + of_week)
-        return Evidence.joined([Evidence(row, kind, item, amount, shape) for kind in kinds])
+        return Evidence.joined([Evidence(row, kind, item, amount, shape) for kind in kinds]).summed()
 
     def of_ages(self, row: Tensor, item: Tensor, amount: Tensor, age: Tensor, rows: int) -> Evidence:
         """The second line, from F `[n]` of distinct items of histories, and seconds since the last one."""

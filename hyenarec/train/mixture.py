@@ -1,9 +1,10 @@
 """After training: counts what the settings ask for, and fits to the validation how it is mixed in.
 
 The weights of `CountMixture` are those that make each validation target most likely among its `Candidates`;
-a prior holds the shifts near 0. Targets that neither the network nor a source ranks high are none of the
-candidates: the likelihood would be ruled by them, though nothing can rank them high. Each half of the targets
-is ranked with the weights of the other half: a few targets can be fitted well by weights that help no others.
+priors hold the shifts near 0, and all else loosely where it begins. Targets that neither the network nor a
+source ranks high are none of the candidates: the likelihood would be ruled by them, though nothing can rank
+them high. Each half of the targets is ranked with the weights of the other half: a few targets can be fitted
+well by weights that help no others.
 """
 
 from __future__ import annotations
@@ -32,8 +33,14 @@ FIRST_SHARE = 0.05
 PRIOR = 30.0
 """Precision of the normal prior of each shift, in targets."""
 
+LOOSE_PRIOR = 0.1
+"""The same of all else, around where it begins: a few targets may want a weight to be infinite."""
+
 MOST_ROWS = 10_000
 """Histories whose targets weights are fitted to, about."""
+
+LARGEST_LOG = 20.0
+"""Of w and κ. Steps that are tried on the way may be far too long."""
 
 TINY = 1e-30
 """Added to what may be 0 before its logarithm is taken."""
@@ -107,6 +114,16 @@ class OfSource:
     log_shrinkage: Tensor
     shift: Tensor
 
+    @property
+    def weight(self) -> Tensor:
+        """The weights w, `[K]`."""
+        return self.log_weight.clamp(max=LARGEST_LOG).exp()
+
+    @property
+    def shrinkage(self) -> Tensor:
+        """The amount κ."""
+        return self.log_shrinkage.clamp(max=LARGEST_LOG).exp()
+
 
 @dataclass(frozen=True, eq=False)
 class Parameters:
@@ -131,7 +148,7 @@ class Parameters:
         zero, sources = candidates.score.new_zeros(()), []
         for source, counted in zip(mixture.each_source(), candidates.counted, strict=True):
             absent = torch.bincount(counted.kind, minlength=source.kinds) == 0
-            log_weight = zero.expand(source.kinds) + math.log(FIRST_SHARE / source.kinds)
+            log_weight = zero.expand(source.kinds) + _first_log_weight(source.kinds)
             shift = zero.expand(2, source.kinds).clone()
             sources.append(OfSource(log_weight.masked_fill(absent, -math.inf), zero.clone(), shift))
         center = candidates.log_totals(candidates.score)[candidates.row[candidates.target]].mean()
@@ -141,6 +158,16 @@ class Parameters:
         """All that is fitted."""
         return [self.scale, self.offset, *(x for source in self.sources for x in vars(source).values())]
 
+    def penalty(self) -> Tensor:
+        """Minus the log of the prior probability, up to a constant."""
+        total = LOOSE_PRIOR / 2 * ((self.scale - 1).square() + self.offset.square())
+        for weights in self.sources:
+            log_weight = weights.log_weight[weights.log_weight > -math.inf]
+            loose = (log_weight - _first_log_weight(len(weights.log_weight))).square().sum()
+            loose = loose + weights.log_shrinkage.square()
+            total = total + LOOSE_PRIOR / 2 * loose + PRIOR / 2 * weights.shift.square().sum()
+        return total
+
     def scores(self, candidates: Candidates) -> Tensor:
         """The mixed scores of the candidates, `[n]`."""
         network = self.scale * (candidates.score - self.center) - self.offset
@@ -148,10 +175,15 @@ class Parameters:
         for weights, counted in zip(self.sources, candidates.counted, strict=True):
             shift = weights.shift[counted.own, counted.kind] * counted.feature
             network = network.index_add(0, counted.place, shift)
-            shares = counted.amount / (weights.log_shrinkage.exp() + counted.total)
-            each = weights.log_weight.exp()[counted.kind] * shares
+            shares = counted.amount / (weights.shrinkage + counted.total)
+            each = weights.weight[counted.kind] * shares
             counts = counts.index_add(0, counted.place, each)
         return torch.logaddexp(network, (counts + TINY).log())
+
+
+def _first_log_weight(kinds: int) -> float:
+    """Log w of each kind before anything is fitted."""
+    return math.log(FIRST_SHARE / kinds)
 
 
 def fit(mixture: CountMixture, candidates: Candidates) -> Parameters:
@@ -176,8 +208,7 @@ def loss_of(parameters: Parameters, candidates: Candidates) -> Tensor:
     """Minus the log of the posterior probability, a mean over the targets, up to a constant."""
     scores, target = parameters.scores(candidates), candidates.target
     log_probability = scores[target] - candidates.log_totals(scores)[candidates.row[target]]
-    prior = sum(weights.shift.square().sum() for weights in parameters.sources)
-    return PRIOR / 2 * prior / len(candidates) - log_probability.mean()
+    return parameters.penalty() / len(candidates) - log_probability.mean()
 
 
 @torch.no_grad()
@@ -186,6 +217,6 @@ def store(parameters: Parameters, mixture: CountMixture) -> None:
     mixture.scale.copy_(parameters.scale)
     mixture.offset.copy_(parameters.scale * parameters.center + parameters.offset)
     for weights, fitted in zip(mixture.each_weights(), parameters.sources, strict=True):
-        weights.weight.copy_(fitted.log_weight.exp())
-        weights.shrinkage.copy_(fitted.log_shrinkage.exp())
+        weights.weight.copy_(fitted.weight)
+        weights.shrinkage.copy_(fitted.shrinkage)
         weights.shift.copy_(fitted.shift)

@@ -268,7 +268,7 @@ def test_saved_models_of_the_first_format_had_pre_norms(tmp_path: Path) -> None:
     model = make_model(norm="pre").float()
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / CONFIG_FILE).read_text())
-    assert config["format"] == 5
+    assert config["format"] == 6
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config | {"format": 6}))
     with pytest.raises(ValueError, match=r"format must be at most 5, .* got 6 in .*config\.json"):
         HyenaRec.from_pretrained(tmp_path)

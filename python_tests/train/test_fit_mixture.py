@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,17 @@ from hyenarec.models.sequential import SequentialModel
 from hyenarec.train import candidates as candidates_module
 from hyenarec.train import train
 from hyenarec.train.candidates import candidates_of
-from hyenarec.train.mixture import PRIOR, OfSource, Parameters, fit, fit_mixture, loss_of, store
+from hyenarec.train.mixture import (
+    FIRST_SHARE,
+    LOOSE_PRIOR,
+    PRIOR,
+    OfSource,
+    Parameters,
+    fit,
+    fit_mixture,
+    loss_of,
+    store,
+)
 
 V = 30
 CONFIG = ModelConfig(
@@ -114,7 +125,11 @@ def test_the_loss_is_that_of_the_models_scores(
                 if item > 0 and chosen[item - 1]:
                     log_probabilities.append(log_probability[item - 1])
     assert len(candidates) == len(log_probabilities)
-    prior = PRIOR / 2 * sum(float(source.shift.square().sum()) for source in parameters.sources)
+    prior = LOOSE_PRIOR / 2 * ((0.7 - 1) ** 2 + 0.3**2)
+    for source in parameters.sources:
+        first = math.log(FIRST_SHARE / len(source.log_weight))
+        loose = float((source.log_weight - first).square().sum() + source.log_shrinkage.square())
+        prior += LOOSE_PRIOR / 2 * loose + PRIOR / 2 * float(source.shift.square().sum())
     expected = (prior - float(sum(log_probabilities))) / len(candidates)
     assert float(loss_of(parameters, candidates)) == pytest.approx(expected, rel=1e-5)
 

@@ -269,8 +269,8 @@ def test_saved_models_of_the_first_format_had_pre_norms(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / CONFIG_FILE).read_text())
     assert config["format"] == 6
-    (tmp_path / CONFIG_FILE).write_text(json.dumps(config | {"format": 6}))
-    with pytest.raises(ValueError, match=r"format must be at most 5, .* got 6 in .*config\.json"):
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config | {"format": 7}))
+    with pytest.raises(ValueError, match=r"format must be at most 6, .* got 7 in .*config\.json"):
         HyenaRec.from_pretrained(tmp_path)
     del config["format"], config["norm"]
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config))

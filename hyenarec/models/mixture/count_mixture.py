@@ -156,8 +156,11 @@ class CountMixture(nn.Module):
     def own(self, evidence: Sequence[Evidence]) -> list[Tensor]:
         """For each source int64 `[n]`: 1 where an amount is one of an item that the history has, else 0."""
         has = dict(zip(self.sources, evidence, strict=True)).get(REPEATS)
-        none = evidence[0].key.new_empty(0)
-        return [torch.isin(counted.key, none if has is None else has.key).long() for counted in evidence]
+        if has is None or len(has.key) == 0:
+            return [torch.zeros_like(counted.kind) for counted in evidence]
+        keys = torch.unique(has.where(has.kind == 0).key)  # each item has an amount of each half-life
+        places = [torch.searchsorted(keys, counted.key).clamp(max=len(keys) - 1) for counted in evidence]
+        return [(keys[place] == counted.key).long() for place, counted in zip(places, evidence, strict=True)]
 
     def mix(self, scores: Tensor, added: Added, first: int) -> Tensor:
         """The scores `[B, v]` of the columns from `first` on, mixed with what is added."""

@@ -40,7 +40,7 @@ MOST_ROWS = 10_000
 """Histories whose targets weights are fitted to, about."""
 
 LARGEST_LOG = 20.0
-"""Of w and κ. Steps that are tried on the way may be far too long."""
+"""Of β, w and κ. Steps that are tried on the way may be far too long."""
 
 TINY = 1e-30
 """Added to what may be 0 before its logarithm is taken."""
@@ -130,14 +130,14 @@ class Parameters:
     """What is fitted.
 
     Attributes:
-        scale: β, scalar.
+        log_scale: log β, scalar: β < 0 would lift what is none of the candidates above them.
         offset: what comes to c besides β times `center`, scalar.
         sources: the weights of each source.
         center: what makes the network's probabilities, among the candidates, sum up to about 1 at first;
             not fitted.
     """
 
-    scale: Tensor
+    log_scale: Tensor
     offset: Tensor
     sources: list[OfSource]
     center: Tensor
@@ -152,15 +152,20 @@ class Parameters:
             shift = zero.expand(2, source.kinds).clone()
             sources.append(OfSource(log_weight.masked_fill(absent, -math.inf), zero.clone(), shift))
         center = candidates.log_totals(candidates.score)[candidates.row[candidates.target]].mean()
-        return Parameters(zero + 1, zero.clone(), sources, center)
+        return Parameters(zero.clone(), zero.clone(), sources, center)
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale β."""
+        return self.log_scale.clamp(max=LARGEST_LOG).exp()
 
     def tensors(self) -> list[Tensor]:
         """All that is fitted."""
-        return [self.scale, self.offset, *(x for source in self.sources for x in vars(source).values())]
+        return [self.log_scale, self.offset, *(x for source in self.sources for x in vars(source).values())]
 
     def penalty(self) -> Tensor:
         """Minus the log of the prior probability, up to a constant."""
-        total = LOOSE_PRIOR / 2 * ((self.scale - 1).square() + self.offset.square())
+        total = LOOSE_PRIOR / 2 * (self.log_scale.square() + self.offset.square())
         for weights in self.sources:
             log_weight = weights.log_weight[weights.log_weight > -math.inf]
             loose = (log_weight - _first_log_weight(len(weights.log_weight))).square().sum()

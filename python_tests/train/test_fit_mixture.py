@@ -77,7 +77,7 @@ def any_parameters(mixture: CountMixture) -> Parameters:
         OfSource(torch.randn(source.kinds) - 2, torch.randn(()), torch.randn(2, source.kinds))
         for source in mixture.each_source()
     ]
-    return Parameters(torch.tensor(0.7), torch.tensor(0.3), sources, torch.tensor(3.0))
+    return Parameters(torch.tensor(-0.4), torch.tensor(0.3), sources, torch.tensor(3.0))
 
 
 @pytest.mark.parametrize("exclude_history", [False, True])
@@ -125,7 +125,7 @@ def test_the_loss_is_that_of_the_models_scores(
                 if item > 0 and chosen[item - 1]:
                     log_probabilities.append(log_probability[item - 1])
     assert len(candidates) == len(log_probabilities)
-    prior = LOOSE_PRIOR / 2 * ((0.7 - 1) ** 2 + 0.3**2)
+    prior = LOOSE_PRIOR / 2 * (0.4**2 + 0.3**2)
     for source in parameters.sources:
         first = math.log(FIRST_SHARE / len(source.log_weight))
         loose = float((source.log_weight - first).square().sum() + source.log_shrinkage.square())

@@ -9,11 +9,11 @@ part twice, because each form does what the other one can't:
 - The sum lets an item come first that the network ranks low. κ makes little evidence count less.
 - The shift of the network's scores agrees with the network or contradicts it: what usually follows counts for
   more where the network expects its like, and what was there just now can be taken back where people rarely
-  take a thing twice in a row. f is 1 in a source's bins and log(1 + E / unit) elsewhere; b differs between
-  items that the history has and all others.
+  take a thing twice in a row. f is 1 in the bin that an item is in, and log(1 + E / unit) in other kinds; b
+  differs between items that the history has and all others.
 
-β, below 1, takes back the confidence that a network has in what it was trained on; c only keeps numbers
-near 1. The mixed scores are the logarithm of the right side.
+β, mostly below 1, takes back the confidence that a network has in what it was trained on; c only keeps
+numbers near 1. The mixed scores are the logarithm of the right side.
 
 Nothing of this is trained with the network, which would leave to the counts what it can learn better itself,
 and weigh them by events it has seen: `train/mixture.py` fits β, b, w and κ to the validation targets.

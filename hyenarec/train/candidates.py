@@ -130,9 +130,11 @@ def candidates_of(
             state = model.encode(batch.items, batch.offsets, times)
             evidence = model.evidence(mixture, batch.items, batch.offsets, times)
             wanted = _wanted(targets, rows, model.num_items).to(device)
-            keys = torch.unique(torch.cat([_nearest(model, state, left_out), *map(_most_counted, evidence)]))
+            excluded = wanted.new_empty(0)
             if left_out is not None:
-                keys = keys[~torch.isin(keys, left_out.row * (model.num_items + 1) + left_out.column + 1)]
+                excluded = left_out.row * (model.num_items + 1) + left_out.column + 1
+            most = [_most_counted(each, excluded) for each in evidence]
+            keys = torch.unique(torch.cat([_nearest(model, state, left_out), *most]))
             counted = _counted(mixture, evidence, keys)
             parts.append(_candidates(model, state, keys, counted, wanted))
     return Candidates.joined(parts)
@@ -179,8 +181,9 @@ def _wanted(targets: Targets, rows: Int64Array, num_items: int) -> Tensor:
     return torch.from_numpy(key[item > 0])
 
 
-def _most_counted(evidence: Evidence) -> Tensor:
-    """The keys of the `NEAREST` items of each history with the largest amounts in sum."""
+def _most_counted(evidence: Evidence, excluded: Tensor) -> Tensor:
+    """The keys of the `NEAREST` items of each history with the largest amounts, but `excluded` ones."""
+    evidence = evidence.where(~torch.isin(evidence.key, excluded))
     key, place = torch.unique(evidence.key, return_inverse=True)
     amount = evidence.amount.new_zeros(len(key)).index_add_(0, place, evidence.amount)
     key = key[amount.argsort(descending=True, stable=True)]

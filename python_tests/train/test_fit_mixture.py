@@ -24,17 +24,8 @@ from hyenarec.models.sequential import SequentialModel
 from hyenarec.train import candidates as candidates_module
 from hyenarec.train import train
 from hyenarec.train.candidates import candidates_of
-from hyenarec.train.mixture import (
-    FIRST_SHARE,
-    LOOSE_PRIOR,
-    PRIOR,
-    OfSource,
-    Parameters,
-    fit,
-    fit_mixture,
-    loss_of,
-    store,
-)
+from hyenarec.train.mixture import fit_mixture
+from hyenarec.train.mixture_weights import FIRST_SHARE, LOOSE_PRIOR, PRIOR, OfSource, Parameters, fit, loss_of
 
 V = 30
 CONFIG = ModelConfig(
@@ -115,10 +106,11 @@ def test_the_loss_is_that_of_the_models_scores(
             times = Times(*moments) if timed else None
             for evidence in model.evidence(mixture, *arguments[:2], times):
                 sums = torch.zeros(V, dtype=torch.float64).index_add(0, evidence.item - 1, evidence.amount)
+                sums[out] = 0
                 most = sums.topk(min(nearest, V)).indices
                 chosen[most[sums[most] > 0]] = True
             chosen[out] = False
-            store(parameters, mixture)
+            parameters.store(mixture)
             model.mixture = mixture
             log_probability = model.score(*arguments)[0].masked_fill(~chosen, -torch.inf).log_softmax(0)
             for item in targets.target_items[targets.target_offsets[row] : targets.target_offsets[row + 1]]:

@@ -16,7 +16,7 @@ part twice, because each form does what the other one can't:
 numbers near 1. The mixed scores are the logarithm of the right side.
 
 Nothing of this is trained with the network, which would leave to the counts what it can learn better itself,
-and weigh them by events it has seen: `train/mixture.py` fits β, b, w and κ to the validation targets.
+and weigh them by events it has seen: `train/mixture_weights.py` fits β, b, w and κ to the validation targets.
 
 Source: Neubig and Dyer, "Generalizing and hybridizing count-based and neural language models", EMNLP 2016,
 for the sum; Hinton, "Training products of experts by minimizing contrastive divergence", Neural Computation

@@ -28,6 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "repeat_head": {"repeat_head": True},
     "time_unit": {"time_unit": "second"},
     "norm pre": {"norm": "pre"},
+    "lookahead": {"lookahead": 0.5},  # of the loss
 }
 
 
@@ -63,7 +64,9 @@ def step(size: Size, half: bool, options: dict[str, Any]) -> Callable[[], object
     """A step of a model with these options, else those of the recipe for such data."""
     torch.manual_seed(0)
     shape = {"num_items": size.num_items, "max_len": size.length, "dropout": 0.3}
-    loss = NextItemLoss(make_model(ModelConfig(**shape, **options)), LossConfig(name="softmax"))
+    options = dict(options)
+    of_loss = LossConfig(name="softmax", lookahead=options.pop("lookahead", 0))
+    loss = NextItemLoss(make_model(ModelConfig(**shape, **options)), of_loss)
     items, targets = torch.randint(1, size.num_items + 1, (2, size.events))
     offsets = torch.arange(0, size.events + size.length, size.length).clamp(max=size.events)
     moments = torch.arange(size.events) * 3600

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from accuracy import comparison, markdown
+from accuracy import WITHOUT_COUNTS, comparison, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -28,7 +27,15 @@ DIRECTIONS = ("forward", "forward + backward")
 OPS = ("legendre_kernel", "short_conv", "fft_conv")
 RATIOS = "how many times faster than {} / how many times as long as a copy of the same bytes."
 COUNT_BASED = ("Markov", "Popularity")
-# A row of the ranking, its folder in benchmarks/results and the model's name in the report there.
+SETS = {
+    "ml1m": "MovieLens-1M",
+    "video": "Amazon Video Games",
+    "beauty": "Amazon Beauty",
+    "toys": "Amazon Toys",
+    "retail": "Online Retail",
+    "foursquare": "Foursquare",
+}
+# A row of the runs before there was a recipe, its folder in benchmarks/results and the model's name there.
 MODELS = [
     ("HyenaRec", "ml1m", "HyenaRec"),
     ("Hyena", "ml1m_hyena", "Hyena"),
@@ -72,14 +79,6 @@ def figures_of(models: list[tuple[str, str, str]]) -> dict[str, list[dict[str, f
     return {row: [result["figures"][name] for name in FIGURES] for row, result in results.items()}
 
 
-def ranking_table(models: list[tuple[str, str, str]], cell: str) -> str:
-    """`cell` formats a figure's mean, low and high."""
-    rows = [
-        [row, *(cell.format(**figure) for figure in figures)] for row, figures in figures_of(models).items()
-    ]
-    return table(["", *FIGURES], rows)
-
-
 def protocol(report: Report) -> str:
     ours = report["results"]["HyenaRec"]
     return (
@@ -89,21 +88,40 @@ def protocol(report: Report) -> str:
 
 
 def ranking() -> str:
-    """The README's ranking: one row a model."""
-    report = load("ml1m/report.json")
-    figures = [figure for row in figures_of(MODELS).values() for figure in row]
-    widest = max(max(figure["high"] - figure["mean"], figure["mean"] - figure["low"]) for figure in figures)
+    """The README's ranking: a row a set, and below it one of the networks alone."""
+    grid = yaml.safe_load((GRIDS / "recipe.yaml").read_text())
+    rows: dict[str, list[list[str]]] = {name: [] for name in SETS}
+    for suffix in ("", WITHOUT_COUNTS):
+        reference = grid["reference"] + suffix
+        found = comparison({**grid, "reference": reference}, RESULTS / "accuracy")
+        of = {(row["set"], row["model"]): row for row in found}
+        for name, title in SETS.items():
+            cells = [ranking_cell(of.get((name, model + suffix))) for model in grid["models"]]
+            counted = "{NDCG@10:.4f} {name}".format(**of[name, reference]["counted"])
+            rows[name].append(["without counts", *cells, ""] if suffix else [title, *cells, counted])
     return (
-        f"**Ranking.** {protocol(report)}, one run each with the model's default settings. All 95% intervals "
-        f"are within ±{math.ceil(1000 * widest) / 1000}.\n\n"
-        f"{ranking_table(MODELS, '{mean:.4f}')}\n\n{report['leaks']}"
+        "**Ranking.** NDCG@10 of the next item among all, leave-one-out test, no option but the data and "
+        "the model; in brackets the number of runs that a figure is the mean of. A star says that it differs "
+        f"from {grid['reference']}'s (p < 0.05; paired by user, users and seeds are both samples).\n\n"
+        f"{table(['', *grid['models'], 'best baseline'], (row for pair in rows.values() for row in pair))}"
     )
+
+
+def ranking_cell(row: Report | None) -> str:
+    """The mean over the seeds, whether it differs from the reference's, and the number of seeds."""
+    if row is None:
+        return "not run"
+    difference = row["test"]["difference"]
+    star = "\\*" if difference is not None and difference["p"] < 0.05 else ""
+    return f"{row['test']['NDCG@10']:.4f}{star} ({len(row['seeds'])})"
 
 
 def all_rankings() -> str:
     """Every run on MovieLens-1M, with intervals and commits."""
     report, sampled, whole = (load(f"{name}/report.json") for name in ("ml1m", "ml1m_sampled", "ml1m_whole"))
     models = [*MODELS, *VARIANTS]
+    cell = "{mean:.4f} [{low:.4f}, {high:.4f}]"
+    rows = [[row, *(cell.format(**figure) for figure in each)] for row, each in figures_of(models).items()]
     commits = [f"{row} ({commit(load(f'{folder}/report.json'))})" for row, folder, _ in models]
     return (
         f'{protocol(report)}, every model with its default settings unless its row says otherwise. "Sampled '
@@ -112,7 +130,7 @@ def all_rankings() -> str:
         "for HyenaRec. Markov and Popularity are the reference baselines of its report. In brackets: 95% "
         "bootstrap intervals. "
         f"HyenaRec's first run took {report['wall_seconds'] / 60:.0f} minutes on {report['device']}.\n\n"
-        f"{ranking_table(models, '{mean:.4f} [{low:.4f}, {high:.4f}]')}\n\n"
+        f"{table(['', *FIGURES], rows)}\n\n"
         f"{report['leaks']}\n\nCommits: {', '.join(commits)}."
     )
 
@@ -224,6 +242,7 @@ def pages() -> dict[Path, list[str]]:
             accuracy("recipe", "The recipe, without any option"),
             accuracy("time", "The time of the question"),
             accuracy("lag_bias", "The bias of the latest items"),
+            accuracy("lookahead", "The next three items as targets"),
             accuracy("changes", "One change at a time, with the recipe"),
         ],
         ROOT / "docs" / "results.md": [

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hyenarec.config.auto import Auto, settled
-from hyenarec.config.checks import require, require_choice, require_count
+from hyenarec.config.checks import require, require_choice, require_count, require_number
 
 LossName = Literal["softmax", "sampled_softmax", "bce", "gbce"]
 Distribution = Literal["uniform", "popularity"]
@@ -57,6 +57,8 @@ class LossConfig:
         calibration: gSASRec's t, for `gbce` only: 0 keeps the overconfidence that sampling brings, 1 removes
             it.
         label_smoothing: share of the probability that the softmaxes spread over all their classes.
+        lookahead: with `softmax`, targets are the next three items of each event, each with a weight of this
+            times that of the one before; 0, only the next one.
     """
 
     name: LossName | Auto = "auto"
@@ -65,6 +67,7 @@ class LossConfig:
     logq: bool = True
     calibration: float = 0.75
     label_smoothing: float = 0.0
+    lookahead: float | Auto = "auto"
 
     def __post_init__(self) -> None:
         if self.distribution is not None:
@@ -74,6 +77,9 @@ class LossConfig:
         require(0 <= self.calibration <= 1, "loss.calibration", "from 0 to 1", self.calibration)
         smoothing = self.label_smoothing
         require(0 <= smoothing < 1, "loss.label_smoothing", "at least 0 and below 1", smoothing)
+        if self.lookahead != "auto":
+            require_number("loss.lookahead", self.lookahead)
+            require(0 <= self.lookahead <= 1, "loss.lookahead", "from 0 to 1", self.lookahead)
         if self.name == "auto":
             return
         require_choice("loss.name", LossName, self.name)
@@ -81,6 +87,8 @@ class LossConfig:
         require(used, "loss.negatives", f"null with {self.name}", self.negatives)
         allowed = self.traits.softmax or smoothing == 0
         require(allowed, "loss.label_smoothing", f"0 with {self.name}", smoothing)
+        allowed = self.name == "softmax" or self.lookahead in ("auto", 0)
+        require(allowed, "loss.lookahead", f"0 with {self.name}", self.lookahead)
 
     @property
     def traits(self) -> LossTraits:

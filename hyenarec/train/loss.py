@@ -18,6 +18,7 @@ from hyenarec.data.times import Times
 from hyenarec.models.lag_bias import latest_of_events
 from hyenarec.models.sequential import SequentialModel
 from hyenarec.train.item_rows import ItemRows
+from hyenarec.train.lookahead import lead_of_the_next, targets_ahead
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,12 @@ class NextItemLoss(nn.Module):
             raise ValueError(
                 "model.repeat_head must be false unless the loss is the softmax without label smoothing, got "
                 f"true with {self.config.name}, label_smoothing {self.config.label_smoothing}"
+            )
+        own_items = model.lag_bias is not None or model.repeat_head is not None
+        if settled(self.config.lookahead) > 0 and own_items:
+            raise ValueError(
+                "loss.lookahead must be 0 with model.lag_bias or model.repeat_head, which tell the next item "
+                f"from later ones, got {self.config.lookahead}"
             )
 
     def forward(
@@ -104,10 +111,14 @@ class NextItemLoss(nn.Module):
         hidden = self._answers(self.model(items, offsets, _events(times)), times)
         arguments = (hidden, self.model.item_weight, self.model.item_bias, targets.flatten() - 1)
         lag_bias, repeats = self.model.lag_bias, self.model.repeat_head
-        if lag_bias is None and repeats is None:
+        lookahead = settled(self.config.lookahead)
+        if lag_bias is None and repeats is None and lookahead == 0:
             return softmax_sum(*arguments, self.config)
         if offsets is None:
             offsets = torch.arange(len(items) + 1, device=items.device) * items.shape[1]
+        if lookahead > 0:
+            lead = lead_of_the_next(*arguments[:3], *targets_ahead(targets.flatten(), offsets, lookahead))
+            return softmax_sum(*arguments, self.config) + (1 - self.config.label_smoothing) * lead
         items, adjusted = items.flatten(), None
         if lag_bias is not None:
             flat = None if times is None else Times(times.events.flatten(), times.asked.flatten())

@@ -124,6 +124,8 @@ def loss(data: Statistics, config: TrainConfig) -> Answer:
     """The full softmax, unless the catalogue is large or negatives are asked for."""
     if config.loss.negatives is not None or config.loss.distribution is not None:
         return "sampled_softmax", "it takes negatives"
+    if config.loss.lookahead not in ("auto", 0):
+        return "softmax", "it takes loss.lookahead"
     return ("softmax" if data.num_items <= MOST_ITEMS else "sampled_softmax"), f"{data.num_items:,} items"
 
 
@@ -138,6 +140,8 @@ def lag_bias(data: Statistics, config: TrainConfig) -> Answer:
     """Learns a bias for the latest items where they may come back, with the full softmax."""
     if config.loss.name != "softmax":
         return False, f"with the loss {config.loss.name}"
+    if config.loss.lookahead not in ("auto", 0):
+        return False, "with loss.lookahead"
     return repeats(data, config)
 
 
@@ -152,6 +156,18 @@ def repeats_by_time(data: Statistics, config: TrainConfig) -> Answer:
 def followers(data: Statistics, config: TrainConfig) -> Answer:
     """Counts what followed in training, unless the table of it would be large."""
     return data.num_items <= MOST_ITEMS, f"{data.num_items:,} items"
+
+
+def lookahead(data: Statistics, config: TrainConfig) -> Answer:
+    """Trains on the next few items where little is known of most, and counts tell which comes first."""
+    model = config.model
+    if config.loss.name != "softmax":
+        return 0.0, f"with the loss {config.loss.name}"
+    if not isinstance(model, SequentialConfig) or not model.followers or model.uses_time:
+        return 0.0, "without model.followers, or with model.time_unit"
+    if not config.data.exclude_history or model.lag_bias or model.repeat_head:
+        return 0.0, "the history is not excluded"
+    return (0.5 if data.is_sparse else 0.0), f"{data.targets_per_item:,.0f} events an item"
 
 
 def schedule(data: Statistics, config: TrainConfig) -> Answer:
@@ -196,6 +212,7 @@ RULES: dict[str, Callable[[Statistics, TrainConfig], Answer]] = {
     "model.own_followers": repeats,
     "model.followers": followers,
     "model.repeats_by_time": repeats_by_time,
+    "loss.lookahead": lookahead,
     "optimizer.schedule": schedule,
     "optimizer.learning_rate": learning_rate,
     "batch_events": batch_events,

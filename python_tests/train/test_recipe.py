@@ -6,7 +6,15 @@ import json
 import numpy as np
 import pytest
 
-from hyenarec.config import DataConfig, LossConfig, ModelConfig, OptimizerConfig, SASRecConfig, TrainConfig
+from hyenarec.config import (
+    DataConfig,
+    LossConfig,
+    MarkovConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SASRecConfig,
+    TrainConfig,
+)
 from hyenarec.config.auto import FIXED, open_settings
 from hyenarec.data import Histories, Vocabulary
 from hyenarec.data.histories import offsets_of
@@ -49,7 +57,7 @@ def test_what_is_given_wins():
     assert (config.optimizer.learning_rate, config.patience, config.batch_events) == (0.1, None, 33)
     assert {choice.setting for choice in choices} == {
         "data.exclude_history", "data.windows", "model.repeats", "model.own_followers", "model.followers",
-        "model.repeats_by_time", "model.lag_bias", "optimizer.schedule", "epochs",
+        "model.repeats_by_time", "model.lag_bias", "loss.lookahead", "optimizer.schedule", "epochs",
     }  # fmt: skip
 
 
@@ -120,6 +128,34 @@ def test_what_is_asked_for_decides_the_loss_and_the_repeats():
     config, _ = complete(TrainConfig(data=DataConfig(exclude_history=True)), few)
     assert config.model.repeats is config.model.own_followers is config.model.lag_bias is False
     assert complete(TrainConfig(), few)[0].model.lag_bias is True
+
+
+@pytest.mark.parametrize(
+    ("changes", "chosen"),
+    [
+        ({}, 0.5),
+        ({"model": ModelConfig(followers=False)}, 0),
+        ({"model": ModelConfig(lag_bias=True)}, 0),
+        ({"model": ModelConfig(time_unit="hour")}, 0),
+        ({"model": MarkovConfig()}, 0),
+        ({"data": DataConfig(exclude_history=False)}, 0),
+        ({"loss": LossConfig(name="gbce")}, 0),
+        ({"loss": LossConfig(lookahead=0.25)}, 0.25),
+    ],
+)
+def test_later_items_are_targets_of_sparse_data_only(changes, chosen):
+    users = [[1, 2, 3, 4, 5]] * 100
+    sparse, dense = (histories_of(*users, num_items=n) for n in (8000, 5))
+    assert complete(TrainConfig(**changes), sparse)[0].loss.lookahead == chosen
+    given = chosen if chosen == 0.25 else 0
+    assert complete(TrainConfig(**changes), dense)[0].loss.lookahead == given
+
+
+def test_later_items_as_targets_decide_the_loss_and_leave_no_bias():
+    config, _ = complete(
+        TrainConfig(loss=LossConfig(lookahead=0.5)), histories_of([1, 2, 1, 1], num_items=100_001)
+    )
+    assert (config.loss.name, config.model.lag_bias) == ("softmax", False)
 
 
 def test_fixed_values_ask_no_data():

@@ -102,8 +102,8 @@ class LossConfig:
 
     @property
     def is_plain_softmax(self) -> bool:
-        """Whether it is the full softmax without smoothing, the only one that trains a repeat head."""
-        return self.name == "softmax" and self.label_smoothing == 0
+        """Whether it is the full softmax of the next item alone, not smoothed: a repeat head needs it."""
+        return self.name == "softmax" and self.label_smoothing == 0 and self.lookahead in ("auto", 0)
 
     @property
     def num_negatives(self) -> int:

@@ -52,16 +52,16 @@ class NextItemLoss(nn.Module):
                 "model.lag_bias must be false unless the loss is the softmax, got true with "
                 f"{self.config.name}"
             )
+        if model.lag_bias is not None and self.config.lookahead != 0:
+            raise ValueError(
+                "model.lag_bias must be false with loss.lookahead, because it tells the next item from later "
+                f"ones, got true with {self.config.lookahead}"
+            )
         if model.repeat_head is not None and not self.config.is_plain_softmax:
             raise ValueError(
-                "model.repeat_head must be false unless the loss is the softmax without label smoothing, got "
-                f"true with {self.config.name}, label_smoothing {self.config.label_smoothing}"
-            )
-        own_items = model.lag_bias is not None or model.repeat_head is not None
-        if settled(self.config.lookahead) > 0 and own_items:
-            raise ValueError(
-                "loss.lookahead must be 0 with model.lag_bias or model.repeat_head, which tell the next item "
-                f"from later ones, got {self.config.lookahead}"
+                "model.repeat_head must be false unless the loss is the softmax without label smoothing and "
+                f"without lookahead, got true with {self.config.name}, label_smoothing "
+                f"{self.config.label_smoothing}, lookahead {self.config.lookahead}"
             )
 
     def forward(

@@ -25,13 +25,14 @@ from hyenarec.train.trainer import Readback, TrainingRun
 
 LOSSES = [
     LossConfig("softmax"),
+    LossConfig("softmax", lookahead=0.5),
     LossConfig("sampled_softmax", 10),
     LossConfig("sampled_softmax", 10, "uniform"),
     LossConfig("bce", 2),
     LossConfig("gbce", 10),
 ]
 every_loss = pytest.mark.parametrize(
-    "loss", LOSSES, ids=lambda loss: f"{loss.name}-{loss.negative_distribution}"
+    "loss", LOSSES, ids=lambda loss: f"{loss.name}-{loss.negative_distribution}-{loss.lookahead}"
 )
 
 MakeRun = Callable[..., TrainingRun]

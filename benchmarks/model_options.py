@@ -28,7 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "repeat_head": {"repeat_head": True},
     "time_unit": {"time_unit": "second"},
     "norm pre": {"norm": "pre"},
-    "lookahead": {"lookahead": 0.5},  # of the loss
+    "lookahead": {"lookahead": 3},  # of the loss
 }
 
 
@@ -65,7 +65,7 @@ def step(size: Size, half: bool, options: dict[str, Any]) -> Callable[[], object
     torch.manual_seed(0)
     shape = {"num_items": size.num_items, "max_len": size.length, "dropout": 0.3}
     options = dict(options)
-    of_loss = LossConfig(name="softmax", lookahead=options.pop("lookahead", 0))
+    of_loss = LossConfig(name="softmax", lookahead=options.pop("lookahead", 1))
     loss = NextItemLoss(make_model(ModelConfig(**shape, **options)), of_loss)
     items, targets = torch.randint(1, size.num_items + 1, (2, size.events))
     offsets = torch.arange(0, size.events + size.length, size.length).clamp(max=size.events)

@@ -65,8 +65,8 @@ from hyenarec.config.loss import LOSSES
         (LossConfig, "negatives", 0, "loss.negatives must be an integer of at least 1, got 0"),
         (LossConfig, "calibration", 1.5, "loss.calibration must be from 0 to 1, got 1.5"),
         (LossConfig, "label_smoothing", 1.0, "loss.label_smoothing must be at least 0 and below 1, got 1.0"),
-        (LossConfig, "lookahead", 1.1, "loss.lookahead must be from 0 to 1, got 1.1"),
-        (LossConfig, "lookahead", "far", "loss.lookahead must be a number, got 'far'"),
+        (LossConfig, "lookahead", 0, "loss.lookahead must be an integer of at least 1, got 0"),
+        (LossConfig, "lookahead", 0.5, "loss.lookahead must be an integer of at least 1, got 0.5"),
         (OptimizerConfig, "betas", (0.9,), "optimizer.betas must be two numbers"),
         (OptimizerConfig, "learning_rate", float("inf"), "optimizer.learning_rate must be positive"),
         (OptimizerConfig, "learning_rate", 0.0, "optimizer.learning_rate must be positive"),
@@ -94,9 +94,14 @@ def test_binary_losses_have_no_smoothing() -> None:
 
 @pytest.mark.parametrize("name", ["sampled_softmax", "bce", "gbce"])
 def test_sampled_losses_have_the_next_item_as_their_only_target(name: LossName) -> None:
-    with pytest.raises(ValueError, match=rf"loss.lookahead must be 0 with {name}, got 0.5"):
-        LossConfig(name=name, lookahead=0.5)
-    assert LossConfig(name=name, lookahead=0).lookahead == 0
+    with pytest.raises(ValueError, match=rf"loss.lookahead must be 1 with {name}, got 3"):
+        LossConfig(name=name, lookahead=3)
+    assert LossConfig(name=name, lookahead=1).lookahead == 1
+
+
+def test_drawn_negatives_have_the_next_item_as_their_only_target() -> None:
+    with pytest.raises(ValueError, match=r"loss.lookahead must be 1 where negatives are drawn, got 3"):
+        LossConfig(negatives=10, lookahead=3)
 
 
 def test_each_loss_has_its_own_number_of_negatives() -> None:

@@ -15,7 +15,7 @@ FIXED: dict[str, Any] = {
     "model.max_len": 200,
     "model.dropout": 0.2,
     "loss.name": "softmax",
-    "loss.lookahead": 0.0,
+    "loss.lookahead": 1,
     "optimizer.learning_rate": 2e-3,
     "optimizer.schedule": "cosine",
     "epochs": 20,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hyenarec.config.auto import Auto, settled
-from hyenarec.config.checks import require, require_choice, require_count, require_number
+from hyenarec.config.checks import require, require_choice, require_count
 
 LossName = Literal["softmax", "sampled_softmax", "bce", "gbce"]
 Distribution = Literal["uniform", "popularity"]
@@ -57,8 +57,9 @@ class LossConfig:
         calibration: gSASRec's t, for `gbce` only: 0 keeps the overconfidence that sampling brings, 1 removes
             it.
         label_smoothing: share of the probability that the softmaxes spread over all their classes.
-        lookahead: with `softmax`, targets are the next three items of each event, each with a weight of this
-            times that of the one before; 0, only the next one.
+        lookahead: how many of the items that come next are targets of an event, within its training window;
+            each has half the weight of the one before it. More than 1 by `softmax` only, and without the
+            model's `lag_bias` and `repeat_head`.
     """
 
     name: LossName | Auto = "auto"
@@ -67,7 +68,7 @@ class LossConfig:
     logq: bool = True
     calibration: float = 0.75
     label_smoothing: float = 0.0
-    lookahead: float | Auto = "auto"
+    lookahead: int | Auto = "auto"
 
     def __post_init__(self) -> None:
         if self.distribution is not None:
@@ -78,8 +79,10 @@ class LossConfig:
         smoothing = self.label_smoothing
         require(0 <= smoothing < 1, "loss.label_smoothing", "at least 0 and below 1", smoothing)
         if self.lookahead != "auto":
-            require_number("loss.lookahead", self.lookahead)
-            require(0 <= self.lookahead <= 1, "loss.lookahead", "from 0 to 1", self.lookahead)
+            require_count("loss.lookahead", self.lookahead)
+        draws = self.negatives is not None or self.distribution is not None
+        further = self.lookahead not in ("auto", 1)
+        require(not (draws and further), "loss.lookahead", "1 where negatives are drawn", self.lookahead)
         if self.name == "auto":
             return
         require_choice("loss.name", LossName, self.name)
@@ -87,8 +90,8 @@ class LossConfig:
         require(used, "loss.negatives", f"null with {self.name}", self.negatives)
         allowed = self.traits.softmax or smoothing == 0
         require(allowed, "loss.label_smoothing", f"0 with {self.name}", smoothing)
-        allowed = self.name == "softmax" or self.lookahead in ("auto", 0)
-        require(allowed, "loss.lookahead", f"0 with {self.name}", self.lookahead)
+        allowed = self.name == "softmax" or not further
+        require(allowed, "loss.lookahead", f"1 with {self.name}", self.lookahead)
 
     @property
     def traits(self) -> LossTraits:
@@ -102,8 +105,8 @@ class LossConfig:
 
     @property
     def is_plain_softmax(self) -> bool:
-        """Whether it is the full softmax of the next item alone, not smoothed: a repeat head needs it."""
-        return self.name == "softmax" and self.label_smoothing == 0 and self.lookahead in ("auto", 0)
+        """Whether it is the full softmax without smoothing, the only one that trains a repeat head."""
+        return self.name == "softmax" and self.label_smoothing == 0
 
     @property
     def num_negatives(self) -> int:

@@ -34,7 +34,7 @@ from hyenarec.evaluation.report import (
 from hyenarec.models.pretrained import PretrainedModel
 from hyenarec.models.registry import COUNT_BASED
 from hyenarec.train.beginning import fit_start
-from hyenarec.train.checkpoint import CHECKPOINT_FILE, Progress, with_later_settings
+from hyenarec.train.checkpoint import CHECKPOINT_FILE, Progress, with_settings_of
 from hyenarec.train.mixture import fit_mixture
 from hyenarec.train.recipe import complete
 from hyenarec.train.run_folder import begin_folder, require_usable_folder
@@ -102,7 +102,7 @@ def train(config: TrainConfig) -> TrainResult:
     accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
     try:
         if config.resume:
-            config = with_later_settings(config, Path(config.output_dir) / CHECKPOINT_FILE)
+            config = with_settings_of(config, Path(config.output_dir) / CHECKPOINT_FILE)
         config, choices = complete(config, split.train)
         if accelerator.is_main_process and choices:
             print("chosen from the training data:", *choices, sep="\n  ", flush=True)

@@ -146,17 +146,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(config, progress, metadata["data"], *(parts[part] for part in PARTS))
 
 
-def with_later_settings(config: TrainConfig, path: Path) -> TrainConfig:
+def with_settings_of(config: TrainConfig, path: Path) -> TrainConfig:
     """The settings for a run that goes on from a checkpoint, if there is one.
 
-    Those that came after the version that wrote it have the values at which nothing changes, whatever the
-    recipe would choose today; those in `MAY_CHANGE` are still free.
+    What is still open is as it was, whatever the recipe would choose today; settings that came after the
+    version that wrote the checkpoint have the values at which nothing changes. Those in `MAY_CHANGE` are
+    still free.
     """
     if not path.exists():
         return config
-    known = dict(_flatten(with_new_names(load_checkpoint(path).config)))
-    later = open_settings(config) - known.keys() - set(MAY_CHANGE)
-    return with_values(config, {name: FIXED[name] for name in later})
+    known = FIXED | dict(_flatten(with_new_names(load_checkpoint(path).config)))
+    return with_values(config, {name: known[name] for name in open_settings(config) - set(MAY_CHANGE)})
 
 
 def require_same_config(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:

@@ -52,16 +52,16 @@ class NextItemLoss(nn.Module):
                 "model.lag_bias must be false unless the loss is the softmax, got true with "
                 f"{self.config.name}"
             )
-        if model.lag_bias is not None and self.config.lookahead != 0:
-            raise ValueError(
-                "model.lag_bias must be false with loss.lookahead, because it tells the next item from later "
-                f"ones, got true with {self.config.lookahead}"
-            )
         if model.repeat_head is not None and not self.config.is_plain_softmax:
             raise ValueError(
-                "model.repeat_head must be false unless the loss is the softmax without label smoothing and "
-                f"without lookahead, got true with {self.config.name}, label_smoothing "
-                f"{self.config.label_smoothing}, lookahead {self.config.lookahead}"
+                "model.repeat_head must be false unless the loss is the softmax without label smoothing, got "
+                f"true with {self.config.name}, label_smoothing {self.config.label_smoothing}"
+            )
+        own_items = model.lag_bias is not None or model.repeat_head is not None
+        if own_items and settled(self.config.lookahead) > 1:
+            raise ValueError(
+                "loss.lookahead must be 1 with model.lag_bias or model.repeat_head, which tell the next item "
+                f"from later ones, got {self.config.lookahead}"
             )
 
     def forward(
@@ -112,11 +112,11 @@ class NextItemLoss(nn.Module):
         arguments = (hidden, self.model.item_weight, self.model.item_bias, targets.flatten() - 1)
         lag_bias, repeats = self.model.lag_bias, self.model.repeat_head
         lookahead = settled(self.config.lookahead)
-        if lag_bias is None and repeats is None and lookahead == 0:
+        if lag_bias is None and repeats is None and lookahead == 1:
             return softmax_sum(*arguments, self.config)
         if offsets is None:
             offsets = torch.arange(len(items) + 1, device=items.device) * items.shape[1]
-        if lookahead > 0:
+        if lookahead > 1:
             lead = lead_of_the_next(*arguments[:3], *targets_ahead(targets.flatten(), offsets, lookahead))
             return softmax_sum(*arguments, self.config) + (1 - self.config.label_smoothing) * lead
         items, adjusted = items.flatten(), None

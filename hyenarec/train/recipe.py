@@ -26,6 +26,9 @@ SPARSE, MEDIUM = 30, 150
 MOST_ITEMS = 100_000
 """Of the full softmax, whose steps cost as much as the catalogue is large, and of the table of followers."""
 
+LOOKAHEAD = 3
+"""Items to come that are targets of an event in sparse data."""
+
 REPEATING = 0.02
 """Share of repeated events from which on people are said to come back to items."""
 
@@ -124,7 +127,7 @@ def loss(data: Statistics, config: TrainConfig) -> Answer:
     """The full softmax, unless the catalogue is large or negatives are asked for."""
     if config.loss.negatives is not None or config.loss.distribution is not None:
         return "sampled_softmax", "it takes negatives"
-    if config.loss.lookahead not in ("auto", 0):
+    if config.loss.lookahead not in ("auto", 1):
         return "softmax", "it takes loss.lookahead"
     return ("softmax" if data.num_items <= MOST_ITEMS else "sampled_softmax"), f"{data.num_items:,} items"
 
@@ -140,7 +143,7 @@ def lag_bias(data: Statistics, config: TrainConfig) -> Answer:
     """Learns a bias for the latest items where they may come back, with the full softmax."""
     if config.loss.name != "softmax":
         return False, f"with the loss {config.loss.name}"
-    if config.loss.lookahead not in ("auto", 0):
+    if config.loss.lookahead not in ("auto", 1):
         return False, "with loss.lookahead"
     return repeats(data, config)
 
@@ -161,13 +164,20 @@ def followers(data: Statistics, config: TrainConfig) -> Answer:
 def lookahead(data: Statistics, config: TrainConfig) -> Answer:
     """Trains on the next few items where little is known of most, and counts tell which comes first."""
     model = config.model
-    if config.loss.name != "softmax":
-        return 0.0, f"with the loss {config.loss.name}"
-    if not isinstance(model, SequentialConfig) or not model.followers or model.uses_time:
-        return 0.0, "without model.followers, or with model.time_unit"
-    if not config.data.exclude_history or model.lag_bias or model.repeat_head:
-        return 0.0, "the history is not excluded"
-    return (0.5 if data.is_sparse else 0.0), f"{data.targets_per_item:,.0f} events an item"
+    if not isinstance(model, SequentialConfig):
+        return 1, "nothing is trained"
+    against = {
+        f"with the loss {config.loss.name}": config.loss.name != "softmax",
+        "without model.followers": not model.followers,
+        "with model.time_unit": model.uses_time,
+        "with model.lag_bias": bool(model.lag_bias),
+        "with model.repeat_head": model.repeat_head,
+        "the history is not excluded": not config.data.exclude_history,
+    }
+    for reason, applies in against.items():
+        if applies:
+            return 1, reason
+    return (LOOKAHEAD if data.is_sparse else 1), f"{data.targets_per_item:,.0f} events an item"
 
 
 def schedule(data: Statistics, config: TrainConfig) -> Answer:

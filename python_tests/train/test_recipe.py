@@ -133,27 +133,28 @@ def test_what_is_asked_for_decides_the_loss_and_the_repeats():
 @pytest.mark.parametrize(
     ("changes", "chosen"),
     [
-        ({}, 0.5),
-        ({"model": ModelConfig(followers=False)}, 0),
-        ({"model": ModelConfig(lag_bias=True)}, 0),
-        ({"model": ModelConfig(time_unit="hour")}, 0),
-        ({"model": MarkovConfig()}, 0),
-        ({"data": DataConfig(exclude_history=False)}, 0),
-        ({"loss": LossConfig(name="gbce")}, 0),
-        ({"loss": LossConfig(lookahead=0.25)}, 0.25),
+        ({}, 3),
+        ({"model": ModelConfig(followers=False)}, 1),
+        ({"model": ModelConfig(lag_bias=True)}, 1),
+        ({"model": ModelConfig(repeat_head=True)}, 1),
+        ({"model": ModelConfig(time_unit="hour")}, 1),
+        ({"model": MarkovConfig()}, 1),
+        ({"data": DataConfig(exclude_history=False)}, 1),
+        ({"loss": LossConfig(name="gbce")}, 1),
+        ({"loss": LossConfig(lookahead=5)}, 5),
     ],
 )
 def test_later_items_are_targets_of_sparse_data_only(changes, chosen):
     users = [[1, 2, 3, 4, 5]] * 100
     sparse, dense = (histories_of(*users, num_items=n) for n in (8000, 5))
     assert complete(TrainConfig(**changes), sparse)[0].loss.lookahead == chosen
-    given = chosen if chosen == 0.25 else 0
+    given = chosen if chosen == 5 else 1
     assert complete(TrainConfig(**changes), dense)[0].loss.lookahead == given
 
 
 def test_later_items_as_targets_decide_the_loss_and_leave_no_bias():
     config, _ = complete(
-        TrainConfig(loss=LossConfig(lookahead=0.5)), histories_of([1, 2, 1, 1], num_items=100_001)
+        TrainConfig(loss=LossConfig(lookahead=2)), histories_of([1, 2, 1, 1], num_items=100_001)
     )
     assert (config.loss.name, config.model.lag_bias) == ("softmax", False)
 

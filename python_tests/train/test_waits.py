@@ -25,7 +25,7 @@ from hyenarec.train.trainer import Readback, TrainingRun
 
 LOSSES = [
     LossConfig("softmax"),
-    LossConfig("softmax", lookahead=0.5),
+    LossConfig("softmax", lookahead=3),
     LossConfig("sampled_softmax", 10),
     LossConfig("sampled_softmax", 10, "uniform"),
     LossConfig("bce", 2),
@@ -153,7 +153,7 @@ def test_a_step_is_read_while_the_next_one_is_computed(make_config, monkeypatch)
 def test_a_gpu_never_waits(make_run, precision, loss, timed):
     """Not for copies, forward, backward, clipping, the update or what is kept to be read later."""
     run = make_run(  # shorter than the batch: lengths are checked
-        "auto", precision, max_len=16, repeat_head=loss.is_plain_softmax, loss=loss, timed=timed
+        "auto", precision, max_len=16, repeat_head=loss == LossConfig("softmax"), loss=loss, timed=timed
     )
     for _ in range(2):
         take_step(run)  # what is made once may wait

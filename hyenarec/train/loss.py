@@ -264,7 +264,7 @@ def mixture_sum(
         hidden, weight, bias, target, LossConfig(name="softmax"), reduction="none", adjusted=adjusted
     )
     rows = F.embedding(target.clamp(min=0), weight)
-    score = (hidden * rows).sum(-1, dtype=loss.dtype) + bias[target]
+    score = (hidden * rows).sum(-1, dtype=loss.dtype) + gathered(bias, target)
     if adjusted is not None:
         score = score + adjusted.of(target)
     repeats, everything = log_gain + log_repeats, log_gain + log_all_repeats
@@ -294,14 +294,22 @@ def binary_cross_entropy_sum(
     Source: Kang and McAuley, "Self-attentive sequential recommendation", ICDM 2018, for one negative an
     event and a beta of 1. (There it is none of the user's items; here it is another than the target.)
     """
-    positive = (hidden * F.embedding(target.clamp(min=0), weight)).sum(-1) + bias[target]
+    positive = (hidden * F.embedding(target.clamp(min=0), weight)).sum(-1) + gathered(bias, target)
     if negatives.dim() == 1:
-        scores = torch.addmm(bias[negatives], hidden, F.embedding(negatives, weight).t())
+        scores = torch.addmm(gathered(bias, negatives), hidden, F.embedding(negatives, weight).t())
     else:
-        scores = (F.embedding(negatives, weight) @ hidden[..., None]).squeeze(-1) + bias[negatives]
+        scores = (F.embedding(negatives, weight) @ hidden[..., None]).squeeze(-1) + gathered(bias, negatives)
     loss = F.softplus(scores).masked_fill(negatives == target[:, None], 0).sum(-1)
     loss = loss + beta * F.softplus(-positive)
     return loss.masked_fill(target < 0, 0).sum()
+
+
+def gathered(bias: Tensor, target: Tensor) -> Tensor:
+    """`bias[target]`, any number where the target is -1.
+
+    Indexing would sum up the gradients of many targets in an order of chance, with several threads.
+    """
+    return F.embedding(target.clamp(min=0), bias[:, None]).squeeze(-1)
 
 
 def gbce_beta(negatives: int, num_items: int, calibration: float) -> float:

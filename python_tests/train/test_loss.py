@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyenarec.config.loss import LOSSES
-from hyenarec.train.loss import SAMPLED_LOSSES, NextItemLoss
+from hyenarec.train.loss import SAMPLED_LOSSES, NextItemLoss, binary_cross_entropy_sum, mixture_sum
 
 
 class GivenHidden(nn.Module):
@@ -57,6 +57,28 @@ def test_autocast_rounds_the_products_only(loss: NextItemLoss) -> None:
     for rounded, wanted in zip(gradients(value, loss), gradients(exact, loss), strict=True):
         assert rounded.dtype == torch.float32
         assert (rounded - wanted).norm() < 0.02 * wanted.norm()
+
+
+@pytest.mark.parametrize("name", ["binary", "binary, shared negatives", "mixture"])
+def test_gradients_are_the_same_every_time(name: str) -> None:
+    torch.manual_seed(0)
+    rows, items = 40_000, 23  # so many that several threads share the work
+    leaves = [torch.randn(n, 4, requires_grad=True) for n in (rows, items)]
+    leaves.append(torch.randn(items, requires_grad=True))
+    target = torch.randint(0, items, (rows,))
+    arguments = {
+        "binary": (binary_cross_entropy_sum, torch.randint(0, items, (rows, 2))),
+        "binary, shared negatives": (binary_cross_entropy_sum, torch.randint(0, items, (50,))),
+        "mixture": (mixture_sum, *torch.randn(3, rows)),
+    }
+    formula, *others = arguments[name]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, second = (torch.autograd.grad(formula(*leaves, target, *others), leaves) for _ in range(2))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(first, second, strict=True))
 
 
 def test_every_sampled_loss_has_its_formula() -> None:

@@ -312,7 +312,7 @@ def test_every_model_trains_evaluates_and_recommends(name, loss, trained, tmp_pa
     assert cli.main(["evaluate", "--model", str(tmp_path / "run"), "--device", "cpu"]) == 0
     (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith(title))
     assert f"{ndcg[title]:.4f}" in row
-    asked = ["--history", "i0 i1 i2 i3 i4", "--k", "2"]  # of two events the run need not have learned the order
+    asked = ["--history", "i0 i1 i2 i3 i4", "--k", "2"]  # its order need not be learned of two
     assert cli.main(["recommend", "--model", str(tmp_path / "run"), *asked]) == 0
     best = capsys.readouterr().out
     assert best.count("\n") == 2 and (name in ("popularity", "personal") or best.startswith("i5\t"))

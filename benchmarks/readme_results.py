@@ -243,6 +243,7 @@ def pages() -> dict[Path, list[str]]:
             accuracy("time", "The time of the question"),
             accuracy("lag_bias", "The bias of the latest items"),
             accuracy("lookahead", "The next three items as targets"),
+            accuracy("search", "The search of a recipe, for HyenaRec and SASRec"),
             accuracy("changes", "One change at a time, with the recipe"),
         ],
         ROOT / "docs" / "results.md": [
